@@ -1,0 +1,231 @@
+"""One shard of one stage: a tar, the rows that say what became of each sample, and a receipt, published in that order.
+
+The receipt makes the shard done. It carries the recipe (digests of inputs, weights, config, and the code version), so
+a second run skips the shards whose recipe is unchanged and redoes the others, and a killed run leaves nothing half-made.
+"""
+
+import io
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from fourmill.core.digest import digest_bytes, digest_json
+from fourmill.core.names import SampleKey, Split, shard_name
+from fourmill.core.store import Store
+from fourmill.core.tar import TarError, TarWriter, read_tar
+
+ROW_SCHEMA = pa.schema(
+    [("key", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("digest", pa.string())]
+)
+
+
+class MissingShardError(ValueError):
+    """An input shard that is not there or not done; says which asset to materialize."""
+
+
+@dataclass(frozen=True)
+class ShardPlace:
+    """Where one stage's shard lives: `{dataset}/{split}/{folder}/shard-00012.tar` and its companions."""
+
+    dataset: str
+    split: Split
+    folder: str
+    shard: int
+
+    @property
+    def tar(self) -> str:
+        return f"{self.dataset}/{self.split}/{self.folder}/{shard_name(self.shard)}.tar"
+
+    @property
+    def receipt(self) -> str:
+        return f"{self.tar.removesuffix('.tar')}.json"
+
+    @property
+    def rows(self) -> str:
+        return f"{self.dataset}/{self.split}/_ledger/{self.folder}/{shard_name(self.shard)}.parquet"
+
+
+class Recipe(BaseModel):
+    """All that a shard's bytes depend on. Two equal recipes give equal tars."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    code_version: str
+    config: str = ""  # digest of the component's config
+    weights: str = ""  # digest of the network or tokenizer, where there is one
+    inputs: dict[str, str] = {}  # digest of each input shard, by folder
+
+    @property
+    def digest(self) -> str:
+        return digest_json(self.model_dump(mode="json"))
+
+
+class Receipt(BaseModel):
+    """What a finished shard says of itself; written last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Recipe
+    tar_sha256: str | None  # None when no sample was ok: then there is no tar
+    rows_sha256: str
+    tar_bytes: int
+    counts: dict[str, int]  # samples by status; they add up to the rows of the shard and split
+    seconds: float
+    run_id: str  # the run that made it
+
+    @property
+    def num_ok(self) -> int:
+        return self.counts.get("ok", 0)
+
+    @property
+    def content(self) -> str:
+        """Digest of what the shard holds: the same for the same content, whoever made it and when."""
+        return digest_json([self.tar_sha256, self.rows_sha256])
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample on its way into a shard.
+
+    `data` is the member's bytes when `status` is "ok" (None where the stage writes no member), and is ignored otherwise.
+    """
+
+    key: SampleKey
+    status: str = "ok"
+    reason: str | None = None
+    ext: str = ""
+    data: bytes | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def write_shard(
+    store: Store,
+    place: ShardPlace,
+    recipe: Recipe,
+    items: Iterable[Item],
+    run_id: str,
+    extra: pa.Schema | None = None,
+) -> Receipt:
+    """Write one shard: tar, rows, receipt.
+
+    Args:
+        items: samples in key order, one per row of the shard that belongs to the split.
+        extra: schema of the columns that the stage adds to each row.
+
+    Raises:
+        ValueError: keys out of order or repeated.
+    """
+    start = time.monotonic()
+    schema = pa.schema([*ROW_SCHEMA, *(extra or ())])
+    rows: list[dict[str, Any]] = []
+    store.delete(place.receipt)  # from here to the end the shard is not done, whatever was there
+    with store.create(place.tar) as stream:
+        writer = TarWriter(stream)
+        for item in items:
+            if rows and item.key <= rows[-1]["key"]:
+                raise ValueError(f"{place.tar}: sample {item.key} after {rows[-1]['key']}; keys must ascend")
+            member = item.data if item.status == "ok" else None
+            if member is not None:
+                writer.add(item.key, item.ext, member)
+            digest = digest_bytes(member) if member is not None else None
+            rows.append({"key": item.key, "status": item.status, "reason": item.reason, "digest": digest, **item.extra})
+        tar_sha256 = writer.close()
+    if not writer.num_members:
+        store.delete(place.tar)
+    table = pa.Table.from_pylist(rows, schema=schema)
+    rows_data = parquet_bytes(table)
+    store.write(place.rows, rows_data)
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    receipt = Receipt(
+        recipe=recipe,
+        tar_sha256=tar_sha256 if writer.num_members else None,
+        rows_sha256=digest_rows(table),
+        tar_bytes=writer.num_bytes if writer.num_members else 0,
+        counts=dict(sorted(counts.items())),
+        seconds=round(time.monotonic() - start, 3),
+        run_id=run_id,
+    )
+    write_receipt(store, place, receipt)
+    return receipt
+
+
+def write_receipt(store: Store, place: ShardPlace, receipt: Receipt) -> None:
+    """Declare a shard done; its tar and rows must be published already."""
+    store.write(place.receipt, receipt.model_dump_json(indent=1).encode())
+
+
+def read_receipt(store: Store, place: ShardPlace) -> Receipt | None:
+    """The receipt of a shard, or None when it is not done (or its receipt is from a format this version does not know)."""
+    try:
+        return Receipt.model_validate_json(store.read(place.receipt))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def finished(store: Store, place: ShardPlace, recipe: Recipe) -> Receipt | None:
+    """The receipt when the shard is done by exactly this recipe and its files are there; None when there is work to do."""
+    receipt = read_receipt(store, place)
+    if receipt is None or receipt.recipe != recipe or not store.exists(place.rows):
+        return None
+    if receipt.tar_sha256 is not None and not store.exists(place.tar):
+        return None
+    return receipt
+
+
+def need(store: Store, place: ShardPlace, asset: str) -> Receipt:
+    """The receipt of an input shard.
+
+    Raises:
+        MissingShardError: it is not done; the message names the asset that makes it.
+    """
+    receipt = read_receipt(store, place)
+    if receipt is None:
+        raise MissingShardError(
+            f"{place.split} {place.folder} {shard_name(place.shard)} of {place.dataset} is not there: "
+            f"materialize {asset} for its block first"
+        )
+    return receipt
+
+
+def read_rows(store: Store, place: ShardPlace) -> pa.Table:
+    """The rows of one shard: key, status, reason, digest, and what the stage added."""
+    return pq.read_table(io.BytesIO(store.read(place.rows)))
+
+
+def read_members(store: Store, place: ShardPlace) -> Iterator[tuple[SampleKey, bytes]]:
+    """Key and bytes of every sample of a finished shard, in order; nothing for a shard without samples.
+
+    Raises:
+        TarError: the tar's bytes are not those its receipt names.
+    """
+    receipt = read_receipt(store, place)
+    if receipt is None or receipt.tar_sha256 is None:
+        return
+    data = store.read(place.tar)
+    if digest_bytes(data) != receipt.tar_sha256:
+        raise TarError(
+            f"{place.tar} does not have the digest its receipt names; delete its receipt and rebuild the block"
+        )
+    for key, _, member in read_tar(io.BytesIO(data), place.tar):
+        yield key, member
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as Parquet, with nothing in it that changes from run to run."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    return sink.getvalue()
+
+
+def digest_rows(table: pa.Table) -> str:
+    """Digest of a rows table without the columns that change from run to run (`seconds`, `attempts`)."""
+    stable = table.drop_columns([c for c in ("seconds", "attempts") if c in table.column_names])
+    return digest_json(stable.to_pylist())
