@@ -1,0 +1,94 @@
+"""Crop settings and how each modality is cropped, resized and mirrored.
+
+A crop is a row (top, left, height, width, hflip) in pixels of the full image; row 0 of a sample's settings is the centre
+square. Labels have their image's pixel size, so one row serves all modalities. Mirroring a normal map also turns its
+x axis round.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+CropRow = tuple[int, int, int, int, int]
+"""top, left, height, width, hflip (0 or 1)."""
+
+
+def centre_crop(width: int, height: int) -> CropRow:
+    """The largest centred square of an image, not mirrored.
+
+    Raises:
+        ValueError: a side is not positive.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"an image of {width} x {height} pixels has no crop; both sides must be at least 1")
+    side = min(width, height)
+    return (height - side) // 2, (width - side) // 2, side, side, 0
+
+
+def crop_rgb(rgb_HWC: NDArray[np.uint8], row: CropRow, size_px: int) -> NDArray[np.uint8]:
+    """Crop and resize an image, (H, W, 3) uint8 to (S, S, 3) uint8, bicubic with antialiasing as PIL does it."""
+    part = _cut(rgb_HWC, row)
+    if part.shape[0] == part.shape[1] == size_px:
+        return np.ascontiguousarray(part)
+    image = Image.fromarray(np.ascontiguousarray(part)).resize((size_px, size_px), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def crop_depth(depth_HW: NDArray[np.float32], row: CropRow, size_px: int) -> NDArray[np.float32]:
+    """Crop and resize a depth map, (H, W) float32 to (S, S) float32, bilinear with antialiasing."""
+    return _bilinear(_cut(depth_HW, row), size_px)
+
+
+def crop_normal(normal_HWC: NDArray[np.float32], row: CropRow, size_px: int) -> NDArray[np.float32]:
+    """Crop and resize a normal map, (H, W, 3) float32 to (S, S, 3) float32.
+
+    Bilinear, then unit length again (zero vectors stay zero); a mirrored map's x component changes sign.
+    """
+    part = _cut(normal_HWC, row)
+    if part.shape[:2] != (size_px, size_px):
+        part = np.stack([_bilinear(part[..., axis], size_px) for axis in range(3)], -1)
+        length = np.linalg.norm(part, axis=-1, keepdims=True)
+        part = part / np.where(length > 1e-6, length, 1)
+    if row[4]:
+        part = part * np.array([-1, 1, 1], np.float32)
+    return np.ascontiguousarray(part, np.float32)
+
+
+def crop_semseg(ids_HW: NDArray[np.uint8], row: CropRow, size_px: int) -> NDArray[np.uint8]:
+    """Crop and resize a class map, (H, W) uint8 to (S, S) uint8, by the nearest pixel."""
+    part = np.ascontiguousarray(_cut(ids_HW, row))
+    if part.shape == (size_px, size_px):
+        return part
+    return np.asarray(Image.fromarray(part).resize((size_px, size_px), Image.Resampling.NEAREST))
+
+
+CROPPERS: dict[str, Callable[[Any, CropRow, int], Any]] = {
+    "rgb": crop_rgb,
+    "depth": crop_depth,
+    "normal": crop_normal,
+    "semseg": crop_semseg,
+}
+"""By what is cropped: `CROPPERS["depth"](depth_HW, row, size_px)`."""
+
+
+def _cut(array: NDArray[Any], row: CropRow) -> NDArray[Any]:
+    top, left, height, width, hflip = row
+    full_height, full_width = array.shape[:2]
+    inside = 0 <= top < top + height <= full_height and 0 <= left < left + width <= full_width
+    if not inside or hflip not in (0, 1):
+        raise ValueError(
+            f"crop (top {top}, left {left}, height {height}, width {width}, hflip {hflip}) does not fit an image of "
+            f"{full_width} x {full_height} pixels; labels must have their image's size, and crops come from centre_crop"
+        )
+    part = array[top : top + height, left : left + width]
+    return part[:, ::-1] if hflip else part
+
+
+def _bilinear(plane_HW: NDArray[Any], size_px: int) -> NDArray[np.float32]:
+    plane = np.ascontiguousarray(plane_HW, np.float32)
+    if plane.shape == (size_px, size_px):
+        return plane
+    return np.asarray(Image.fromarray(plane).resize((size_px, size_px), Image.Resampling.BILINEAR))

@@ -1,0 +1,169 @@
+"""How far a prediction is from its label, and what a constant map would score. numpy only; all over a batch of maps.
+
+The metrics of the paper's Table 31 (normals' mean angle, standardised L1 of depth, mIoU) with PSNR for images,
+cosine and R2 for features, usage and perplexity for codebooks. B maps, H x W pixels, C channels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourmill.core.modality import SEMSEG_INVALID
+
+Floats = NDArray[np.floating]
+
+_TRUNCATE = 0.1  # share of pixels left out at either end when depth is standardised
+_EPS = 1e-6
+
+
+def standardise_depth(depth_BHW: Floats) -> NDArray[np.float32]:
+    """Depth less its mean over its deviation, per map, both without the lowest and highest tenth of its pixels.
+
+    The public code's truncated standardisation: unbiased variance, 1e-6 added under the root. Depth from one image is
+    known up to scale and shift only, so this is what tokenizers see and what is compared.
+    """
+    flat_BN = np.sort(depth_BHW.reshape(len(depth_BHW), -1).astype(np.float64), axis=1)
+    cut = int(flat_BN.shape[1] * _TRUNCATE)
+    core_BN = flat_BN[:, cut : flat_BN.shape[1] - cut]
+    mean_B11 = core_BN.mean(1)[:, None, None]
+    scale_B11 = np.sqrt(core_BN.var(1, ddof=1) + _EPS)[:, None, None]
+    return ((depth_BHW - mean_B11) / scale_B11).astype(np.float32)
+
+
+def depth_error(predicted_BHW: Floats, true_BHW: Floats, counted_BHW: NDArray[np.bool_] | None = None) -> float:
+    """Mean absolute difference of standardised depth; scale and shift of either do not matter.
+
+    Args:
+        counted_BHW: pixels to average over; all by default. Maps are standardised as a whole in any case.
+
+    Raises:
+        ValueError: no pixel to count.
+    """
+    _same(predicted_BHW, true_BHW)
+    difference_BHW = np.abs(standardise_depth(predicted_BHW) - standardise_depth(true_BHW))
+    counted = difference_BHW if counted_BHW is None else difference_BHW[counted_BHW]
+    if not counted.size:
+        raise ValueError("no pixel to count; the depth error is undefined")
+    return float(counted.mean(dtype=np.float64))
+
+
+def plain_l1(predicted: Floats, true: Floats) -> float:
+    """Mean absolute difference as the values are."""
+    _same(predicted, true)
+    return float(np.abs(predicted.astype(np.float64) - true).mean())
+
+
+def normal_error_degrees(
+    predicted_BHWC: Floats, true_BHWC: Floats, valid_BHW: NDArray[np.bool_] | None = None
+) -> float:
+    """Mean angle between normals in degrees, 0..180, over the pixels whose true normal is not zero.
+
+    Args:
+        valid_BHW: pixels to count; all by default.
+
+    Raises:
+        ValueError: no pixel to count.
+    """
+    _same(predicted_BHWC, true_BHWC)
+    lengths = np.linalg.norm(predicted_BHWC, axis=-1), np.linalg.norm(true_BHWC, axis=-1)
+    cosine = (predicted_BHWC * true_BHWC).sum(-1) / np.maximum(lengths[0] * lengths[1], _EPS)
+    counted = lengths[1] > 0.5 if valid_BHW is None else valid_BHW & (lengths[1] > 0.5)
+    if not counted.any():
+        raise ValueError("no pixel with a true normal; the angle is undefined")
+    return float(np.degrees(np.arccos(np.clip(cosine[counted], -1, 1))).mean())
+
+
+def class_ious(predicted_BHW: NDArray[np.integer], true_BHW: NDArray[np.integer]) -> dict[int, float]:
+    """Intersection over union by raw class id over the whole batch, for every class that the truth holds.
+
+    Pixels whose truth is invalid (255) do not count.
+    """
+    _same(predicted_BHW, true_BHW)
+    valid = true_BHW != SEMSEG_INVALID
+    predicted, true = predicted_BHW[valid].astype(np.int64), true_BHW[valid].astype(np.int64)
+    hits = np.bincount(true[predicted == true], minlength=256)
+    unions = np.bincount(predicted, minlength=256) + np.bincount(true, minlength=256) - hits
+    return {int(c): float(hits[c] / unions[c]) for c in np.unique(true)}
+
+
+def mean_iou(predicted_BHW: NDArray[np.integer], true_BHW: NDArray[np.integer]) -> float:
+    """Mean of `class_ious`.
+
+    Raises:
+        ValueError: the truth holds no valid pixel.
+    """
+    ious = class_ious(predicted_BHW, true_BHW)
+    if not ious:
+        raise ValueError("no valid pixel in the true class maps; mIoU is undefined")
+    return float(np.mean(list(ious.values())))
+
+
+def psnr_db(predicted_BHWC: NDArray[np.uint8], true_BHWC: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of 8-bit images in dB: mean over images of each image's own ratio, 100 where equal."""
+    _same(predicted_BHWC, true_BHWC)
+    error = ((predicted_BHWC.astype(np.float64) - true_BHWC) ** 2).reshape(len(true_BHWC), -1).mean(1)
+    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 255**2 / 1e10))))
+
+
+def feature_cosine(predicted: Floats, true: Floats) -> float:
+    """Mean cosine over the last axis, -1..1."""
+    _same(predicted, true)
+    lengths = np.linalg.norm(predicted, axis=-1) * np.linalg.norm(true, axis=-1)
+    return float(((predicted * true).sum(-1) / np.maximum(lengths, _EPS)).mean())
+
+
+def feature_r2(predicted: Floats, true: Floats) -> float:
+    """Share of the features' variance (around each channel's mean) that the prediction explains; at most 1."""
+    _same(predicted, true)
+    channels = true.shape[-1]
+    true_NC = true.reshape(-1, channels).astype(np.float64)
+    error = ((predicted.reshape(-1, channels) - true_NC) ** 2).sum()
+    return float(1 - error / max(((true_NC - true_NC.mean(0)) ** 2).sum(), _EPS))
+
+
+@dataclass(frozen=True)
+class CodebookUse:
+    """How much of a codebook a set of tokens uses."""
+
+    usage: float  # share of codewords that occur, 0..1
+    perplexity: float  # exp of the entropy: the number of codewords were they equally likely
+    num_tokens: int
+
+
+def codebook_use(tokens: NDArray[np.integer], codebook_size: int) -> CodebookUse:
+    """Usage and perplexity of a codebook over any number of tokens.
+
+    Raises:
+        ValueError: a token is outside the codebook, or there is none.
+    """
+    if not tokens.size or tokens.min() < 0 or tokens.max() >= codebook_size:
+        raise ValueError(f"tokens must be a non-empty set of ids 0..{codebook_size - 1}; found shape {tokens.shape}")
+    counts = np.bincount(tokens.reshape(-1).astype(np.int64), minlength=codebook_size)
+    shares = counts[counts > 0] / tokens.size
+    return CodebookUse(
+        usage=float((counts > 0).mean()),
+        perplexity=float(np.exp(-(shares * np.log(shares)).sum())),
+        num_tokens=int(tokens.size),
+    )
+
+
+def mean_map(maps_BHW: Floats) -> NDArray[np.float32]:
+    """Per-pixel mean of a training set: the baseline that looks at nothing. Any trailing axes."""
+    return maps_BHW.mean(0, dtype=np.float64).astype(np.float32)
+
+
+def most_common_map(ids_BHW: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Per-pixel most common class of a training set, invalid pixels left out (the lowest id wins ties)."""
+    classes = [int(c) for c in np.unique(ids_BHW) if c != SEMSEG_INVALID]
+    if not classes:
+        raise ValueError("no valid pixel in the class maps; there is no most common class")
+    counts_KHW = np.stack([(ids_BHW == c).sum(0) for c in classes])
+    return np.array(classes, np.uint8)[counts_KHW.argmax(0)]
+
+
+def _same(predicted: NDArray[np.generic], true: NDArray[np.generic]) -> None:
+    if predicted.shape != true.shape or not true.size:
+        raise ValueError(
+            f"prediction of shape {predicted.shape} against truth of shape {true.shape}: they must be equal"
+        )

@@ -1,0 +1,175 @@
+"""Labels and features as pictures for people: colours, frames, legends. Nothing that a network reads.
+
+Every function returns (H, W, 3) uint8. `core.sheet` lays such pictures out in a grid.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from fourmill.core.labels import COCO_PANOPTIC, Box
+from fourmill.core.modality import SEMSEG_INVALID
+from fourmill.core.sheet import draw_text, fit_picture, grid_png, text_picture, text_width
+
+__all__ = [
+    "boxes_picture",
+    "depth_picture",
+    "features_picture",
+    "fit_picture",
+    "grid_png",
+    "normal_picture",
+    "semseg_legend",
+    "semseg_picture",
+    "text_picture",
+]
+
+RGB = NDArray[np.uint8]
+
+# Ten anchors of the viridis map; equal steps of depth look equally large, also to the colour-blind.
+_VIRIDIS = np.array(
+    [
+        (68, 1, 84),
+        (72, 40, 120),
+        (62, 74, 137),
+        (49, 104, 142),
+        (38, 130, 142),
+        (31, 158, 137),
+        (53, 183, 121),
+        (109, 205, 89),
+        (180, 222, 44),
+        (253, 231, 37),
+    ],
+    np.float32,
+)
+
+# What most pictures are full of gets the colour one expects; the demo's three solids must not be confused.
+_FAMILIAR = {
+    "person": (220, 60, 70),
+    "suitcase": (235, 140, 40),
+    "sports ball": (200, 50, 120),
+    "bottle": (90, 60, 190),
+    "sky-other-merged": (150, 200, 245),
+    "grass-merged": (120, 180, 80),
+    "tree-merged": (50, 120, 60),
+    "sea": (40, 110, 180),
+    "water-other": (70, 140, 200),
+    "road": (125, 120, 130),
+    "pavement-merged": (170, 160, 165),
+    "floor-other-merged": (200, 185, 150),
+    "building-other-merged": (160, 110, 90),
+    "mountain-merged": (140, 130, 100),
+    "snow": (235, 240, 248),
+    "wall-other-merged": (215, 205, 190),
+}
+
+
+def depth_picture(depth_HW: NDArray[Any], vmin: float | None = None, vmax: float | None = None) -> RGB:
+    """Depth in colour, any range: near is yellow, far is violet.
+
+    Args:
+        depth_HW: depth, far is large; values that are not finite become black.
+        vmin: depth shown as nearest; the map's own least by default.
+        vmax: depth shown as farthest; the map's own largest by default.
+    """
+    depth = depth_HW.astype(np.float32)
+    known = np.isfinite(depth)
+    low = vmin if vmin is not None else float(depth[known].min(initial=np.inf)) if known.any() else 0.0
+    high = vmax if vmax is not None else float(depth[known].max(initial=-np.inf)) if known.any() else 1.0
+    share = np.clip((np.where(known, depth, low) - low) / max(high - low, 1e-9), 0, 1)
+    at = (1 - share) * (len(_VIRIDIS) - 1)
+    below = np.minimum(at.astype(np.int64), len(_VIRIDIS) - 2)
+    part = (at - below)[..., None]
+    colours = _VIRIDIS[below] * (1 - part) + _VIRIDIS[below + 1] * part
+    return np.where(known[..., None], np.rint(colours), 0).astype(np.uint8)
+
+
+def normal_picture(normal_HWC: NDArray[Any]) -> RGB:
+    """Normals in colour: each component of [-1, 1] becomes a channel of [0, 255]."""
+    shown = np.nan_to_num(normal_HWC.astype(np.float32), nan=-1.0)
+    return np.rint(np.clip((shown + 1) * 127.5, 0, 255)).astype(np.uint8)
+
+
+def semseg_picture(ids_HW: NDArray[np.uint8]) -> RGB:
+    """Classes in colour, always the same for a class; invalid pixels are black."""
+    return _PALETTE[ids_HW]
+
+
+def semseg_legend(ids_HW: NDArray[np.uint8], width: int, height: int) -> RGB:
+    """The classes of a map with their colours, names and shares, the largest first, as many as there is room for."""
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    ids, counts = np.unique(ids_HW, return_counts=True)
+    line = 13
+    order = np.argsort(-counts, kind="stable")[: max(1, height // line)]
+    for row, index in enumerate(order):
+        top, class_id = row * line + 1, int(ids[index])
+        name = "invalid" if class_id == SEMSEG_INVALID else COCO_PANOPTIC[class_id]
+        share = 100 * int(counts[index]) / ids_HW.size
+        draw.rectangle((1, top, 10, top + 9), fill=_colour(_PALETTE[class_id]))
+        draw_text(draw, (14, top - 1), f"{name.removesuffix('-merged')} {share:.0f}%", 10)
+    return np.asarray(image)
+
+
+def boxes_picture(rgb_HWC: RGB, boxes: Sequence[Box], scale: int | None = None) -> RGB:
+    """An image with a thin frame and a short label for each box.
+
+    Args:
+        rgb_HWC: the image, (H, W, 3) uint8.
+        boxes: in any order; the surest is drawn on top.
+        scale: enlargement, so that the labels stay readable; by default the least that gives a side of 128 pixels.
+    """
+    height, width = rgb_HWC.shape[:2]
+    times = scale or max(1, -(-128 // max(height, width)))
+    size = (width * times, height * times)
+    image = Image.fromarray(np.ascontiguousarray(rgb_HWC)).resize(size, Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(image)
+    for box in sorted(boxes, key=lambda b: b.score):  # the surest on top
+        colour = _colour(_PALETTE[_CLASS_IDS.get(box.class_name, SEMSEG_INVALID)])
+        left, top = box.xmin * (size[0] - 1), box.ymin * (size[1] - 1)
+        right, bottom = box.xmax * (size[0] - 1), box.ymax * (size[1] - 1)
+        draw.rectangle((left, top, right, bottom), outline="white", width=2)
+        draw.rectangle((left, top, right, bottom), outline=colour, width=1)
+        text = f"{box.class_name} {box.score:.2f}"
+        x = max(0.0, min(left, size[0] - text_width(text, 10) - 4))
+        y = top - 12 if top >= 12 else top
+        draw.rectangle((x, y, x + text_width(text, 10) + 3, y + 12), fill=colour)
+        draw_text(draw, (x + 2, y), text, 10, "white" if sum(colour) < 420 else "black")
+    return np.asarray(image)
+
+
+def features_picture(features_hwC: NDArray[Any]) -> RGB:
+    """A feature map in colour: its three strongest directions (PCA over its own positions) as red, green and blue."""
+    height, width, channels = features_hwC.shape
+    flat = np.nan_to_num(features_hwC.reshape(-1, channels).astype(np.float64))
+    flat -= flat.mean(0)
+    directions = np.linalg.svd(flat, full_matrices=False)[2][:3]
+    # A direction's sign is arbitrary: fixing it keeps the colours of equal maps equal.
+    strongest = np.abs(directions).argmax(1)
+    directions = directions * np.sign(directions[np.arange(len(directions)), strongest])[:, None]
+    shown = np.zeros((height * width, 3))
+    shown[:, : len(directions)] = flat @ directions.T
+    low, high = np.percentile(shown, (2, 98), axis=0)
+    shown = (shown - low) / np.maximum(high - low, 1e-9)
+    return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8).reshape(height, width, 3)
+
+
+def _make_palette() -> RGB:
+    palette = np.zeros((256, 3), np.uint8)
+    for class_id, name in enumerate(COCO_PANOPTIC):
+        hue = class_id * 0.618033988749895 % 1  # neighbours in the list land far apart on the circle
+        saturation, value = (0.6, 0.75, 0.45)[class_id % 3], (0.9, 0.75, 0.6)[class_id // 3 % 3]
+        drawn = tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
+        palette[class_id] = _FAMILIAR.get(name, drawn)
+    return palette
+
+
+def _colour(value: NDArray[np.uint8]) -> tuple[int, int, int]:
+    return int(value[0]), int(value[1]), int(value[2])
+
+
+_PALETTE = _make_palette()
+_CLASS_IDS = {name: i for i, name in enumerate(COCO_PANOPTIC)}

@@ -1,0 +1,122 @@
+"""Pictures side by side: a grid with titles as one small PNG, and text as a picture."""
+
+import io
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+_INK = (34, 34, 40)
+_GAP = 6
+_TITLE_PX = 13
+
+
+def fit_picture(rgb_HWC: NDArray[np.uint8], longer_px: int) -> NDArray[np.uint8]:
+    """A picture with its longer side at most `longer_px`: enlarged by whole pixels (nearest), or reduced smoothly."""
+    height, width = rgb_HWC.shape[:2]
+    longer = max(height, width)
+    if longer <= longer_px:
+        times = longer_px // longer
+        return np.ascontiguousarray(np.repeat(np.repeat(rgb_HWC, times, 0), times, 1))
+    size = (max(1, round(width * longer_px / longer)), max(1, round(height * longer_px / longer)))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(rgb_HWC)).resize(size, Image.Resampling.LANCZOS))
+
+
+def text_picture(text: str, width: int, height: int) -> NDArray[np.uint8]:
+    """Text, dark on white, broken into lines of at most `width` pixels; what does not fit ends in an ellipsis."""
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    lines, room = _wrap(text, width - 4, 11), max(1, (height - 2) // 14)
+    if len(lines) > room:
+        lines = [*lines[: room - 1], lines[room - 1].rstrip() + " …"]
+    for row, line in enumerate(lines):
+        draw_text(draw, (2, 1 + row * 14), line, 11)
+    return np.asarray(image)
+
+
+def grid_png(
+    rows: Sequence[Sequence[NDArray[np.uint8] | None]],
+    column_titles: Sequence[str],
+    row_titles: Sequence[str] | None = None,
+    cell_px: int = 128,
+    colours: int | None = None,
+) -> bytes:
+    """Pictures in rows and columns as one PNG, titles dark on white.
+
+    Args:
+        rows: pictures (H, W, 3) uint8 of any size, or None for an empty cell; rows may be shorter than the titles.
+        column_titles: one a column, shown above.
+        row_titles: one a row, shown at the left.
+        cell_px: side of a cell; smaller pictures are enlarged by whole pixels, larger ones reduced.
+        colours: size of a palette, 2..256: a third of the bytes, with steps in smooth surfaces. By default all colours.
+
+    Raises:
+        ValueError: a row is longer than the column titles, or titles and rows differ in number.
+    """
+    if row_titles is not None and len(row_titles) != len(rows):
+        raise ValueError(f"{len(row_titles)} row titles for {len(rows)} rows")
+    longest = max((len(row) for row in rows), default=0)
+    if longest > len(column_titles):
+        raise ValueError(f"a row of {longest} pictures under {len(column_titles)} column titles")
+    heads = [_wrap(title, cell_px, _TITLE_PX) for title in column_titles]
+    sides = [_wrap(title, 110, _TITLE_PX) for title in row_titles or [""] * len(rows)]
+    left = max((text_width(line, _TITLE_PX) for side in sides for line in side), default=0) + (
+        _GAP if row_titles else 0
+    )
+    top = max((len(head) for head in heads), default=0) * (_TITLE_PX + 3) + _GAP
+    step = cell_px + _GAP
+    sheet = Image.new("RGB", (left + _GAP + step * len(column_titles), top + step * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, head in enumerate(heads):
+        _draw_lines(draw, (left + _GAP + column * step, 2), head)
+    for index, (side, row) in enumerate(zip(sides, rows, strict=True)):
+        _draw_lines(draw, (_GAP, top + index * step + 2), side)
+        for column, picture in enumerate(row):
+            if picture is not None:
+                fitted = Image.fromarray(fit_picture(picture, cell_px))
+                spare = (cell_px - fitted.width) // 2, (cell_px - fitted.height) // 2
+                sheet.paste(fitted, (left + _GAP + column * step + spare[0], top + index * step + spare[1]))
+    sink = io.BytesIO()
+    if colours is not None:
+        # Of Pillow's methods the one that keeps small bright areas; dithering would double the bytes.
+        sheet = sheet.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    sheet.save(sink, "PNG", optimize=True)
+    return sink.getvalue()
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, ink: str | tuple[int, int, int] = _INK
+) -> None:
+    """Draw one line with its upper left corner at `at`, `size` pixels high."""
+    draw.text(at, text, fill=ink, font=_font(size))
+
+
+def text_width(text: str, size: int) -> int:
+    """Pixels that one line takes."""
+    return int(_font(size).getlength(text)) + 1 if text else 0
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _draw_lines(draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str]) -> None:
+    for row, line in enumerate(lines):
+        draw_text(draw, (at[0], at[1] + row * (_TITLE_PX + 3)), line, _TITLE_PX)
+
+
+def _wrap(text: str, width: int, size: int) -> list[str]:
+    lines: list[str] = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}".strip()
+            if line and text_width(longer, size) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fourmill.core.crops import centre_crop, crop_depth, crop_normal, crop_rgb, crop_semseg
+
+rng = np.random.default_rng(0)
+
+
+def test_the_centre_crop_of_401_by_300():
+    assert centre_crop(401, 300) == (0, 50, 300, 300, 0)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_centre_crops_are_the_largest_square_in_the_middle(width, height):
+    top, left, h, w, hflip = centre_crop(width, height)
+    assert h == w == min(width, height) and hflip == 0
+    assert top + h <= height and left + w <= width
+    assert abs((height - h - top) - top) <= 1 and abs((width - w - left) - left) <= 1
+
+
+def test_an_image_without_pixels_has_no_crop():
+    with pytest.raises(ValueError, match="no crop"):
+        centre_crop(0, 5)
+
+
+def test_a_crop_of_the_right_size_is_the_pixels_themselves():
+    rgb = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    assert np.array_equal(crop_rgb(rgb, (2, 5, 16, 16, 0), 16), rgb[2:18, 5:21])
+    assert np.array_equal(crop_rgb(rgb, (2, 5, 16, 16, 1), 16), rgb[2:18, 5:21][:, ::-1])
+    assert np.array_equal(crop_semseg(rgb[..., 0], (2, 5, 16, 16, 0), 16), rgb[2:18, 5:21, 0])
+
+
+def test_resizing_keeps_each_kind_a_label_of_its_kind():
+    row = centre_crop(30, 24)
+    assert crop_rgb(np.full((24, 30, 3), 77, np.uint8), row, 8).tolist() == np.full((8, 8, 3), 77).tolist()
+    depth = np.tile(np.linspace(0, 1, 30, dtype=np.float32), (24, 1))
+    small = crop_depth(depth, row, 8)
+    assert small.shape == (8, 8) and small.dtype == np.float32 and (np.diff(small[0]) > 0).all()
+    ids = rng.choice(np.array([0, 28, 132, 255], np.uint8), (24, 30))
+    assert set(np.unique(crop_semseg(ids, row, 8))) <= {0, 28, 132, 255}
+
+
+def test_normals_stay_unit_and_mirror_their_x():
+    normal = rng.normal(size=(24, 30, 3)).astype(np.float32)
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    small = crop_normal(normal, centre_crop(30, 24), 8)
+    assert np.allclose(np.linalg.norm(small, axis=-1), 1, atol=1e-5)
+    flipped = crop_normal(normal, (0, 0, 24, 24, 1), 24)
+    assert np.allclose(flipped[:, ::-1] * [-1, 1, 1], normal[:, :24])
+    zero = crop_normal(np.zeros((24, 24, 3), np.float32), (0, 0, 24, 24, 0), 8)
+    assert not zero.any()
+
+
+@pytest.mark.parametrize(
+    "row", [(0, 0, 25, 10, 0), (-1, 0, 10, 10, 0), (0, 25, 10, 10, 0), (0, 0, 0, 10, 0), (0, 0, 9, 9, 2)]
+)
+def test_a_crop_outside_the_image_is_refused_with_both_sizes(row):
+    with pytest.raises(ValueError, match="30 x 24 pixels"):
+        crop_rgb(np.zeros((24, 30, 3), np.uint8), row, 8)
