@@ -1,0 +1,207 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fourmill.core.names import SPLITS, Layout, split_of
+from fourmill.core.shards import ShardPlace, read_members, read_receipt
+from fourmill.core.work import ShardJob
+from fourmill.ingest.source import shard_source_digest
+from fourmill.ingest.worker import IMAGE_COLUMNS, ImageWorker, finish_block
+
+
+def lines(site, answer, jpeg, num: int, first: int = 0) -> list[str]:
+    return [f"{site.put(f'/{i}.jpg', answer(jpeg(i)))}\tpicture {i}" for i in range(first, first + num)]
+
+
+def test_every_row_ends_in_one_status(ingest, site, answer, jpeg) -> None:
+    listed = lines(site, answer, jpeg, 5)
+    site.put("/html", answer(b"<html>"))
+    site.put("/cut", answer(jpeg(9, 200, 200)[:-2000]))
+    listed += [
+        "http://pictures.test/dead\tdead",
+        "no tab",
+        "ftp://pictures.test/x\tftp",
+        "http://pictures.test/html\th",
+    ]
+    listed += ["http://pictures.test/cut\tcut", "http://127.0.0.1:1/x\tinside", "http://pictures.test/0.jpg\tagain"]
+    index = ingest.number(listed)
+    reports = [ingest.run(block) for block in ingest.layout.block_keys()]
+    rows = ingest.rows()
+    assert [rows[row]["status"] for row in range(12)] == [
+        *["ok"] * 5, "http_404", "bad_row", "bad_row", "not_an_image", "truncated", "refused_address", "duplicate",
+    ]  # fmt: skip
+    assert sum(report.num_rows for report in reports) == index.num_rows == len(rows)
+    assert [rows[row]["duplicate_of"] for row in (0, 11)] == [None, "000000000"]
+    good = rows[1]
+    assert (good["url"], good["caption"], good["http_status"]) == ("http://pictures.test/1.jpg", "picture 1", 200)
+    assert (good["width"], good["height"], good["original_width"], good["original_height"]) == (24, 16, 24, 16)
+    assert good["bytes"] == len(jpeg(1)) and good["sha256"] == good["digest"] and good["attempts"] == 1
+    assert good["seconds"] > 0 and good["reason"] is None
+    assert all(row["reason"] for row in rows.values() if row["status"] != "ok")
+    assert all(row["split"] == split_of(row["url"], ingest.val_fraction) for row in rows.values())
+    assert set(IMAGE_COLUMNS.names) < set(good)
+
+
+def test_shards_hold_the_images_in_key_order(ingest, site, answer, jpeg) -> None:
+    ingest.number(lines(site, answer, jpeg, 7))
+    ingest.run("block_00")
+    found = {}
+    for shard in ingest.layout.shards_of("block_00"):
+        for split in SPLITS:
+            members = dict(read_members(ingest.store, ShardPlace("pics", split, "images", shard)))
+            assert list(members) == sorted(members)
+            assert all(int(key) // ingest.layout.rows_per_shard == shard for key in members)
+            found |= members
+    assert found == {f"{row:09d}": jpeg(row) for row in range(7)}
+
+
+def test_shards_past_the_end_are_done_and_empty(ingest, site, answer, jpeg) -> None:
+    ingest.number(lines(site, answer, jpeg, 3))
+    report = ingest.run("block_01")
+    assert (report.num_rows, report.tar_bytes, report.shards_done) == (0, 0, 4)
+    place = ShardPlace("pics", "train", "images", 3)
+    receipt = read_receipt(ingest.store, place)
+    assert receipt and receipt.counts == {} and receipt.tar_sha256 is None and not ingest.store.exists(place.tar)
+    assert ingest.run("block_01").shards_done == 0 and not site.asked
+
+
+def test_two_runs_give_equal_bytes(ingest, site, answer, jpeg) -> None:
+    listed = [*lines(site, answer, jpeg, 6), "http://pictures.test/0.jpg\tagain", "nothing"]
+    site.put("/3.jpg", answer(jpeg(3), status=200), answer(status=500), answer(jpeg(3)))
+    ingest.number(listed)
+    first = ingest.run("block_00", "one")
+    tars = {path: data for path, data in ingest.files().items() if path.endswith(".tar")}
+    for path in ingest.store.list("pics"):
+        ingest.store.delete(path)
+    second = ingest.run("block_00", "two")
+    assert first.digest == second.digest and first.counts == second.counts
+    assert tars == {path: data for path, data in ingest.files().items() if path.endswith(".tar")}
+
+
+def test_a_resumed_block_fetches_only_what_is_missing(ingest, site, answer, jpeg) -> None:
+    ingest.number(lines(site, answer, jpeg, 8))
+    done = ingest.run("block_00")
+    assert sum(site.counts.values()) == 8
+    assert ingest.run("block_00").shards_done == 0 and sum(site.counts.values()) == 8
+    lost = ShardPlace("pics", "train", "images", 1)
+    ingest.store.delete(lost.receipt)  # as a killed run leaves it
+    again = ingest.run("block_00")
+    assert again.shards_done == 1 and again.digest == done.digest
+    asked_twice = {path for path, times in site.counts.items() if times == 2}
+    assert asked_twice == {
+        f"/{row}.jpg" for row, found in ingest.rows().items() if row >= 4 and found["split"] == "train"
+    }
+
+
+def test_the_recipe_knows_what_matters(ingest, site, answer, jpeg, quick_config) -> None:
+    ingest.number(lines(site, answer, jpeg, 8))
+    before = ingest.recipe("train", 1)
+    assert before.inputs == {"source": shard_source_digest(ingest.store, "pics", 1)} and before.stage == "images"
+    ingest.config = quick_config(concurrency=2, per_host=1, retries=0, total_timeout_s=1, connect_timeout_s=1)
+    assert ingest.recipe("train", 1) == before
+    ingest.config = quick_config(max_side_px=99)
+    assert ingest.recipe("train", 1) != before
+
+
+def test_a_list_numbered_for_another_layout_is_refused(ingest, site, answer, jpeg) -> None:
+    ingest.number(lines(site, answer, jpeg, 8))
+    other = Layout(rows_per_shard=3, shards_per_block=2, num_blocks=2)
+    worker = ImageWorker(ingest.store.root, "pics", other, ingest.config, site.connect_to)
+    with pytest.raises(ValueError, match="materialize pics/source_index again"):
+        worker.run(ShardJob("train", 1, ingest.recipe("train", 1), "run"))
+
+
+def test_downloads_of_a_shard_run_at_once_within_bounds(ingest, site, answer, jpeg, quick_config) -> None:
+    ingest.layout = Layout(rows_per_shard=30, shards_per_block=1, num_blocks=1)
+    ingest.config = quick_config(concurrency=4, per_host=30)
+    ingest.number(lines(site, answer, jpeg, 30))
+    assert ingest.run("block_00").counts == {"ok": 30}
+    assert site.most_at_once <= 4
+
+
+def test_a_worker_may_run_in_any_thread(ingest, site, answer, jpeg) -> None:
+    ingest.number(lines(site, answer, jpeg, 4))
+    worker = ImageWorker(ingest.store.root, "pics", ingest.layout, ingest.config, site.connect_to)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [ShardJob(split, 0, ingest.recipe(split, 0), "run") for split in SPLITS]
+        receipts = list(pool.map(worker.run, jobs))
+    assert sum(receipt.num_ok for receipt in receipts) == 4
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("decode",))]
+
+
+def test_duplicates_within_and_across_shards_blocks_and_splits(ingest, site, answer, jpeg) -> None:
+    # rows: 0=A 1=B 2=A | 3.. fillers | other shards and blocks repeat A and B under URLs of their own
+    same = {0: 100, 1: 101, 2: 100, 5: 101, 7: 100, 8: 100, 13: 101, 15: 100}
+    listed = [f"{site.put(f'/u{row}', answer(jpeg(same.get(row, row))))}\tc{row}" for row in range(16)]
+    ingest.number(listed)
+    for block in ingest.layout.block_keys():
+        ingest.run(block)
+    rows = ingest.rows()
+    marked = {row: int(found["duplicate_of"]) for row, found in rows.items() if found["status"] == "duplicate"}
+    assert marked == {2: 0, 5: 1, 7: 0, 8: 0, 13: 1, 15: 0}
+    assert {rows[row]["split"] for row in (0, *marked)} == {"train", "val"}  # one key space for both
+    for row in marked:
+        place = ShardPlace("pics", rows[row]["split"], "images", row // 4)
+        assert f"{row:09d}" not in dict(read_members(ingest.store, place))
+        assert rows[row]["sha256"] and rows[row]["digest"] is None and rows[row]["seconds"] > 0
+    for shard in range(4):
+        for split in SPLITS:
+            receipt = read_receipt(ingest.store, ShardPlace("pics", split, "images", shard))
+            assert receipt and receipt.run_id == "run" and receipt.recipe == ingest.recipe(split, shard)
+
+
+def test_marking_again_changes_no_byte(ingest, site, answer, jpeg) -> None:
+    listed = [f"{site.put(f'/u{row}', answer(jpeg(row % 3)))}\tc" for row in range(16)]
+    ingest.number(listed)
+    for block in ingest.layout.block_keys():
+        ingest.run(block)
+    before = ingest.files()
+    for block in reversed(ingest.layout.block_keys()):
+        finish_block(ingest.store, "pics", ingest.layout, block)
+    assert ingest.files() == before
+
+
+def test_a_mark_stays_when_its_first_is_gone_and_moves_to_an_earlier_one(ingest, site, answer, jpeg) -> None:
+    listed = [f"{site.put(f'/u{row}', answer(jpeg(1 if row in (6, 12) else row + 50)))}\tc" for row in range(16)]
+    ingest.number(listed)
+    for block in ingest.layout.block_keys():
+        ingest.run(block)
+    assert ingest.rows()[12]["duplicate_of"] == "000000006"
+    for change, first in ((jpeg(77), "000000006"), (jpeg(1), "000000006")):
+        site.put("/u6", answer(change))
+        place = ShardPlace("pics", ingest.rows()[6]["split"], "images", 1)
+        ingest.store.delete(place.receipt)
+        for block in ingest.layout.block_keys():
+            ingest.run(block)
+        assert (ingest.rows()[12]["status"], ingest.rows()[12]["duplicate_of"]) == ("duplicate", first)
+    site.put("/u2", answer(jpeg(1)))
+    ingest.store.delete(ShardPlace("pics", ingest.rows()[2]["split"], "images", 0).receipt)
+    for block in ingest.layout.block_keys():
+        ingest.run(block)
+    assert [ingest.rows()[row]["duplicate_of"] for row in (2, 6, 12)] == [None, "000000002", "000000002"]
+
+
+def test_killed_while_marking(ingest, site, answer, jpeg, monkeypatch) -> None:
+    listed = [f"{site.put(f'/u{row}', answer(jpeg(row % 5)))}\tc" for row in range(8)]
+    ingest.number(listed)
+    whole = ingest.run("block_00")
+    for path in ingest.store.list("pics"):
+        ingest.store.delete(path)
+
+    def killed(store, place, *args: object) -> None:
+        store.delete(place.receipt)  # the first thing that writing a shard does
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fourmill.ingest.duplicates.write_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ingest.run("block_00")
+    asked = sum(site.counts.values())
+    with monkeypatch.context() as patch:
+        patch.setattr("fourmill.ingest.duplicates.write_receipt", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ingest.run("block_00")
+    again = sum(site.counts.values()) - asked
+    assert 0 < again < 8  # only the shard that was cut short was fetched anew
+    assert ingest.run("block_00").digest == whole.digest
