@@ -1,0 +1,122 @@
+"""Dense CLIP features of crops, hosted on transformers: the last layer norm on all tokens, the projection, no CLS.
+
+For ViT-B/16 and crops of 224 pixels that is 14 x 14 x 512, as 4M's CLIP tokenizer eats them. Features depend on the
+crop and would fill terabytes, so they are computed on the way to tokens and never stored.
+
+B crops, S pixels a side, h and w patches, D channels inside, C channels out.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fourmill.core.labels import Picture
+from fourmill.pseudolabel.config import VERSION, ClipConfig, weights_digest
+from fourmill.pseudolabel.labeller import NetworkError
+from fourmill.pseudolabel.network import as_numpy, check_output, load_network, resize, standardise, to_tensor
+
+_SEEDED_PX = 64
+
+
+class ClipFeatures:
+    """Crops (B, S, S, 3) uint8 to features (B, h, w, C) float32; deterministic, no state."""
+
+    version = VERSION
+
+    def __init__(self, config: ClipConfig) -> None:
+        self.channels = config.channels
+        self.weights_digest = weights_digest(config)
+        self._config = config
+        self._network, self._device = load_network("clip", config.weights, _model_class, lambda: _seeded(config))
+        found = self._network.config
+        if (found.patch_size, found.projection_dim) != (config.patch_px, config.channels):
+            raise NetworkError(
+                f"{config.weights} has patches of {found.patch_size} pixels and {found.projection_dim} channels, the clip "
+                f"config says {config.patch_px} and {config.channels}: change patch_px and channels, or the weights"
+            )
+
+    @torch.inference_mode()
+    def __call__(self, crops_BSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features of square crops.
+
+        Raises:
+            ValueError: another shape or type, or a side that the patches do not divide.
+            NetworkError: the features are not finite.
+        """
+        side = self._side(crops_BSSC)
+        size, width = self._config.batch_size, side // self._config.patch_px
+        parts = [np.empty((0, width, width, self.channels), np.float32)]
+        for start in range(0, len(crops_BSSC), size):
+            pictures = [Picture(crop) for crop in crops_BSSC[start : start + size]]
+            rgb_BCSS = resize(to_tensor(pictures, self._device), side, side)
+            features = dense_features(self._network, standardise(rgb_BCSS, self._config.mean, self._config.std))
+            check_output("features", features, (len(pictures), width, width, self.channels), self._config.weights)
+            parts.append(as_numpy(features))
+        return np.concatenate(parts)
+
+    def _side(self, crops_BSSC: NDArray[np.uint8]) -> int:
+        shape = crops_BSSC.shape
+        if crops_BSSC.dtype != np.uint8 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+            raise ValueError(f"crops are {crops_BSSC.dtype} of shape {shape}, expected uint8 of shape (B, S, S, 3)")
+        side = self._config.input_px or shape[1]
+        if side % self._config.patch_px:
+            raise ValueError(
+                f"crops of {side} pixels are not a multiple of CLIP's {self._config.patch_px}-pixel patches"
+            )
+        return side
+
+
+def dense_features(network: Any, pixels_BCHW: Tensor) -> Tensor:
+    """Features (B, h, w, C) of standardised pixels (B, 3, H, W)."""
+    vision = network.vision_model
+    patches_BDhw = vision.embeddings.patch_embedding(pixels_BCHW)
+    height, width = patches_BDhw.shape[-2:]
+    class_B1D = vision.embeddings.class_embedding.expand(len(pixels_BCHW), 1, -1)
+    hidden_BTD = torch.cat([class_B1D, patches_BDhw.flatten(2).transpose(1, 2)], 1)
+    hidden_BTD = hidden_BTD + positions(vision.embeddings.position_embedding.weight, height, width)
+    hidden_BTD = vision.encoder(inputs_embeds=vision.pre_layrnorm(hidden_BTD)).last_hidden_state
+    features_BTC = network.visual_projection(vision.post_layernorm(hidden_BTD))
+    return features_BTC[:, 1:].unflatten(1, (height, width))
+
+
+def positions(stored_TD: Tensor, height: int, width: int) -> Tensor:
+    """Position embeddings (1 + height * width, D) for a grid of another size, CLS first.
+
+    The scale is (side + 0.1) / stored side, as in the code that made the public CLIP tokens; interpolating to the exact
+    size, as transformers does, changes the features of 448-pixel crops by 1.5 % of their range.
+    """
+    side = round((len(stored_TD) - 1) ** 0.5)
+    if (height, width) == (side, side):
+        return stored_TD
+    grid = stored_TD[1:].unflatten(0, (side, side)).permute(2, 0, 1)[None]
+    scale = ((height + 0.1) / side, (width + 0.1) / side)
+    grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False, recompute_scale_factor=False)
+    return torch.cat([stored_TD[:1], grid[0].flatten(1).T])
+
+
+def _model_class() -> Any:
+    from transformers import CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection
+
+
+def _seeded(config: ClipConfig) -> nn.Module:
+    from transformers import CLIPVisionConfig
+
+    return _model_class()(
+        CLIPVisionConfig(
+            image_size=_SEEDED_PX // config.patch_px * config.patch_px,
+            patch_size=config.patch_px,
+            hidden_size=96,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            projection_dim=config.channels,
+            hidden_act="quick_gelu",
+            layer_norm_eps=1e-5,
+        )
+    )

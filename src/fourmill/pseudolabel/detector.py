@@ -1,0 +1,171 @@
+"""Boxes of COCO's 80 things by a detector of the DETR family, hosted on transformers: RT-DETRv2, D-FINE and their kin.
+
+It serves where detectron2's ViTDet, the paper's detector, is not installed. Scores of different detectors are on
+different scales, so the threshold belongs to the config.
+
+B images, Q queries, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fourmill.core.labels import COCO_THINGS, Box, Picture
+from fourmill.pseudolabel.config import VERSION, DetectorConfig, weights_digest
+from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
+from fourmill.pseudolabel.network import (
+    ConstantGuard,
+    check_output,
+    is_constant,
+    last_inputs,
+    load_network,
+    probe,
+    resize,
+    spread_last,
+    standardise,
+    to_tensor,
+)
+
+# Names that some checkpoints took from PASCAL VOC.
+_ALIASES = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
+
+class DetectorLabeller:
+    """Boxes, the surest first."""
+
+    label = "det"
+    version = VERSION
+
+    def __init__(self, config: DetectorConfig) -> None:
+        self.batch_size = config.batch_size
+        self.weights_digest = weights_digest(config)
+        self._config = config
+        self._network, self._device = load_network("det", config.weights, _model_class, lambda: _seeded(config))
+        self._names = thing_names(self._network.config.id2label, config.weights)
+
+    @torch.inference_mode()
+    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+        """Boxes of each image with a score of at least the threshold; an image may have none."""
+        guard = ConstantGuard(self.label, self._config.weights)
+        labels: list[Label | Rejected] = []
+        for start in range(0, len(pictures), self.batch_size):
+            batch = pictures[start : start + self.batch_size]
+            logits_BQC, boxes_BQ4 = self._predict(batch)
+            for picture, logits_QC, boxes_Q4, constant in zip(
+                batch, logits_BQC, boxes_BQ4, is_constant(logits_BQC), strict=True
+            ):
+                dead = guard.add(picture, constant)
+                labels.append(
+                    Rejected("the network's output is constant") if dead else self._boxes(logits_QC, boxes_Q4)
+                )
+        guard.finish()
+        return labels
+
+    def _predict(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
+        """Logits (B, Q, C), boxes (B, Q, 4) as centre and size in shares of the image."""
+        config, side = self._config, self._config.input_px
+        rgb_BCHW = torch.cat([resize(to_tensor([picture], self._device), side, side) for picture in pictures])
+        output = self._network(pixel_values=standardise(rgb_BCHW, config.mean, config.std))
+        queries = output.logits.shape[1]
+        classes = len(self._network.config.id2label)
+        # Detectors trained with a softmax have one logit more, for "no object".
+        classes += output.logits.shape[-1] == classes + 1
+        check_output("class logits", output.logits, (len(pictures), queries, classes), config.weights)
+        check_output("boxes", output.pred_boxes, (len(pictures), queries, 4), config.weights)
+        return output.logits, output.pred_boxes
+
+    def _boxes(self, logits_QC: Tensor, boxes_Q4: Tensor) -> list[Box]:
+        scores_QC = scores(logits_QC, len(self._network.config.id2label))
+        kept = [class_id for class_id in self._names if class_id < scores_QC.shape[1]]
+        best = scores_QC[:, kept].flatten().sort(descending=True, stable=True)
+        found: list[Box] = []
+        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            if score < self._config.score_threshold or len(found) == self._config.max_boxes:
+                break
+            x, y, width, height = boxes_Q4[index // len(kept)].double().tolist()
+            corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            left, top, right, bottom = (round(min(max(corner, 0.0), 1.0), 6) for corner in corners)
+            if left < right and top < bottom:
+                found.append(Box(left, top, right, bottom, round(score, 6), self._names[kept[index % len(kept)]]))
+        return found
+
+
+def scores(logits_QC: Tensor, num_classes: int) -> Tensor:
+    """Scores (Q, C) in [0, 1]: a sigmoid, or a softmax where the network has a logit for "no object"."""
+    if logits_QC.shape[-1] == num_classes + 1:
+        return logits_QC.softmax(-1)[:, :-1]
+    return logits_QC.sigmoid()
+
+
+def thing_names(id2label: Mapping[int, str], weights: str) -> dict[int, str]:
+    """COCO's name of each class id of a network; ids of other classes are left out.
+
+    Raises:
+        NetworkError: none of the names is COCO's.
+    """
+    named = {i: _ALIASES.get(name.lower(), name.lower()) for i, name in sorted(id2label.items())}
+    known = {i: name for i, name in named.items() if name in COCO_THINGS}
+    if not known:
+        raise NetworkError(
+            f"{weights} names its classes {list(id2label.values())[:3]}..., none of COCO's 80 things (person, bicycle, car...): "
+            "take weights trained on COCO"
+        )
+    return known
+
+
+def _model_class() -> Any:
+    from transformers import AutoModelForObjectDetection
+
+    return AutoModelForObjectDetection
+
+
+def _seeded(config: DetectorConfig) -> nn.Module:
+    from transformers import RTDetrResNetConfig, RTDetrV2Config, RTDetrV2ForObjectDetection
+
+    backbone: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1]}
+    backbone |= {"layer_type": "bottleneck", "out_indices": [2, 3, 4]}
+    network = RTDetrV2ForObjectDetection(
+        RTDetrV2Config(
+            backbone_config=RTDetrResNetConfig(**backbone),
+            encoder_in_channels=[24, 32, 40],
+            encoder_hidden_dim=32,
+            encoder_ffn_dim=64,
+            encoder_attention_heads=4,
+            d_model=32,
+            decoder_in_channels=[32, 32, 32],
+            decoder_ffn_dim=64,
+            decoder_layers=2,
+            decoder_attention_heads=4,
+            num_queries=20,
+            num_denoising=0,
+            hidden_expansion=0.5,
+            id2label=dict(enumerate(COCO_THINGS)),
+            label2id={name: i for i, name in enumerate(COCO_THINGS)},
+        )
+    ).eval()
+    _tune(network, config)
+    return network
+
+
+def _tune(network: Any, config: DetectorConfig) -> None:
+    """Let a seeded network find a few boxes of several classes and sizes in an image, as a trained one does."""
+    pixels_BCHW = probe(config.input_px, 4)
+    decoder = network.model.decoder
+    corners, classes = decoder.bbox_embed[-1].layers[-1], decoder.class_embed[-1]
+    with torch.no_grad():
+        corners.weight.normal_()
+        larger = torch.tensor([0.0, 0.0, 2.0, 2.0])  # than the anchors, a twentieth of the image
+        spread_last(corners, last_inputs(corners, lambda: network(pixel_values=pixels_BCHW)), larger, 0.7)
+        spread_last(classes, last_inputs(classes, lambda: network(pixel_values=pixels_BCHW)), 0.0, 1.5)
+        best_BQ = network(pixel_values=pixels_BCHW).logits.amax(-1)
+        level = torch.logit(torch.tensor(max(config.score_threshold, 0.01)).clamp(max=0.99))
+        classes.bias.add_(level - best_BQ.flatten().quantile(0.8))

@@ -1,0 +1,157 @@
+"""Depth and normals by Omnidata's DPT-Hybrid, hosted on transformers' DPT (4M, appendix B.1).
+
+Depth is fed in [-1, 1], normals in [0, 1]; both outputs are clamped to [0, 1]. Depth is stored as it comes (far is
+large, no inversion), normals as n = 2 o - 1 without making them unit vectors, as Omnidata stores them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fourmill.core.labels import Picture
+from fourmill.pseudolabel.config import VERSION, DptConfig, weights_digest
+from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
+from fourmill.pseudolabel.network import (
+    PROBE_PX,
+    ConstantGuard,
+    as_numpy,
+    batches,
+    check_output,
+    is_constant,
+    last_inputs,
+    load_network,
+    probe,
+    resize,
+    size_of,
+    spread_last,
+    to_tensor,
+)
+
+_STRIDE = 32  # of the deepest map; at other sizes the maps to be fused differ in size
+
+
+class DptLabeller:
+    """One DPT network: depth or normals."""
+
+    version = VERSION
+
+    def __init__(self, label: Literal["depth", "normal"], config: DptConfig) -> None:
+        self.label = label
+        self.batch_size = config.batch_size
+        self.weights_digest = weights_digest(config)
+        self._config = config
+        self._channels = 3 if label == "normal" else 1
+        self._network, self._device = load_network(
+            label, config.weights, lambda: _model_class(self._channels), lambda: _seeded(self._channels)
+        )
+        if not self._network.config.is_hybrid:
+            raise NetworkError(
+                f"{config.weights} is a plain DPT; the {label} labeller drives DPT-Hybrid (is_hybrid in config.json)"
+            )
+
+    @torch.inference_mode()
+    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+        """Depth (H, W) float32 in [0, 1] or normals (H, W, 3) float32 in [-1, 1] at each image's size."""
+        sizes = [fed_size(size_of(p), self._config.longer_px) for p in pictures]
+        guard = ConstantGuard(self.label, self._config.weights)
+        labels: list[Label | Rejected] = [Rejected("not reached")] * len(pictures)
+        for indices in batches(sizes, self.batch_size):
+            output_BCHW = self._predict([pictures[i] for i in indices], *sizes[indices[0]])
+            for i, output_CHW, constant in zip(indices, output_BCHW, is_constant(output_BCHW), strict=True):
+                dead = guard.add(pictures[i], constant)
+                labels[i] = (
+                    Rejected("the network's output is constant") if dead else self._label(output_CHW, pictures[i])
+                )
+        guard.finish()
+        return labels
+
+    def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> Tensor:
+        rgb_BCHW = torch.cat([resize(to_tensor([picture], self._device), height, width) for picture in pictures])
+        output = forward(self._network, rgb_BCHW * 2 - 1 if self.label == "depth" else rgb_BCHW)
+        output_BCHW = output.reshape(len(pictures), -1, *output.shape[-2:])
+        check_output(self.label, output_BCHW, (len(pictures), self._channels, height, width), self._config.weights)
+        return output_BCHW
+
+    def _label(self, output_CHW: Tensor, picture: Picture) -> Label:
+        height, width = size_of(picture)
+        label_CHW = resize(output_CHW.clamp(0, 1)[None], height, width)[0].clamp(0, 1)
+        if self.label == "depth":
+            return as_numpy(label_CHW[0])
+        return np.clip(as_numpy(label_CHW.permute(1, 2, 0)) * 2 - 1, -1, 1)
+
+
+def fed_size(size: tuple[int, int], longer_px: int) -> tuple[int, int]:
+    """Height and width that the network sees: closest multiples of 32, the longer at most `longer_px`, never 0."""
+    (height, width), longer = size, max(size)
+    scale = 1.0 if _closest(longer) <= longer_px else longer_px / longer
+    return max(_STRIDE, _closest(height * scale)), max(_STRIDE, _closest(width * scale))
+
+
+def forward(network: Any, pixels_BCHW: Tensor) -> Tensor:
+    """The network at any multiple of 32, (B, 3, H, W) to (B, H, W) or (B, 3, H, W).
+
+    Stock transformers (5.23) refuses any size of a hybrid but the trained square, so its parts are driven here.
+    """
+    config, height, width = network.config, *pixels_BCHW.shape[-2:]
+    embedded = network.dpt.embeddings(pixels_BCHW, interpolate_pos_encoding=True)
+    maps, hidden = list(embedded.intermediate_activations), embedded.last_hidden_states
+    for index, layer in enumerate(network.dpt.encoder.layer):
+        hidden = layer(hidden)
+        if index in config.backbone_out_indices[2:]:  # the first two are stages of the convolutional stem
+            maps.append(hidden)
+    return network.head(network.neck(maps, height // config.patch_size, width // config.patch_size))
+
+
+def _closest(side: float) -> int:
+    return math.floor(side / _STRIDE + 0.5) * _STRIDE
+
+
+def _model_class(channels: int) -> Any:
+    from transformers import DPTForDepthEstimation
+
+    class NormalDpt(DPTForDepthEstimation):
+        """The same network with a head of three channels."""
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            head: Any = self.head.head
+            head[4] = nn.Conv2d(head[4].in_channels, 3, kernel_size=1)
+
+    return NormalDpt if channels == 3 else DPTForDepthEstimation
+
+
+def _seeded(channels: int) -> nn.Module:
+    from transformers import DPTConfig
+
+    bit = {"model_type": "bit", "layer_type": "bottleneck", "global_padding": "same", "embedding_dynamic_padding": True}
+    bit |= {"embedding_size": 16, "hidden_sizes": [16, 24, 32], "depths": [1, 1, 1], "num_groups": 4}
+    network = _model_class(channels)(
+        DPTConfig(
+            is_hybrid=True,
+            image_size=PROBE_PX,
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=64,
+            layer_norm_eps=1e-6,
+            initializer_range=0.1,
+            backbone_config={**bit, "out_features": ["stage1", "stage2", "stage3"]},
+            backbone_featmap_shape=[1, 32, PROBE_PX // 16, PROBE_PX // 16],
+            backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[16, 24, 32, 32],
+            reassemble_factors=[1, 1, 1, 0.5],
+            fusion_hidden_size=24,
+        )
+    ).eval()
+    _tune(network)
+    return network
+
+
+def _tune(network: Any) -> None:
+    """Spread the answers of a seeded network over [0, 1]."""
+    last = network.head.head[4]
+    spread_last(last, last_inputs(last, lambda: forward(network, probe() * 2 - 1)), mean=0.5, deviation=0.2)

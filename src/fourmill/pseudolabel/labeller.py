@@ -1,0 +1,63 @@
+"""The seam of the room: a labeller knows images and labels, nothing else. No store, no shards, no Dagster, no Ray."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourmill.core.labels import Box, Picture
+
+Label = NDArray[np.float32] | NDArray[np.uint8] | list[Box]
+"""Depth (H, W) float32 in [0, 1]; normals (H, W, 3) float32 in [-1, 1]; classes (H, W) uint8; boxes."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A sample that cannot be labelled, and why."""
+
+    reason: str
+    status: str = "rejected"
+
+
+class NetworkError(RuntimeError):
+    """A network that is wrong: NaN, the same output everywhere, another shape. It stops the work, no sample is to blame."""
+
+
+class NotASceneError(ValueError):
+    """An image that the demo's labellers do not know; says which labellers to choose instead."""
+
+
+class Labeller(Protocol):
+    """Images to labels of one kind."""
+
+    label: str  # depth, normal, semseg or det
+    version: str
+    weights_digest: str
+    batch_size: int  # images at once; a caller that hands over several times as many lets equal sizes meet
+
+    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+        """Label images of any sizes, in order; a label image has the pixel size of its image.
+
+        Raises:
+            NetworkError: the network is wrong.
+        """
+        ...
+
+
+class FeatureExtractor(Protocol):
+    """Square crops to dense features."""
+
+    version: str
+    weights_digest: str
+    channels: int
+
+    def __call__(self, crops_BSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Crops (B, S, S, 3) uint8 to features (B, h, w, C) float32.
+
+        Raises:
+            ValueError: not such crops, or a side that the patches do not divide.
+            NetworkError: the network is wrong.
+        """
+        ...

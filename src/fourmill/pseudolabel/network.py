@@ -1,0 +1,194 @@
+"""What the labellers share about networks: loading, seeding, feeding, and telling a wrong one.
+
+B images, H and W pixels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fourmill.core.labels import Picture
+from fourmill.pseudolabel.config import Colour, WeightsMissingError, seed_of
+from fourmill.pseudolabel.labeller import NetworkError
+
+PROBE_PX = 128
+
+# A file of the whole CLIP serves too; its text side is not needed.
+_OTHER_PARTS = ("text_model.", "text_projection.", "logit_scale")
+
+
+def load_network(
+    label: str, weights: str, model_class: Callable[[], Any], make_seeded: Callable[[], nn.Module]
+) -> tuple[Any, torch.device]:
+    """A network in evaluation mode and the device it is on: the first GPU when there is one.
+
+    Args:
+        label: what the network makes, for errors.
+        weights: a folder, or `seeded:N`.
+        model_class: gives a transformers class; only called for a folder.
+        make_seeded: builds the tiny network; random numbers are drawn from torch's own generator.
+
+    Raises:
+        WeightsMissingError: the folder cannot be loaded.
+        NetworkError: its file lacks keys of the network, or has them in other shapes.
+    """
+    seed = seed_of(weights)
+    if seed is None:
+        network = _from_folder(label, Path(weights), model_class())
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = make_seeded()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return network.eval().requires_grad_(False).to(device), device
+
+
+def to_tensor(pictures: Sequence[Picture], device: torch.device) -> Tensor:
+    """Images of one size as (B, 3, H, W) float32 in [0, 1]."""
+    rgb_BHWC = torch.from_numpy(np.stack([picture.rgb_HWC for picture in pictures])).to(device)
+    return rgb_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return picture.rgb_HWC.shape[0], picture.rgb_HWC.shape[1]
+
+
+def resize(x_BCHW: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear, antialiased where it reduces, as PIL does it."""
+    if x_BCHW.shape[-2:] == (height, width):
+        return x_BCHW
+    return F.interpolate(x_BCHW, (height, width), mode="bilinear", align_corners=False, antialias=True)
+
+
+def standardise(rgb_BCHW: Tensor, mean: Colour, std: Colour) -> Tensor:
+    """Subtract a colour's mean and divide by its deviation, channel by channel."""
+    return (rgb_BCHW - rgb_BCHW.new_tensor(mean)[:, None, None]) / rgb_BCHW.new_tensor(std)[:, None, None]
+
+
+def batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:
+    """Positions of equal sizes together, at most `batch_size` at once; sizes in the order of first appearance."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        by_size.setdefault(size, []).append(index)
+    for indices in by_size.values():
+        for start in range(0, len(indices), batch_size):
+            yield indices[start : start + batch_size]
+
+
+def check_output(what: str, output: Tensor, shape: tuple[int, ...], weights: str) -> None:
+    """A network's output has the right shape and is finite.
+
+    Raises:
+        NetworkError: it has not, or is not.
+    """
+    if tuple(output.shape) != shape:
+        raise NetworkError(
+            f"{what} from {weights} has shape {tuple(output.shape)}, expected {shape}: another architecture?"
+        )
+    if not bool(torch.isfinite(output).all()):
+        share = 1 - float(torch.isfinite(output).float().mean())
+        raise NetworkError(
+            f"{what} from {weights} is not finite in {share:.1%} of its values: broken weights or precision"
+        )
+
+
+def is_constant(output_B: Tensor) -> list[bool]:
+    """For each image of a batch: is the output the same number everywhere?"""
+    flat = output_B.flatten(1)
+    return (flat.amax(1) == flat.amin(1)).tolist()
+
+
+class ConstantGuard:
+    """Tells a dead network from an odd image: one is seen on every image that has content, the other now and then."""
+
+    def __init__(self, what: str, weights: str) -> None:
+        self._what, self._weights = what, weights
+        self._verdicts: list[bool] = []
+
+    def add(self, picture: Picture, constant: bool) -> bool:
+        """Note one output; true when this image, which has content, got a constant one."""
+        rgb = picture.rgb_HWC
+        if rgb.min() == rgb.max() or rgb.shape[0] * rgb.shape[1] < 64:  # nothing to see in it
+            return False
+        self._verdicts.append(constant)
+        return constant
+
+    def finish(self) -> None:
+        """Raises NetworkError when every image with content got a constant output, and there were several."""
+        if len(self._verdicts) > 1 and all(self._verdicts):
+            raise NetworkError(
+                f"{self._what} from {self._weights} is constant over each of {len(self._verdicts)} images: "
+                "the weights are broken, or are of another network"
+            )
+
+
+def probe(px: int = PROBE_PX, num: int = 2) -> Tensor:
+    """Images to tune a seeded network on: blots of several sizes, (num, 3, px, px) in [0, 1]."""
+    layers = [F.interpolate(torch.randn(num, 3, side, side), px, mode="bicubic") for side in (2, 5, 11, 32)]
+    return (torch.stack(layers).sum(0) * 0.25 + 0.5).clamp(0, 1)
+
+
+def last_inputs(layer: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What went into a layer the last time that it was called during `run`."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        run()
+    hook.remove()
+    return seen[-1]
+
+
+def spread_last(layer: nn.Conv2d | nn.Linear, inputs: Tensor, mean: float | Tensor, deviation: float) -> None:
+    """Set a last layer's scale and offset so that each of its outputs has this mean and deviation over `inputs`.
+
+    Small random networks answer nearly the same number everywhere; a seeded one must show that it sees something.
+    """
+    with torch.no_grad():
+        output = layer(inputs)
+        channels = output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output
+        channels = channels.reshape(-1, channels.shape[-1])
+        scale = deviation / channels.std(0).clamp_min(1e-12)
+        offset = 0.0 if layer.bias is None else layer.bias
+        layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+        if layer.bias is not None:
+            layer.bias.copy_(mean - (channels.mean(0) - offset) * scale)
+
+
+def as_numpy(x: Tensor) -> NDArray[np.float32]:
+    """A tensor as a contiguous float32 array on the host."""
+    return np.ascontiguousarray(x.float().cpu().numpy())
+
+
+def _from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        network, info = model_class.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except RuntimeError as error:
+        raise NetworkError(
+            f"{label} labeller: the weights in {folder} do not fit {model_class.__name__}: {error}"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsMissingError(
+            f"{label} labeller: {folder} does not load as {model_class.__name__} ({type(error).__name__}: {error}). Expected "
+            "config.json and model.safetensors as save_pretrained writes them"
+        ) from error
+    wrong = {name: sorted(map(str, keys)) for name, keys in info.items()}
+    wrong = {name: [key for key in keys if not key.startswith(_OTHER_PARTS)] for name, keys in wrong.items()}
+    if any(wrong.values()):
+        named = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:5])}" for name, keys in wrong.items() if keys)
+        raise NetworkError(f"{label} labeller: the weights in {folder} do not fit {model_class.__name__}: {named}")
+    # Weights mapped from a file lie unaligned in memory, where some kernels round differently than elsewhere.
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
+    return network

@@ -1,0 +1,258 @@
+"""Seeded networks of every kind: any image gets a label of its size, the same each time; a wrong network raises."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fourmill.core.labels import COCO_THINGS, Box, Picture, encode_boxes, encode_depth, encode_normal, encode_semseg
+from fourmill.pseudolabel import detector, dpt, mask2former
+from fourmill.pseudolabel.config import DptConfig, WeightsMissingError, seeded_labellers
+from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
+from fourmill.pseudolabel.make import make_labeller
+from fourmill.pseudolabel.members import FORMATS
+from fourmill.pseudolabel.network import ConstantGuard, batches
+
+SMALL = {
+    label: config.model_copy(update={"longer_px": 96} if hasattr(config, "longer_px") else {})
+    for label, config in seeded_labellers(1).items()
+}
+SIZES = [(64, 64), (40, 90), (130, 50), (40, 90), (1, 1), (3, 200)]
+LABELS = ("depth", "normal", "semseg", "det")
+pytestmark = pytest.mark.usefixtures("one_thread")
+Photo = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def pictures(photo: Photo) -> list[Picture]:
+    return [Picture(photo(height, width, seed)) for seed, (height, width) in enumerate(SIZES)]
+
+
+def same(a: Label | Rejected, b: Label | Rejected) -> bool:
+    return np.array_equal(a, b) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a == b
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_image_gets_a_label_of_its_size_that_can_be_stored(label: str, pictures: list[Picture]) -> None:
+    labels = make_labeller(label, SMALL[label]).label_pictures(pictures)
+    assert len(labels) == len(pictures)
+    for (height, width), found in zip(SIZES, labels, strict=True):
+        if isinstance(found, np.ndarray):
+            assert found.shape[:2] == (height, width)
+        assert not isinstance(found, Rejected)
+        assert FORMATS[label].encode(found)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_seed_decides_everything(label: str, pictures: list[Picture]) -> None:
+    first, again = (make_labeller(label, SMALL[label]).label_pictures(pictures[:2]) for _ in range(2))
+    other = make_labeller(label, SMALL[label].model_copy(update={"weights": "seeded:2"})).label_pictures(pictures[:2])
+    assert all(map(same, first, again))
+    assert not any(map(same, first, other))
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_seeded_network_sees_something(label: str, pictures: list[Picture]) -> None:
+    labels = make_labeller(label, SMALL[label]).label_pictures(pictures[:4])
+    if label == "det":
+        boxes = [box for found in labels for box in found if isinstance(box, Box)]  # type: ignore[union-attr]
+        assert boxes and {box.class_name for box in boxes} <= set(COCO_THINGS)
+        assert all(box.score >= 0.6 for box in boxes)
+        return
+    spreads = [float(np.asarray(found).std()) for found in labels]
+    assert min(spreads) > (0.02 if label != "semseg" else 0)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_saved_network_labels_like_the_one_it_was_saved_from(
+    label: str, tmp_path: Path, pictures: list[Picture]
+) -> None:
+    seeded: Any = make_labeller(label, SMALL[label])
+    seeded._network.save_pretrained(tmp_path / label)
+    loaded = make_labeller(label, SMALL[label].model_copy(update={"weights": str(tmp_path / label)}))
+    assert all(map(same, seeded.label_pictures(pictures), loaded.label_pictures(pictures)))
+    assert loaded.weights_digest != seeded.weights_digest
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_size_of_batches_changes_nothing_to_speak_of(label: str, photo: Photo) -> None:
+    pictures = [Picture(photo(48, 80, seed)) for seed in range(5)]
+    one, many = (
+        make_labeller(label, SMALL[label].model_copy(update={"batch_size": size})).label_pictures(pictures)
+        for size in (1, 4)
+    )
+    for a, b in zip(one, many, strict=True):
+        if label == "semseg":
+            assert np.mean(np.asarray(a) != np.asarray(b)) < 0.01
+        elif isinstance(a, np.ndarray):
+            assert np.abs(a - np.asarray(b)).max() < 1e-3
+        else:
+            assert isinstance(b, list) and len(a) == len(b)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_network_that_gives_nan_raises(label: str, pictures: list[Picture]) -> None:
+    labeller: Any = make_labeller(label, SMALL[label])
+    with torch.no_grad():
+        for parameter in labeller._network.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(NetworkError, match="not finite"):
+        labeller.label_pictures(pictures[:2])
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_network_that_always_says_the_same_raises(label: str, pictures: list[Picture]) -> None:
+    labeller: Any = make_labeller(label, SMALL[label])
+    with torch.no_grad():
+        for parameter in labeller._network.parameters():
+            parameter.zero_()
+    with pytest.raises(NetworkError, match="constant over each of"):
+        labeller.label_pictures(pictures[:4])
+
+
+def test_an_image_of_one_colour_is_labelled_and_blamed_on_nobody() -> None:
+    black = Picture(np.zeros((64, 64, 3), np.uint8))
+    for label in LABELS:
+        assert not isinstance(make_labeller(label, SMALL[label]).label_pictures([black])[0], Rejected)
+
+
+def test_one_odd_image_among_others_is_told_from_a_dead_network(photo: Photo) -> None:
+    picture = Picture(photo(32, 32))
+    odd = ConstantGuard("depth", "weights")
+    assert [odd.add(picture, constant) for constant in (False, True)] == [False, True]
+    odd.finish()
+    dead = ConstantGuard("depth", "weights")
+    assert dead.add(picture, True) and dead.add(picture, True)
+    with pytest.raises(NetworkError, match="2 images"):
+        dead.finish()
+
+
+def test_batches_hold_equal_sizes_and_every_position_once() -> None:
+    sizes = [(1, 2), (3, 4), (1, 2), (1, 2), (3, 4)]
+    assert list(batches(sizes, 2)) == [[0, 2], [3], [1, 4]]
+
+
+@pytest.mark.parametrize(
+    ("size", "fed"),
+    [
+        ((384, 384), (384, 384)),
+        ((480, 352), (480, 352)),
+        ((333, 500), (320, 512)),  # 10.4 and 15.6 strides
+        ((768, 512), (736, 480)),  # 768 itself is not below 768
+        ((512, 768), (480, 736)),
+        ((751, 751), (736, 736)),
+        ((1, 1), (32, 32)),
+        ((20000, 3), (736, 32)),
+    ],
+)
+def test_dpt_sees_the_closest_multiples_of_32_below_768(size: tuple[int, int], fed: tuple[int, int]) -> None:
+    assert dpt.fed_size(size, 736) == fed
+
+
+def test_dpt_agrees_with_transformers_where_that_runs() -> None:
+    labeller: Any = make_labeller("depth", SMALL["depth"])
+    pixels = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        theirs = labeller._network(pixels).predicted_depth
+        ours = dpt.forward(labeller._network, pixels)
+    assert torch.equal(ours, theirs)
+
+
+def test_depth_is_fed_in_plus_minus_one_and_normals_in_zero_to_one(
+    photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: dict[str, tuple[float, float]] = {}
+    real = dpt.forward
+    for label in ("depth", "normal"):
+
+        def spy(network: Any, pixels: torch.Tensor, label: str = label) -> torch.Tensor:
+            fed[label] = (float(pixels.min()), float(pixels.max()))
+            return real(network, pixels)
+
+        monkeypatch.setattr(dpt, "forward", spy)
+        white = np.full((32, 32, 3), 255, np.uint8)
+        white[:16] = 0
+        make_labeller(label, SMALL[label]).label_pictures([Picture(white)])
+    assert fed == {"depth": (-1.0, 1.0), "normal": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("size", "fed"),
+    [((480, 640), (800, 1067)), ((640, 480), (1067, 800)), ((300, 1000), (400, 1333)), ((1, 9000), (1, 1333))],
+)
+def test_mask2former_sees_800_pixels_on_the_shorter_side_at_most_1333_on_the_longer(
+    size: tuple[int, int], fed: tuple[int, int]
+) -> None:
+    assert mask2former.fed_size(size, 800, 1333) == fed
+
+
+def test_classes_come_from_masks_at_the_images_size() -> None:
+    """Two queries: class 5 in the left half, class 7 in the right; the border stays sharp when enlarged."""
+    classes = torch.full((2, 134), -20.0)
+    classes[0, 5] = classes[1, 7] = 20.0
+    masks = torch.full((2, 4, 4), -8.0)
+    masks[0, :, :2] = masks[1, :, 2:] = 8.0
+    ids = np.asarray(mask2former._semantic(classes, masks, (16, 16)))
+    assert ids.dtype == np.uint8
+    assert (ids[:, :8] == 5).all() and (ids[:, 8:] == 7).all()
+
+
+def test_mask2former_weights_with_other_classes_are_refused(tmp_path: Path) -> None:
+    seeded: Any = make_labeller("semseg", SMALL["semseg"])
+    seeded._network.config.id2label = {**seeded._network.config.id2label, 3: "moped"}
+    seeded._network.save_pretrained(tmp_path)
+    with pytest.raises(NetworkError, match="3 is 'moped', not 'motorcycle'"):
+        make_labeller("semseg", SMALL["semseg"].model_copy(update={"weights": str(tmp_path)}))
+
+
+def test_detector_classes_are_matched_by_name() -> None:
+    names = {0: "N/A", 1: "person", 2: "Sofa", 3: "street sign", 90: "toothbrush"}
+    assert detector.thing_names(names, "w") == {1: "person", 2: "couch", 90: "toothbrush"}
+    with pytest.raises(NetworkError, match="none of COCO's 80 things"):
+        detector.thing_names({0: "LABEL_0"}, "w")
+
+
+def test_detector_scores_know_both_kinds_of_head() -> None:
+    logits = torch.tensor([[0.0, 2.0, 4.0]])
+    assert torch.equal(detector.scores(logits, 3), logits.sigmoid())
+    assert torch.allclose(detector.scores(logits, 2), logits.softmax(-1)[:, :2])
+
+
+def test_boxes_are_sorted_by_score_inside_the_image_and_bounded_in_number(pictures: list[Picture]) -> None:
+    config = SMALL["det"].model_copy(update={"score_threshold": 0.0, "max_boxes": 7})
+    for found in make_labeller("det", config).label_pictures(pictures):
+        assert isinstance(found, list) and len(found) == 7
+        assert [box.score for box in found] == sorted((box.score for box in found), reverse=True)
+
+
+def test_a_folder_that_does_not_load_says_what_was_expected(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "dpt", "is_hybrid": true}')
+    with pytest.raises(WeightsMissingError, match=r"depth labeller: .* does not load as DPTForDepthEstimation"):
+        make_labeller("depth", DptConfig(weights=str(tmp_path)))
+
+
+def test_depth_weights_are_not_taken_for_normals(tmp_path: Path) -> None:
+    depth: Any = make_labeller("depth", SMALL["depth"])
+    depth._network.save_pretrained(tmp_path)
+    with pytest.raises(NetworkError, match="normal labeller"):
+        make_labeller("normal", SMALL["normal"].model_copy(update={"weights": str(tmp_path)}))
+
+
+def test_weights_that_lack_a_key_are_refused_by_its_name(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    depth: Any = make_labeller("depth", SMALL["depth"])
+    depth._network.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["neck.convs.1.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NetworkError, match=r"missing keys: neck\.convs\.1\.weight"):
+        make_labeller("depth", SMALL["depth"].model_copy(update={"weights": str(tmp_path)}))
+
+
+def test_every_encoder_takes_what_its_labeller_gives() -> None:
+    encoders = {"depth": encode_depth, "normal": encode_normal, "semseg": encode_semseg, "det": encode_boxes}
+    assert {label: form.encode for label, form in FORMATS.items()} == encoders

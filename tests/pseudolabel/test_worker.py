@@ -1,0 +1,275 @@
+import io
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fourmill.core.labels import Box, Picture, decode_boxes, decode_depth, encode_boxes, encode_depth
+from fourmill.core.names import SPLITS, Layout, SampleKey, Split, sample_key
+from fourmill.core.scene import Scene, render
+from fourmill.core.shards import MissingShardError, Receipt, ShardPlace, finished, read_members, read_rows, write_shard
+from fourmill.core.store import Store
+from fourmill.core.work import ShardJob
+from fourmill.pseudolabel.checks import check_block
+from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig, WeightsMissingError, seeded_labellers
+from fourmill.pseudolabel.labeller import Label, NotASceneError, Rejected
+from fourmill.pseudolabel.members import FORMATS, label_format
+from fourmill.pseudolabel.preview import label_preview
+from fourmill.pseudolabel.worker import LabelShapeError, LabelWorker, label_items, label_recipe
+
+DATASET = "tiny"
+LABELS = ("depth", "normal", "semseg", "det")
+pytestmark = pytest.mark.usefixtures("one_thread")
+Fill = Callable[[str, dict[int, bytes | None]], None]
+
+
+def run(store: Store, layout: Layout, label: str, config: AnyLabellerConfig) -> dict[tuple[Split, int], Receipt]:
+    worker = LabelWorker(store.root, DATASET, label, config)
+    return {
+        (split, shard): worker.run(
+            ShardJob(split, shard, label_recipe(store, DATASET, split, shard, label, config), "run")
+        )
+        for shard in layout.shards_of("block_00")
+        for split in SPLITS
+    }
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_block_of_scenes_is_labelled_exactly(label: str, store: Store, layout: Layout, scenes: list[int]) -> None:
+    receipts = run(store, layout, label, SceneConfig(batch_size=1))
+    assert sum(receipt.num_ok for receipt in receipts.values()) == len(scenes)
+    form = label_format(label)
+    found = [
+        key
+        for split, shard in receipts
+        for key, data in read_members(store, ShardPlace(DATASET, split, form.folder, shard))
+        if form.decode(data) is not None
+    ]
+    assert sorted(found) == [sample_key(row) for row in scenes]
+    report = check_block(store, DATASET, layout, "block_00", label)
+    assert report.passed, report.problems
+    assert report.figures["images"] == report.figures["labelled"] == len(scenes)
+    assert report.figures["rejected"] == {}
+
+
+def test_the_stored_depth_is_the_renderers(
+    store: Store, layout: Layout, fill: Fill, jpeg: Callable[..., bytes], scene: Scene
+) -> None:
+    truth = render(scene, 32)
+    fill("block_00", {0: jpeg(truth.rgb_HWC, scene.model_dump_json())})
+    run(store, layout, "depth", SceneConfig())
+    ((_, data),) = read_members(store, ShardPlace(DATASET, "train", "depth", 0))
+    assert np.abs(decode_depth(data) - truth.depth_HW).max() <= 0.5 / 65535 + 1e-7
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_same_inputs_give_the_same_bytes(label: str, store: Store, layout: Layout, scenes: list[int]) -> None:
+    config = seeded_labellers()[label]
+    first, again = (run(store, layout, label, config) for _ in range(2))
+    assert {k: r.content for k, r in first.items()} == {k: r.content for k, r in again.items()}
+
+
+def test_a_finished_shard_is_known_by_its_recipe(store: Store, layout: Layout, scenes: list[int]) -> None:
+    run(store, layout, "depth", SceneConfig())
+    place = ShardPlace(DATASET, "train", "depth", 0)
+    recipe = label_recipe(store, DATASET, "train", 0, "depth", SceneConfig())
+    assert finished(store, place, recipe)
+    assert label_recipe(store, DATASET, "train", 0, "depth", SceneConfig(batch_size=7)) == recipe
+    other = label_recipe(store, DATASET, "train", 0, "depth", DptConfig(weights="seeded:0"))
+    assert not finished(store, place, other)
+
+
+def test_new_images_make_a_new_recipe_and_old_plans_are_refused(
+    store: Store, layout: Layout, scenes: list[int], fill: Fill, jpeg: Callable[..., bytes], scene: Scene
+) -> None:
+    planned = label_recipe(store, DATASET, "train", 0, "depth", SceneConfig())
+    fill("block_00", {0: jpeg(render(scene, 32).rgb_HWC, scene.model_dump_json())})
+    assert label_recipe(store, DATASET, "train", 0, "depth", SceneConfig()) != planned
+    with pytest.raises(ValueError, match="have changed since the work was planned"):
+        LabelWorker(store.root, DATASET, "depth", SceneConfig()).run(ShardJob("train", 0, planned, "run"))
+
+
+def test_a_recipe_asks_for_images_and_weights(store: Store, scenes: list[int], tmp_path: Path) -> None:
+    with pytest.raises(MissingShardError, match="materialize tiny/images"):
+        label_recipe(store, DATASET, "train", 9, "depth", SceneConfig())
+    with pytest.raises(WeightsMissingError, match="depth labeller"):
+        label_recipe(store, DATASET, "train", 0, "depth", DptConfig(weights=str(tmp_path / "none")))
+
+
+def test_an_image_that_is_not_a_scene_stops_the_block(
+    store: Store, layout: Layout, fill: Fill, jpeg: Callable[..., bytes], photo: Callable[..., np.ndarray]
+) -> None:
+    fill("block_00", {0: jpeg(photo(32, 32))})
+    with pytest.raises(NotASceneError, match="--labellers seeded"):
+        run(store, layout, "semseg", SceneConfig())
+    assert not store.exists(ShardPlace(DATASET, "train", "semseg", 0).receipt)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_photographs_of_any_shape_go_through_seeded_networks(
+    label: str, store: Store, layout: Layout, fill: Fill, jpeg: Callable[..., bytes], photo: Callable[..., np.ndarray]
+) -> None:
+    sizes = {0: (40, 64), 1: (64, 40), 2: (40, 64), 3: (1, 1), 12: (90, 30), 14: (64, 64)}
+    fill("block_00", {row: jpeg(photo(*size, row)) for row, size in sizes.items()})
+    run(store, layout, label, seeded_labellers()[label])
+    report = check_block(store, DATASET, layout, "block_00", label)
+    assert report.passed, report.problems
+    rows = [
+        row
+        for split in SPLITS
+        for row in read_rows(store, ShardPlace(DATASET, split, label_format(label).folder, 0)).to_pylist()
+    ]
+    assert {int(row["key"]): (row["height"], row["width"]) for row in rows} == {
+        r: s for r, s in sizes.items() if r < 10
+    }
+
+
+def test_an_undecodable_image_is_rejected_with_its_reason(
+    store: Store, layout: Layout, fill: Fill, jpeg: Callable[..., bytes], photo: Callable[..., np.ndarray]
+) -> None:
+    whole = jpeg(photo(64, 64))
+    fill("block_00", {0: whole, 2: whole[:-200], 4: b"not an image", 6: whole})
+    receipts = run(store, layout, "depth", seeded_labellers()["depth"])
+    assert receipts["train", 0].counts == {"ok": 2, "undecodable": 2}
+    rows = read_rows(store, ShardPlace(DATASET, "train", "depth", 0)).to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "undecodable", "undecodable", "ok"]
+    assert all("not a readable image" in row["reason"] for row in rows[1:3])
+    report = check_block(store, DATASET, layout, "block_00", "depth")
+    assert report.passed
+    rejected = report.figures["rejected"]
+    assert isinstance(rejected, dict) and sum(rejected.values()) == 2  # type: ignore[arg-type]
+
+
+class EverySecond:
+    """Boxes for every second picture; the others are rejected."""
+
+    label, version, weights_digest = "det", "1", "none"
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+        widths = [picture.rgb_HWC.shape[1] for picture in pictures]
+        return [[Box(0, 0, 1, 1, 1.0, "cat")] if width % 2 else Rejected("even") for width in widths]
+
+
+def members(count: int) -> Iterator[tuple[SampleKey, bytes]]:
+    for i in range(count):
+        sink = io.BytesIO()
+        Image.new("RGB", (i + 1, 1)).save(sink, "PNG")
+        yield sample_key(i), sink.getvalue()
+
+
+@settings(max_examples=15, deadline=None)
+@given(count=st.integers(0, 30), batch_size=st.integers(1, 3))
+def test_every_image_becomes_one_item_in_order(count: int, batch_size: int) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        items = list(label_items(pool, members(count), EverySecond(batch_size), FORMATS["det"]))
+    assert [item.key for item in items] == [sample_key(i) for i in range(count)]
+    assert [item.status for item in items] == ["ok" if i % 2 == 0 else "rejected" for i in range(count)]
+    assert all(item.reason == "even" for item in items if item.status == "rejected")
+
+
+class Halved:
+    """Depth at half the image's size."""
+
+    label, version, weights_digest, batch_size = "depth", "1", "none", 1
+
+    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+        return [np.zeros((2, 3), np.float32) for _ in pictures]
+
+
+def test_a_label_of_another_size_than_its_image_raises() -> None:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(LabelShapeError, match=r"sample 000000000.*\(2, 3\).*\(1, 1\)"):
+        list(label_items(pool, members(1), Halved(), FORMATS["depth"]))
+
+
+def test_a_check_names_what_is_missing_wrong_and_of_another_size(
+    store: Store, layout: Layout, scenes: list[int]
+) -> None:
+    report = check_block(store, DATASET, layout, "block_00", "depth")
+    assert not report.passed and "tiny/train/depth/shard-00000.tar not there" in report.problems[0]
+    run(store, layout, "depth", SceneConfig())
+    place = ShardPlace(DATASET, "train", "depth", 0)
+    rows, data = read_rows(store, place), list(read_members(store, place))
+    recipe = label_recipe(store, DATASET, "train", 0, "depth", SceneConfig())
+    assert rows.num_rows == 2
+
+    def rewrite(payloads: dict[SampleKey, bytes]) -> tuple[str, ...]:
+        from fourmill.core.shards import Item
+        from fourmill.pseudolabel.members import ROW_EXTRA
+
+        extra = {"width": 32, "height": 32, "figures": [("least", 0.0), ("most", 1.0), ("mean", 0.5), ("clamped", 0.0)]}
+        items = [Item(key, ext="png", data=payload, extra=extra) for key, payload in payloads.items()]
+        write_shard(store, place, recipe, items, "run", ROW_EXTRA)
+        return check_block(store, DATASET, layout, "block_00", "depth").problems
+
+    assert rewrite(dict(data)) == ()
+    (gap,) = rewrite(dict(data[:1]))
+    assert f"first key that differs {data[1][0]}" in gap
+    (small,) = rewrite({data[0][0]: data[0][1], data[1][0]: encode_depth(np.zeros((3, 4), np.float32))})
+    assert "4 x 3 pixels, its image 32 x 32" in small
+    (foreign,) = rewrite({data[0][0]: data[0][1], data[1][0]: encode_boxes([])})
+    assert "not a readable depth map" in foreign
+
+
+def test_a_block_that_loses_most_of_its_images_fails(
+    store: Store, layout: Layout, fill: Fill, jpeg: Callable[..., bytes], photo: Callable[..., np.ndarray]
+) -> None:
+    fill("block_00", {0: jpeg(photo(40, 40)), 1: b"no", 2: b"no", 3: b"no"})
+    run(store, layout, "det", seeded_labellers()["det"])
+    report = check_block(store, DATASET, layout, "block_00", "det")
+    assert not report.passed and "3 of 4 images were rejected" in report.problems[0]
+
+
+def test_figures_say_what_a_person_wants_to_know(store: Store, layout: Layout, scenes: list[int]) -> None:
+    figures = {}
+    for label in LABELS:
+        run(store, layout, label, SceneConfig())
+        figures[label] = check_block(store, DATASET, layout, "block_00", label).figures
+    assert figures["normal"]["share of unit length"] == 1.0
+    assert 0 <= figures["depth"]["least"] < figures["depth"]["most"] <= 1
+    shares = figures["semseg"]["share of pixels"]
+    assert {"sky-other-merged", "floor-other-merged"} < set(shares) and sum(shares.values()) == pytest.approx(
+        1, abs=1e-3
+    )
+    boxes = [
+        box
+        for split in SPLITS
+        for shard in layout.shards_of("block_00")
+        for _, data in read_members(store, ShardPlace(DATASET, split, "boxes", shard))
+        for box in decode_boxes(data)
+    ]
+    assert figures["det"]["boxes"] == len(boxes) == sum(figures["det"]["boxes by class"].values())
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_preview_is_a_small_picture_of_images_and_labels(
+    label: str, store: Store, layout: Layout, scenes: list[int]
+) -> None:
+    run(store, layout, label, SceneConfig())
+    png = label_preview(store, DATASET, layout, "block_00", label)
+    assert len(png) < 60_000 and png == label_preview(store, DATASET, layout, "block_00", label)
+    sheet = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    assert sheet.shape[0] >= 4 * 128 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 30
+
+
+def test_a_preview_of_large_photographs_stays_small(
+    store: Store, layout: Layout, fill: Fill, jpeg: Callable[..., bytes]
+) -> None:
+    rng = np.random.default_rng(0)
+    fill("block_00", {row: jpeg(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)) for row in range(0, 8, 2)})
+    run(store, layout, "normal", seeded_labellers()["normal"])
+    assert len(label_preview(store, DATASET, layout, "block_00", "normal")) < 60_000
+
+
+def test_a_block_without_labels_has_a_preview_that_says_so(store: Store, layout: Layout, fill: Fill) -> None:
+    fill("block_00", {0: None})
+    run(store, layout, "depth", SceneConfig())
+    assert Image.open(io.BytesIO(label_preview(store, DATASET, layout, "block_00", "depth"))).width > 100
+    assert check_block(store, DATASET, layout, "block_00", "depth").passed
