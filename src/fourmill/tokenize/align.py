@@ -1,0 +1,135 @@
+"""Aligned shards: the same keys in the same order in every folder, as the public 4M's loader demands.
+
+A sample that one modality lacks (a label network rejected it, a caption did not encode) is dropped from all of them
+here, with the missing modality as its reason. The folders are the public layout: `rgb`, `caption`, `det`,
+`crop_settings` and one `tok_*` a tokenizer. Where nothing is dropped, a tar is linked rather than written again.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from fourmill.core.crops import centre_crop
+from fourmill.core.digest import digest_json
+from fourmill.core.names import SampleKey, Split
+from fourmill.core.shards import (
+    Item,
+    Receipt,
+    Recipe,
+    ShardPlace,
+    need,
+    read_members,
+    read_rows,
+    write_receipt,
+    write_shard,
+)
+from fourmill.core.store import Store, open_store
+from fourmill.core.work import ShardJob
+
+VERSION = "1"
+_EXTRA = pa.schema(
+    [("tars", pa.string())]
+)  # digest of the shard's tars, so that the ledger's digest is of their content
+FOLDER = "_aligned"  # holds receipts and rows only; the tars are in the public folders
+
+
+def token_folder(modality: str) -> str:
+    """Where a modality's tokens wait to be aligned."""
+    return f"_tokens/{modality}"
+
+
+def source_folders(modalities: Sequence[str]) -> dict[str, str]:
+    """Public folder -> folder it is made from, for all that is copied (crop settings are computed)."""
+    return {"rgb": "images", **{name: token_folder(name) for name in modalities}}
+
+
+def align_recipe(store: Store, dataset: str, split: Split, shard: int, modalities: Sequence[str]) -> Recipe:
+    """The recipe of one aligned shard.
+
+    Raises:
+        MissingShardError: a modality of the shard is not there.
+    """
+    inputs = {}
+    for public, folder in source_folders(modalities).items():
+        asset = "cc12m/images" if public == "rgb" else f"tokens/{public}"
+        inputs[folder] = need(store, ShardPlace(dataset, split, folder, shard), asset).content
+    return Recipe(stage="align", code_version=VERSION, inputs=inputs)
+
+
+class AlignWorker:
+    """Makes the aligned tars of one shard and split."""
+
+    def __init__(self, store_root: str, dataset: str, modalities: Sequence[str]) -> None:
+        self._store = open_store(store_root)
+        self._dataset = dataset
+        self._modalities = tuple(modalities)
+
+    def run(self, job: ShardJob) -> Receipt:
+        """Publish every folder of the shard, then the receipt that makes it done."""
+        folders = source_folders(self._modalities)
+        places = {folder: ShardPlace(self._dataset, job.split, folder, job.shard) for folder in folders.values()}
+        ok = {folder: _ok_keys(self._store, place) for folder, place in places.items()}
+        keys = sorted(set.intersection(*(set(k) for k in ok.values())))
+        for public, folder in folders.items():
+            target = ShardPlace(self._dataset, job.split, public, job.shard)
+            if ok[folder] == keys:
+                self._link(places[folder], target, job)
+            else:
+                self._rewrite(places[folder], target, keys, job)
+        self._write_crops(keys, job)
+        place = ShardPlace(self._dataset, job.split, FOLDER, job.shard)
+        tars = self._digest_of_tars([*folders, "crop_settings"], job)
+        sets = {folder: set(found) for folder, found in ok.items()}
+        rows = [_aligned_item(key, sets, tars) for key in ok["images"]]
+        return write_shard(self._store, place, job.recipe, rows, job.run_id, _EXTRA)
+
+    def _digest_of_tars(self, folders: Sequence[str], job: ShardJob) -> str:
+        places = [ShardPlace(self._dataset, job.split, folder, job.shard) for folder in folders]
+        return digest_json([need(self._store, place, "tokens/shards").tar_sha256 for place in places])
+
+    def _link(self, source: ShardPlace, target: ShardPlace, job: ShardJob) -> None:
+        receipt = need(self._store, source, source.folder)
+        if receipt.tar_sha256 is None:
+            self._store.delete(target.tar)
+        else:
+            self._store.copy(source.tar, target.tar)
+        self._store.copy(source.rows, target.rows)
+        write_receipt(self._store, target, receipt.model_copy(update={"recipe": job.recipe, "run_id": job.run_id}))
+
+    def _rewrite(self, source: ShardPlace, target: ShardPlace, keys: list[SampleKey], job: ShardJob) -> None:
+        wanted = set(keys)
+        ext = _member_ext(source.folder)
+        members = (Item(k, ext=ext, data=data) for k, data in read_members(self._store, source) if k in wanted)
+        write_shard(self._store, target, job.recipe, members, job.run_id)
+
+    def _write_crops(self, keys: list[SampleKey], job: ShardJob) -> None:
+        rows = read_rows(self._store, ShardPlace(self._dataset, job.split, "images", job.shard))
+        sizes = {r["key"]: (r["width"], r["height"]) for r in rows.select(["key", "width", "height"]).to_pylist()}
+        items = (Item(key, ext="npy", data=_npy(np.array([centre_crop(*sizes[key])], np.int64))) for key in keys)
+        target = ShardPlace(self._dataset, job.split, "crop_settings", job.shard)
+        write_shard(self._store, target, job.recipe, items, job.run_id)
+
+
+def _ok_keys(store: Store, place: ShardPlace) -> list[SampleKey]:
+    rows = read_rows(store, place)
+    return [SampleKey(k) for k, s in zip(rows["key"].to_pylist(), rows["status"].to_pylist(), strict=True) if s == "ok"]
+
+
+def _aligned_item(key: SampleKey, ok: dict[str, set[SampleKey]], tars: str) -> Item:
+    lacking = [folder.removeprefix("_tokens/") for folder, keys in ok.items() if key not in keys]
+    if not lacking:
+        return Item(key, extra={"tars": tars})
+    return Item(key, status=f"no_{lacking[0]}", reason=f"missing in {', '.join(lacking)}", extra={"tars": tars})
+
+
+def _member_ext(folder: str) -> str:
+    name = folder.removeprefix("_tokens/")
+    return {"images": "jpg", "caption": "txt", "det": "json"}.get(name, "npy")
+
+
+def _npy(array: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, array, allow_pickle=False)
+    return sink.getvalue()

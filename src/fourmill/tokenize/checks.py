@@ -1,0 +1,126 @@
+"""What must be true of tokens before training may see them, and the figures a person looks at."""
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fourmill.core.labels import decode_boxes, decode_image
+from fourmill.core.modality import Modality
+from fourmill.core.names import SPLITS, Layout, SampleKey
+from fourmill.core.pictures import grid_png
+from fourmill.core.shards import ShardPlace, read_members, read_receipt, read_rows
+from fourmill.core.store import Store
+from fourmill.tokenize.align import token_folder
+
+_MAX_PROBLEMS = 20
+
+
+def token_problems(store: Store, dataset: str, layout: Layout, block: str, modality: Modality) -> list[str]:
+    """What is wrong with one modality's tokens of a block; empty when nothing is."""
+    problems: list[str] = []
+    for place in _places(dataset, layout, block, token_folder(modality.name)):
+        receipt, num_members = read_receipt(store, place), 0
+        for key, data in read_members(store, place):
+            num_members += 1
+            problem = _text_problem(modality, data) if modality.kind == "text" else _grid_problem(modality, data)
+            if problem:
+                problems.append(f"{place.tar} {key}: {problem}")
+        if receipt is not None and num_members != receipt.num_ok:
+            problems.append(f"{place.tar} holds {num_members} samples, its receipt says {receipt.num_ok}")
+        if len(problems) >= _MAX_PROBLEMS:
+            break
+    return problems
+
+
+def _grid_problem(modality: Modality, data: bytes) -> str | None:
+    tokens = np.load(io.BytesIO(data), allow_pickle=False)
+    if tokens.dtype != np.int16 or tokens.ndim != 2 or tokens.shape[1] != modality.max_tokens:
+        return f"{tokens.dtype} {tokens.shape}, expected int16 (crops, {modality.max_tokens})"
+    if tokens.min() < 0 or tokens.max() >= (modality.vocab_size or 0):
+        return f"ids {tokens.min()}..{tokens.max()}, expected 0..{(modality.vocab_size or 0) - 1}"
+    return None
+
+
+def _text_problem(modality: Modality, data: bytes) -> str | None:
+    try:
+        _ = data.decode() if modality.ext == "txt" else decode_boxes(data)
+    except (UnicodeDecodeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def token_figures(store: Store, dataset: str, layout: Layout, block: str, modality: Modality) -> dict[str, Any]:
+    """How the vocabulary is used in a block: share of ids seen and perplexity, or tokens a text."""
+    folder = token_folder(modality.name)
+    if modality.kind == "text":
+        lengths = [
+            n
+            for place in _places(dataset, layout, block, folder)
+            for n in read_rows(store, place)["num_tokens"].to_pylist()
+            if n is not None
+        ]
+        return {
+            "tokens_per_text": round(float(np.mean(lengths)), 2) if lengths else 0.0,
+            "longest": max(lengths, default=0),
+        }
+    counts = np.zeros(modality.vocab_size or 0, np.int64)
+    for place in _places(dataset, layout, block, folder):
+        for _, data in read_members(store, place):
+            counts += np.bincount(np.load(io.BytesIO(data), allow_pickle=False).ravel(), minlength=len(counts))
+    p = counts[counts > 0] / max(counts.sum(), 1)
+    perplexity = float(np.exp(-(p * np.log(p)).sum())) if p.size else 0.0
+    return {"ids_seen": round(float((counts > 0).mean()), 4), "perplexity": round(perplexity, 1)}
+
+
+def token_preview(
+    store: Store, dataset: str, layout: Layout, block: str, modality: Modality, num: int = 8
+) -> bytes | None:
+    """Images of a block beside their token ids as colours; None for texts and empty blocks."""
+    if modality.kind == "text":
+        return None
+    for place in _places(dataset, layout, block, token_folder(modality.name)):
+        tokens = dict(_first(read_members(store, place), num))
+        if tokens:
+            images = ShardPlace(dataset, place.split, "images", place.shard)
+            pictures = {k: decode_image(d).rgb_HWC for k, d in read_members(store, images) if k in tokens}
+            grids = [_id_colours(np.load(io.BytesIO(d), allow_pickle=False)[0], modality) for d in tokens.values()]
+            return grid_png([[pictures[k] for k in tokens], grids], list(tokens), ["image", "token ids"], cell_px=72)
+    return None
+
+
+def _first(members: Iterator[tuple[SampleKey, bytes]], num: int) -> Iterator[tuple[SampleKey, bytes]]:
+    for _, member in zip(range(num), members, strict=False):
+        yield member
+
+
+def _id_colours(ids_L: np.ndarray, modality: Modality) -> np.ndarray:
+    """Ids as colours: equal ids alike, near ids not (multiplication by odd numbers spreads them)."""
+    ids = ids_L.astype(np.int64).reshape(modality.grid, modality.grid)
+    return np.stack([(ids * k % 251).astype(np.uint8) for k in (37, 101, 199)], axis=-1)
+
+
+def aligned_problems(store: Store, dataset: str, layout: Layout, block: str, folders: Iterable[str]) -> list[str]:
+    """Read the aligned tars of a block back: same keys in the same order in every folder, bytes as the receipts say."""
+    problems: list[str] = []
+    folders = list(folders)
+    for shard in layout.shards_of(block):
+        for split in SPLITS:
+            keys = {
+                folder: [key for key, _ in read_members(store, ShardPlace(dataset, split, folder, shard))]
+                for folder in folders
+            }
+            first = keys[folders[0]]
+            problems += [
+                f"{split} shard {shard:05d}: {folder} has {len(found)} keys, {folders[0]} has {len(first)}, or in another order"
+                for folder, found in keys.items()
+                if found != first
+            ]
+    return problems[:_MAX_PROBLEMS]
+
+
+def _places(dataset: str, layout: Layout, block: str, folder: str) -> Iterator[ShardPlace]:
+    for shard in layout.shards_of(block):
+        for split in SPLITS:
+            yield ShardPlace(dataset, split, folder, shard)

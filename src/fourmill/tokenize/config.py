@@ -1,0 +1,319 @@
+"""Configs of the tokenizers, their training set and their training program. No torch: definitions load this.
+
+`paper_tokenizers` is Table 3 as code; `demo_tokenizers` is the same recipe at sizes two cores train in two minutes.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fourmill.core.digest import digest_json
+from fourmill.core.modality import NUM_SEMSEG_CLASSES
+
+TRAIN_VERSION = "1"  # of the networks and their training
+TRAIN_SET_VERSION = "1"  # of what is packed and how
+TEXT_VERSION = "1"  # of the WordPiece fit
+TOKENS_VERSION = "1"  # of labels to tokens
+
+NUM_CLASS_ROWS = NUM_SEMSEG_CLASSES + 1  # row 0 is "no class", ids are shifted by one
+CLASS_CHANNELS = 64  # channels of a class embedding, the semseg encoder's input
+
+ImageLabel = Literal["rgb", "depth", "normal", "semseg", "clip"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderConfig(_Config):
+    """Patches to latents."""
+
+    kind: Literal["vit", "patch"] = Field(
+        default="vit",
+        description="`vit`: transformer blocks, as the paper. `patch`: the same blocks without attention, so a token "
+        "tells of its own patch only: a demo option, faster and sharper at 64 pixels.",
+    )
+    width: Positive = Field(default=768, description="Channels of a token.")
+    depth: Positive = Field(default=12, description="Blocks.")
+    heads: Positive = Field(default=12, description="Attention heads; 64 channels each at the paper's sizes.")
+
+
+class QuantizerConfig(_Config):
+    """The codebook: l2-normalised, moved by averages, stale codewords restarted (appendix B.3)."""
+
+    codebook_size: Annotated[int, Field(gt=1, le=2**15)] = Field(description="Codewords; tokens are stored as int16.")
+    latent_dim: Positive = Field(default=32, description="Channels of a codeword (Table 3).")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.99, description="Codebook EMA (Table 3).")
+    stale_coefficient: Annotated[float, Field(ge=0)] = Field(
+        default=32,
+        description="c_replace of Table 3: a codeword whose EMA count is below tokens / (c * codewords) restarts. 0: never.",
+    )
+    commitment_weight: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="Weight of the commitment loss (Table 3)."
+    )
+    kmeans_init: bool = Field(default=False, description="Start from k-means of the first batch instead of at random.")
+
+
+class VitDecoderConfig(_Config):
+    """Codewords to the label in one go."""
+
+    kind: Literal["vit"] = "vit"
+    width: Positive = Field(default=768, description="Channels of a token.")
+    depth: Positive = Field(default=12, description="Blocks.")
+    heads: Positive = Field(default=12, description="Attention heads.")
+
+
+class DiffusionDecoderConfig(_Config):
+    """Codewords to the label by denoising: a U-Net over small patches that predicts the clean image (appendix B.3)."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    patch_px: Positive = Field(default=4, description="Side of the patches that the U-Net sees as pixels.")
+    channels: Positive = Field(default=256, description="Channels of the first level.")
+    multipliers: tuple[Positive, ...] = Field(default=(1, 2, 2, 2), description="Channels of each level, as multiples.")
+    res_blocks: Positive = Field(
+        default=3, description="Residual blocks of a level on the way down; one more on the way up."
+    )
+    attention_levels: tuple[int, ...] = Field(default=(2, 3), description="Levels with self-attention, counted from 0.")
+    train_steps: Positive = Field(
+        default=1000, description="Steps of the noise schedule: linear betas, zero terminal SNR."
+    )
+    sample_steps: Positive = Field(default=25, description="DDIM steps when tokens are decoded.")
+    clamp: bool = Field(default=True, description="Clamp the predicted image to [-1, 1]; not for standardised depth.")
+
+
+class TrainingConfig(_Config):
+    """One training stage of a tokenizer."""
+
+    loss: Literal["mse", "smooth_l1", "cross_entropy"] = Field(description="Reconstruction loss (Table 3).")
+    steps: Positive = Field(description="Optimiser steps.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        description="Steps of linear warm-up; cosine decay to 0 after it."
+    )
+    batch_size: Positive = Field(description="Images a step.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(description="Peak learning rate, at this batch size.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW momentum (Table 3).")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.05, description="AdamW weight decay (Table 3).")
+    clip_grad: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Bound on the gradient's norm.")
+    scored_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="Share of an image's tokens that a plain decoder is scored on each step; less is faster.",
+    )
+    hflip: bool = Field(default=True, description="Mirror half of the images (Table 3).")
+    precision: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="Autocast type; the quantizer is always fp32."
+    )
+    checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints.")
+    seed: int = Field(default=0, description="Seed of weights, batches and noise.")
+
+
+class ImageTokenizerConfig(_Config):
+    """One image tokenizer: what it eats, its networks, its training."""
+
+    label: ImageLabel
+    input_px: Positive = Field(description="Side of the square crops.")
+    patch_px: Positive = Field(description="Side of the patch behind one token.")
+    feature_dim: Positive | None = Field(default=None, description="Channels of the CLIP features; for clip only.")
+    encoder: EncoderConfig = EncoderConfig()
+    quantizer: QuantizerConfig
+    decoder: VitDecoderConfig | DiffusionDecoderConfig = Field(discriminator="kind")
+    training: TrainingConfig
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side."""
+        return self.input_px // self.patch_px
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one image."""
+        return self.grid**2
+
+    @property
+    def codebook_size(self) -> int:
+        """Vocabulary of the tokens."""
+        return self.quantizer.codebook_size
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that the encoder sees."""
+        by_label = {"rgb": 3, "depth": 1, "normal": 3, "semseg": CLASS_CHANNELS, "clip": self.feature_dim or 0}
+        return by_label[self.label]
+
+    @property
+    def stale_threshold(self) -> float:
+        """thresh_replace of appendix B.3: EMA count below which a codeword restarts; 0 never restarts."""
+        if not self.quantizer.stale_coefficient:
+            return 0.0
+        tokens = self.training.batch_size * self.num_tokens
+        return tokens / (self.quantizer.stale_coefficient * self.quantizer.codebook_size)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ImageTokenizerConfig":
+        if self.input_px % self.patch_px:
+            raise ValueError(f"input_px {self.input_px} is not a multiple of patch_px {self.patch_px}")
+        if (self.label == "clip") != (self.feature_dim is not None):
+            raise ValueError(
+                f"{self.label} tokenizer with feature_dim {self.feature_dim}: clip needs one, the others have none"
+            )
+        if isinstance(self.decoder, DiffusionDecoderConfig):
+            self._check_unet(self.decoder)
+        if (self.label == "semseg") != (self.training.loss == "cross_entropy"):
+            raise ValueError(
+                f"loss {self.training.loss} does not fit {self.label}: cross_entropy is for semseg and only for it"
+            )
+        for part in (self.encoder, self.decoder):
+            if not isinstance(part, DiffusionDecoderConfig) and (part.width % part.heads or part.width % 4):
+                raise ValueError(f"width {part.width} must be a multiple of 4 and of its {part.heads} heads")
+        return self
+
+    def _check_unet(self, unet: DiffusionDecoderConfig) -> None:
+        if self.label not in ("rgb", "depth", "normal"):
+            raise ValueError(f"{self.label} has no diffusion decoder; it is for rgb, depth and normal")
+        smallest = unet.patch_px * 2 ** (len(unet.multipliers) - 1)
+        if self.input_px % smallest or self.patch_px % unet.patch_px:
+            raise ValueError(
+                f"input_px {self.input_px} must be a multiple of {smallest} ({len(unet.multipliers)} U-Net levels over patches of "
+                f"{unet.patch_px}), and patch_px {self.patch_px} of the U-Net's patch"
+            )
+
+
+class TrainSetConfig(_Config):
+    """The frozen subset that all image tokenizers are trained on."""
+
+    num_samples: Positive = Field(description="Samples of the training split, the first by key that have every label.")
+    num_eval: Positive = Field(description="Held-out samples of the validation split, for figures and pictures.")
+    blocks: tuple[str, ...] = Field(
+        default=("block_00",), min_length=1, description="Blocks that samples are taken from."
+    )
+
+
+class TextTokenizerConfig(_Config):
+    """The joint WordPiece vocabulary of captions and boxes (appendix B.2)."""
+
+    vocab_size: Annotated[int, Field(gt=4284)] = Field(
+        default=30_000,
+        description="Ids in all: 4,284 special tokens and the word pieces. A small corpus may fill fewer.",
+    )
+    min_frequency: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Occurrences below which a piece is not made."
+    )
+
+
+class TokenizerSpec(_Config):
+    """All that `python -m fourmill.tokenize --spec FILE` needs to train one image tokenizer."""
+
+    store: str = Field(description="Root of the store.")
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_@]*$")] = Field(
+        description="Model name: models/{name}/{digest}/."
+    )
+    config: ImageTokenizerConfig
+    train_set: str = Field(description="Store path of the packed training set.")
+    train_set_digest: str = Field(description="Digest of its content; training stops when the file has another.")
+    run_folder: str = Field(description="Local folder for checkpoints, so that a killed training resumes.")
+    threads: Positive = Field(default=2, description="CPU threads.")
+
+    @property
+    def input_digest(self) -> str:
+        """Digest of all that the weights depend on: equal inputs, equal tokenizer."""
+        return digest_json([TRAIN_VERSION, self.config.model_dump(mode="json"), self.train_set_digest, self.threads])
+
+
+def demo_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig]:
+    """Five tokenizers for generated scenes of 64 pixels: 8x8 tokens, 512 codewords, two minutes on two idle cores.
+
+    Expect on held-out scenes: semseg mIoU 0.94, depth L1 0.08, normals 6.5 degrees, RGB 23 dB, features' R2 0.84.
+
+    Args:
+        feature_dim: channels of the CLIP features.
+    """
+    encoder = EncoderConfig(kind="patch", width=128, depth=2, heads=4)
+    plain = VitDecoderConfig(width=128, depth=2, heads=4)
+    denoiser = DiffusionDecoderConfig(
+        channels=48, multipliers=(1, 2), res_blocks=1, attention_levels=(1,), sample_steps=4
+    )
+
+    def one(label: ImageLabel, steps: int, rate: float, **training: float) -> ImageTokenizerConfig:
+        return ImageTokenizerConfig(
+            label=label,
+            input_px=64,
+            patch_px=8,
+            feature_dim=feature_dim if label == "clip" else None,
+            encoder=encoder,
+            # A memory of 20 steps and k-means: an EMA of 0.99 has hardly moved in 300.
+            quantizer=QuantizerConfig(codebook_size=512, ema_decay=0.95, kmeans_init=True),
+            decoder=_decoder(label, plain, denoiser),
+            training=TrainingConfig(
+                loss=_LOSS[label], steps=steps, warmup_steps=20, batch_size=32, learning_rate=rate, **training
+            ),
+        )
+
+    return {
+        "rgb": one("rgb", 180, 2e-3),
+        "depth": one("depth", 280, 2e-3),
+        "normal": one("normal", 240, 2e-3),
+        "semseg": one("semseg", 400, 1e-3, scored_share=0.25),
+        "clip": one("clip", 240, 1e-3),
+    }
+
+
+def smallest_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig]:
+    """The demo's tokenizers for tests: every part real, a few steps, figures without meaning."""
+    return {
+        label: config.model_copy(
+            update={"training": config.training.model_copy(update={"steps": 6, "batch_size": 8, "warmup_steps": 2})}
+        )
+        for label, config in demo_tokenizers(feature_dim).items()
+    }
+
+
+def paper_tokenizers() -> dict[str, ImageTokenizerConfig]:
+    """The tokenizers of the paper at base resolution: Table 3, the 15 epochs of CC12M after ImageNet-1K's 100.
+
+    An epoch is taken as 12 million images. Table 3's base learning rate, 5e-5, is for a batch of 256.
+    Not in it: random crops (this project crops once), and float16 for rgb, normals and depth, which is known to end in
+    NaN when continued; bfloat16 serves for all.
+    """
+    codebook: dict[ImageLabel, int] = {"rgb": 16384, "depth": 8192, "normal": 8192, "semseg": 4096, "clip": 8192}
+
+    def one(label: ImageLabel) -> ImageTokenizerConfig:
+        batch = 1024 if label == "clip" else 640  # Table 3
+        epoch = 12_000_000 // batch
+        return ImageTokenizerConfig(
+            label=label,
+            input_px=224,
+            patch_px=16,
+            feature_dim=512 if label == "clip" else None,  # ViT-B/16 after its projection
+            encoder=EncoderConfig(),  # Table 3: ViT-B/16
+            quantizer=QuantizerConfig(codebook_size=codebook[label]),  # Table 3; its other values are the defaults
+            decoder=_decoder(label, VitDecoderConfig(), DiffusionDecoderConfig()),  # Table 3: ViT-B/16, Patch-UNet
+            training=TrainingConfig(
+                loss=_LOSS[label],
+                steps=15 * epoch,  # Table 3: 100 (IN1K) + 15 (CC12M) epochs
+                warmup_steps=epoch,  # Table 3: 5 (IN1K) + 1 (CC12M) epochs
+                batch_size=batch,
+                learning_rate=5e-5 * batch / 256,  # Table 3
+                checkpoint_every=1000,
+            ),
+        )
+
+    return {label: one(label) for label in codebook}
+
+
+_LOSS: dict[ImageLabel, Literal["mse", "smooth_l1", "cross_entropy"]] = {
+    "rgb": "mse",
+    "normal": "mse",
+    "depth": "smooth_l1",
+    "semseg": "cross_entropy",
+    "clip": "smooth_l1",
+}
+"""Loss functions of Table 3."""
+
+
+def _decoder(
+    label: ImageLabel, plain: VitDecoderConfig, denoiser: DiffusionDecoderConfig
+) -> VitDecoderConfig | DiffusionDecoderConfig:
+    """Table 3's choice: diffusion where blur shows. Standardised depth leaves [-1, 1], so it is not clamped."""
+    if label in ("semseg", "clip"):
+        return plain
+    return denoiser.model_copy(update={"clamp": label != "depth"})

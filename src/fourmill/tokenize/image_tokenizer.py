@@ -1,0 +1,193 @@
+"""One image tokenizer, whole: labels as stored to tokens, tokens to labels (4M, appendix B.3).
+
+A VQ-VAE with a plain decoder (semseg, clip), or with a diffusion decoder trained end to end (rgb, depth, normal).
+Its state dict has the public names, so that public weights can be loaded at the paper's sizes.
+"""
+
+# B batch, C channels, H W pixels, h w token grid, N = h*w tokens, D channels of a codeword, K classes
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fourmill.tokenize.config import (
+    CLASS_CHANNELS,
+    NUM_CLASS_ROWS,
+    DiffusionDecoderConfig,
+    ImageTokenizerConfig,
+    VitDecoderConfig,
+)
+from fourmill.tokenize.conversions import Batch, check_batch, to_network, to_store
+from fourmill.tokenize.diffusion import add_noise, sample_ddim, signal_levels
+from fourmill.tokenize.quantizer import Quantized, Quantizer
+from fourmill.tokenize.samples import LabelError
+from fourmill.tokenize.unet import PatchedUNet
+from fourmill.tokenize.vit import PatchEncoder, VitDecoder, VitEncoder, choose_attention
+
+_BATCH = 64  # images at a time, the last batch filled up: a token must not depend on what else is in its batch
+
+
+class ImageTokenizer(nn.Module):
+    """Labels to tokens and back."""
+
+    def __init__(self, config: ImageTokenizerConfig, depth_span: tuple[float, float] = (-4.0, 4.0)) -> None:
+        """A new tokenizer.
+
+        Args:
+            depth_span: standardised depth that is given back as 0 and as 1; the span of the training set.
+        """
+        super().__init__()
+        self.config = config
+        self.depth_span = depth_span
+        encoder, quantizer, decoder = config.encoder, config.quantizer, config.decoder
+        patch_px = 1 if config.label == "clip" else config.patch_px
+        if config.label == "semseg":
+            self.cls_emb = nn.Embedding(NUM_CLASS_ROWS, CLASS_CHANNELS)
+        if encoder.kind == "vit":
+            self.encoder = VitEncoder(encoder, config.in_channels, patch_px, config.grid)
+        else:
+            self.encoder = PatchEncoder(encoder, config.in_channels, patch_px)
+        self.quant_proj = nn.Conv2d(encoder.width, quantizer.latent_dim, 1)
+        self.quantize = Quantizer(quantizer, config.stale_threshold)
+        if isinstance(decoder, DiffusionDecoderConfig):
+            self.decoder = PatchedUNet(decoder, config.in_channels, quantizer.latent_dim)
+            self.register_buffer("_levels", signal_levels(decoder.train_steps), persistent=False)
+        else:
+            channels = NUM_CLASS_ROWS if config.label == "semseg" else config.in_channels
+            self.post_quant_proj = nn.Conv2d(quantizer.latent_dim, decoder.width, 1)
+            self.decoder = VitDecoder(decoder, channels, patch_px, config.grid)
+        choose_attention(self, torch.device("cpu"))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.quant_proj.weight.device
+
+    def to_device(self, device: torch.device) -> "ImageTokenizer":
+        """Move to a device and choose its attention kernel."""
+        self.to(device)
+        choose_attention(self, device)
+        return self
+
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Quantized:
+        """Network input (see `conversions`) to codewords; moves the codebook in training mode."""
+        if self.config.label == "semseg":
+            x = self.cls_emb(x).movedim(-1, 1)
+        return self.quantize(self.quant_proj(self.encoder(x)), generator)
+
+    def loss(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Quantized]:
+        """Training loss on a batch of network input: reconstruction plus weighted commitment.
+
+        Args:
+            generator: on the CPU; draws noise, steps and codebook restarts, so equal seeds give equal losses anywhere.
+        """
+        quantized = self.encode(x, generator)
+        if isinstance(self.config.decoder, DiffusionDecoderConfig):
+            predicted = self._denoised(x, quantized.latent_BDhw, generator)
+            reconstruction = _LOSSES[self.config.training.loss](predicted.float(), x)
+        else:
+            reconstruction = self._plain_loss(x, quantized.latent_BDhw, generator)
+        return reconstruction + self.config.quantizer.commitment_weight * quantized.commitment, quantized
+
+    def _plain_loss(self, x: Tensor, latent_BDhw: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss of the plain decoder on a share of each image's tokens, drawn anew for each batch."""
+        features_BND = self.decoder.features(self.post_quant_proj(latent_BDhw))
+        target_BN = _by_token(x, self.decoder.patch_px)
+        num = max(1, round(self.config.training.scored_share * target_BN.shape[1]))
+        if num < target_BN.shape[1]:
+            picks_Bn = torch.rand(target_BN.shape[:2], generator=generator).argsort(1)[:, :num].to(x.device)
+            rows_B1 = torch.arange(len(x), device=x.device)[:, None]
+            features_BND, target_BN = features_BND[rows_B1, picks_Bn], target_BN[rows_B1, picks_Bn]
+        values = self.decoder.pixel_values(features_BND).float()
+        if self.config.label == "semseg":
+            return F.cross_entropy(values.flatten(0, 2), target_BN.flatten())
+        return _LOSSES[self.config.training.loss](values, target_BN)
+
+    def _denoised(self, x_BCHW: Tensor, latent_BDhw: Tensor, generator: torch.Generator) -> Tensor:
+        step_B = torch.randint(len(self._levels), (len(x_BCHW),), generator=generator).to(x_BCHW.device)
+        noise_BCHW = torch.randn(x_BCHW.shape, generator=generator).to(x_BCHW.device)
+        noised_BCHW = add_noise(x_BCHW, noise_BCHW, self._levels[step_B])
+        return self.decoder(noised_BCHW, step_B, latent_BDhw)
+
+    @torch.no_grad()
+    def tokenize(self, batch: Batch) -> NDArray[np.int16]:
+        """Labels as the store holds them to codebook indices.
+
+        Args:
+            batch: of any length; type, shape and range by label as in `conversions`.
+
+        Returns:
+            Tokens (B, N) int16 in raster order.
+
+        Raises:
+            LabelError: the batch is not what this tokenizer's label is stored as.
+        """
+        check_batch(batch, self.config)
+        was_training = self.training
+        self.eval()
+        tokens = np.zeros((len(batch), self.config.num_tokens), np.int16)
+        for start in range(0, len(batch), _BATCH):
+            part = batch[start : start + _BATCH]
+            x = to_network(part, self.config.label).to(self.device)
+            x = torch.cat([x, x[:1].expand(_BATCH - len(x), *x.shape[1:])])
+            tokens[start : start + len(part)] = self.encode(x).tokens_Bhw.flatten(1)[: len(part)].cpu().numpy()
+        self.train(was_training)
+        return tokens
+
+    @torch.no_grad()
+    def detokenize(self, tokens_BN: NDArray[np.integer], seed: int = 0, sample_steps: int | None = None) -> Batch:
+        """Codebook indices to labels of the kind that `tokenize` takes.
+
+        Depth is relative: each map's own scale and shift are not in its tokens.
+
+        Args:
+            tokens_BN: (B, N) of any integer type.
+            seed: of the diffusion decoder's noise; the same tokens and seed give the same label.
+            sample_steps: DDIM steps; the config's by default.
+
+        Raises:
+            LabelError: tokens of another shape or outside the codebook.
+        """
+        grid, size = self.config.grid, self.config.codebook_size
+        if tokens_BN.ndim != 2 or tokens_BN.shape[1] != grid**2:
+            raise LabelError(f"{self.config.label} tokens have shape {tokens_BN.shape}, expected (B, {grid**2})")
+        if tokens_BN.size and not (tokens_BN.min() >= 0 and tokens_BN.max() < size):
+            raise LabelError(
+                f"{self.config.label} tokens span {tokens_BN.min()}..{tokens_BN.max()}, expected 0..{size - 1}"
+            )
+        was_training = self.training
+        self.eval()
+        tokens_Bhw = torch.from_numpy(tokens_BN.astype(np.int64)).view(-1, grid, grid)
+        generator = torch.Generator().manual_seed(seed)
+        # The same noise for every image of a batch: what is decoded depends on its own tokens and the seed only.
+        noise = torch.randn(
+            (1, self.config.in_channels, self.config.input_px, self.config.input_px), generator=generator
+        )
+        parts = [self._decode(part.to(self.device), noise, sample_steps) for part in tokens_Bhw.split(_BATCH)]
+        self.train(was_training)
+        return np.concatenate([to_store(p, self.config.label, self.depth_span) for p in parts])
+
+    def _decode(self, tokens_Bhw: Tensor, noise_1CHW: Tensor, sample_steps: int | None) -> Tensor:
+        latent_BDhw = self.quantize.lookup(tokens_Bhw)
+        decoder = self.config.decoder
+        if isinstance(decoder, VitDecoderConfig):
+            return self.decoder(self.post_quant_proj(latent_BDhw))
+        return sample_ddim(
+            lambda x_BCHW, step_B: self.decoder(x_BCHW, step_B, latent_BDhw),
+            noise_1CHW.to(self.device).expand(len(tokens_Bhw), -1, -1, -1),
+            self._levels,
+            sample_steps or decoder.sample_steps,
+            decoder.clamp,
+        )
+
+
+_LOSSES = {"mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+
+
+def _by_token(x: Tensor, patch_px: int) -> Tensor:
+    """Network input by token: (B, N, patch pixels) classes, or (B, N, patch pixels, C) values."""
+    last = x if x.ndim == 3 else x.movedim(1, -1)
+    patches = last.unflatten(2, (-1, patch_px)).unflatten(1, (-1, patch_px))
+    return patches.transpose(2, 3).flatten(3, 4).flatten(1, 2)

@@ -1,0 +1,103 @@
+"""Building the manifest: reads every aligned shard's receipts and refuses what must not be trained on."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from fourmill.core.ledger import read_ledger
+from fourmill.core.manifest import Manifest, ModalityEntry, ShardEntry
+from fourmill.core.modality import Modality
+from fourmill.core.names import SPLITS, Layout, Split
+from fourmill.core.shards import ShardPlace, need
+from fourmill.core.store import Store
+from fourmill.tokenize.align import FOLDER, token_folder
+
+
+class ManifestError(ValueError):
+    """Shards that do not make a training set together."""
+
+
+def build_manifest(
+    store: Store,
+    dataset: str,
+    layout: Layout,
+    blocks: Iterable[str],
+    table: Mapping[str, Modality],
+    tokenizers: Mapping[str, str],
+    text_tokenizer: str,
+    patch_px: int,
+    source_digest: str,
+) -> Manifest:
+    """The manifest of all aligned shards of the blocks.
+
+    Args:
+        table: modalities by name.
+        tokenizers: digest of the tokenizer of each modality; pixels have none.
+        text_tokenizer: store path of tokenizer.json.
+
+    Raises:
+        ManifestError: tokens of two tokenizers in one modality, or no training sample at all.
+        MissingShardError: an aligned shard is not there.
+    """
+    blocks = list(blocks)
+    splits: dict[Split, list[ShardEntry]] = {}
+    for split in SPLITS:
+        shards = [shard for block in blocks for shard in layout.shards_of(block)]
+        entries = [_entry(store, dataset, split, shard, table, tokenizers) for shard in shards]
+        splits[split] = [entry for entry in entries if entry.count]
+    if not splits["train"]:
+        raise ManifestError(f"{dataset} has no training sample in blocks {blocks[0]}..{blocks[-1]}; see the ledgers")
+    pixels = next(m for m in table.values() if m.kind == "pixels")
+    return Manifest(
+        dataset=dataset,
+        input_px=pixels.grid * patch_px,
+        patch_px=patch_px,
+        source_digest=source_digest,
+        modalities={
+            m.name: ModalityEntry(
+                kind=m.kind,
+                folder=m.folder,
+                ext=m.ext,
+                grid=m.grid,
+                vocab_size=m.vocab_size,
+                tokenizer=tokenizers.get(m.name),
+            )
+            for m in table.values()
+        },
+        text_tokenizer=text_tokenizer,
+        splits=splits,
+        rows=sum(_missing(store, dataset, blocks, {"ok"}).values()) + sum(e.count for s in splits.values() for e in s),
+        missing=_missing(store, dataset, blocks, {"ok"}),
+    )
+
+
+def _entry(
+    store: Store, dataset: str, split: Split, shard: int, table: Mapping[str, Modality], tokenizers: Mapping[str, str]
+) -> ShardEntry:
+    aligned = need(store, ShardPlace(dataset, split, FOLDER, shard), "tokens/shards")
+    tars: dict[str, str] = {}
+    for folder in [*(m.folder for m in table.values()), "crop_settings"]:
+        receipt = need(store, ShardPlace(dataset, split, folder, shard), "tokens/shards")
+        if receipt.num_ok != aligned.num_ok:
+            raise ManifestError(
+                f"{split} {folder} shard {shard:05d} holds {receipt.num_ok} samples, not {aligned.num_ok}"
+            )
+        if receipt.tar_sha256 is not None:
+            tars[folder] = receipt.tar_sha256
+    for modality, digest in tokenizers.items():
+        made_by = need(store, ShardPlace(dataset, split, token_folder(modality), shard), f"tokens/{modality}").recipe
+        if made_by.weights != digest:
+            raise ManifestError(
+                f"{split} {modality} shard {shard:05d} was made by tokenizer {made_by.weights[:12]}, the current one is "
+                f"{digest[:12]}: materialize tokens/{modality} and tokens/shards for its block again"
+            )
+    return ShardEntry(shard=shard, count=aligned.num_ok, tars=tars)
+
+
+def _missing(store: Store, dataset: str, blocks: list[str], fine: set[str]) -> dict[str, int]:
+    """Rows of the list that reached no tar, by what became of them."""
+    counts: Counter[str] = Counter()
+    for split in SPLITS:
+        for block in blocks:
+            for folder in ("images", FOLDER):
+                counts.update(read_ledger(store, dataset, split, folder, block)["status"].to_pylist())
+    return {status: n for status, n in sorted(counts.items()) if status not in fine}

@@ -1,0 +1,49 @@
+"""A sample's image and labels from their shards: which folder, how decoded, how cropped to what tokenizers take. No torch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourmill.core.crops import CROPPERS, centre_crop
+from fourmill.core.labels import decode_depth, decode_image, decode_normal, decode_semseg
+
+Features = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Crops (B, S, S, 3) uint8 to dense features (B, h, w, C)."""
+
+FOLDERS = {"rgb": "images", "depth": "depth", "normal": "normal", "semseg": "semseg"}
+"""Folder of each label's shards."""
+
+_DECODERS: dict[str, Callable[[bytes], NDArray[Any]]] = {
+    "rgb": lambda data: decode_image(data).rgb_HWC,
+    "depth": decode_depth,
+    "normal": decode_normal,
+    "semseg": decode_semseg,
+}
+
+
+class LabelError(ValueError):
+    """A label that a tokenizer cannot take: found, expected."""
+
+
+def crop_label(label: str, data: bytes, input_px: int, size: tuple[int, int]) -> NDArray[Any]:
+    """The centre crop of one member.
+
+    Args:
+        size: (width, height) of the sample's image, which the label must have.
+
+    Returns:
+        (S, S) or (S, S, 3), of the type that the label's tokenizer takes.
+
+    Raises:
+        LabelError: it does not decode, or has another size.
+    """
+    try:
+        array = _DECODERS[label](data)
+    except ValueError as error:
+        raise LabelError(str(error)) from error
+    height, width = array.shape[:2]
+    if (width, height) != size:
+        raise LabelError(f"{label} has {width} x {height} pixels, its image has {size[0]} x {size[1]}")
+    return CROPPERS[label](array, centre_crop(width, height), input_px)

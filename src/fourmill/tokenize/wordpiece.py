@@ -1,0 +1,93 @@
+"""Fitting the joint WordPiece vocabulary of captions and boxes (4M, appendix B.2), in the public file's layout."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+
+from fourmill.core.digest import digest_bytes, digest_json
+from fourmill.core.sequences import FIRST_CLASS, FIRST_SENTINEL, FIRST_WORD_PIECE, UNK, TextTokenizer, special_tokens
+from fourmill.core.store import Store
+from fourmill.tokenize.config import TEXT_VERSION, TextTokenizerConfig
+
+_MAX_CHARS = 100  # of a word; longer ones are unknown
+
+
+class TextError(ValueError):
+    """Captions that no vocabulary can be fitted on."""
+
+
+def fit_wordpiece(store: Store, captions: Sequence[str], config: TextTokenizerConfig) -> str:
+    """Fit, publish `models/text/{digest}/tokenizer.json`, and say how well it knows the captions.
+
+    Args:
+        captions: of the training split; their order does not matter.
+
+    Returns:
+        Store path of the report: digest, path (the folder), vocab_size, known_share, tokens_per_caption.
+
+    Raises:
+        TextError: no caption.
+    """
+    if not captions:
+        raise TextError(
+            "no caption to fit the text tokenizer on: look at the images ledger of the training set's blocks"
+        )
+    file = train_wordpiece(captions, config)
+    digest = digest_bytes(file)
+    folder = f"models/text/{digest}"
+    tokenizer = TextTokenizer(file)
+    ids = tokenizer.encode_batch(sorted(captions))
+    known = sum(UNK not in found for found in ids) / len(ids)
+    pieces = Counter(chain.from_iterable(ids))
+    report = {
+        "name": "text",
+        "digest": digest,
+        "path": folder,
+        "vocab_size": tokenizer.vocab_size,
+        "num_captions": len(captions),
+        "captions_digest": digest_json(sorted(captions)),
+        "code_version": TEXT_VERSION,
+        "known_share": round(known, 4),
+        "figures": {
+            "known_share": round(known, 4),
+            "tokens_per_caption": round(sum(map(len, ids)) / len(ids), 2),
+            "word_pieces_used": sum(i >= FIRST_WORD_PIECE for i in pieces),
+        },
+        "baseline": {},
+    }
+    store.write(f"{folder}/tokenizer.json", file)
+    store.write(f"{folder}/report.json", json.dumps(report, indent=1).encode())
+    return f"{folder}/report.json"
+
+
+def train_wordpiece(captions: Sequence[str], config: TextTokenizerConfig) -> bytes:
+    """The tokenizer.json of a vocabulary fitted on captions; equal captions in any order give equal bytes.
+
+    A small corpus may hold fewer word pieces than the vocabulary has room for; ids above are then never used.
+    """
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]", max_input_chars_per_word=_MAX_CHARS))
+    tokenizer.normalizer = BertNormalizer(clean_text=True, handle_chinese_chars=True, lowercase=True)  # type: ignore
+    tokenizer.pre_tokenizer = BertPreTokenizer()  # type: ignore
+    tokenizer.decoder = WordPieceDecoder(prefix="##", cleanup=True)  # type: ignore
+    trainer = WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=[_added(i, token) for i, token in enumerate(special_tokens())],
+        show_progress=False,
+        continuing_subword_prefix="##",
+    )
+    tokenizer.train_from_iterator(sorted(captions), trainer)
+    return tokenizer.to_str().encode()
+
+
+def _added(token_id: int, token: str) -> AddedToken:
+    """Specials split off anywhere; sentinels and coordinates as whole words; class names in any case too."""
+    return AddedToken(token, single_word=token_id >= FIRST_SENTINEL, normalized=token_id >= FIRST_CLASS, special=True)
