@@ -1,0 +1,1 @@
+"""4M: model, masking, loader, training, generation. No Dagster, no Ray."""

@@ -1,0 +1,242 @@
+"""Configs of 4M's training, pretraining and text-to-image fine-tuning, at the paper's sizes and at demo size. No torch.
+
+Modalities are written by label, without the size of their crops: `rgb` is the pixels, `tok_rgb` their tokens, then
+`tok_depth`, `tok_normal`, `tok_semseg`, `tok_clip`, `caption`, `det`. A manifest says which of them there are and how large.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fourmill.core.digest import digest_json
+
+VERSION = "1"  # of the model, its masking and its training
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Alphas = dict[str, Annotated[float, Field(ge=0)]]
+Keep = Literal["random", "all", "binary"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Config):
+    """The encoder-decoder (Table 4). The defaults are the public architecture; what differs is a demo option."""
+
+    dim: Positive = Field(default=768, description="Channels of a token.")
+    encoder_depth: Positive = Field(default=12, description="Encoder blocks.")
+    decoder_depth: Positive = Field(default=12, description="Decoder blocks.")
+    num_heads: Positive = Field(default=12, description="Attention heads; 64 channels each at the paper's sizes.")
+    mlp_ratio: Annotated[float, Field(gt=0)] = Field(
+        default=4.0, description="SwiGLU's hidden channels are int(2/3 * mlp_ratio * dim); no layer has a bias."
+    )
+    position_temperature: Annotated[float, Field(gt=1)] = Field(
+        default=10_000.0,
+        description="Base of the sine-cosine positions of images; texts always have 10,000. Demo: a small one tells the "
+        "places of an 8 x 8 grid apart.",
+    )
+    centre_positions: bool = Field(
+        default=False, description="Subtract the mean over the grid from image positions (demo)."
+    )
+    queries_are_keys_init: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Start every attention with keys equal to queries times this, so that equal places see each other from "
+        "the first step (demo). None: independent, as in public.",
+    )
+    embedding_std: Annotated[float, Field(gt=0)] = Field(
+        default=0.02, description="Deviation of the encoder's token embeddings at the start."
+    )
+
+    @property
+    def hidden(self) -> int:
+        """SwiGLU's hidden channels, cut to an integer as in public: 1024 at dim 384, 2730 at 1024."""
+        return int(2 * int(self.mlp_ratio * self.dim) / 3)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "ModelConfig":
+        if self.dim % self.num_heads or self.dim % 4:
+            raise ValueError(f"dim {self.dim} must be a multiple of 4 and of its {self.num_heads} heads")
+        return self
+
+
+class MixtureComponent(_Config):
+    """One kind of sample: how many tokens of which modality it tends to see and to predict (section 2.2, appendix A).
+
+    Keys are a full name (`tok_rgb@448`), a label (`tok_rgb`), or a wildcard (`tok_*`, `*`); the most precise one counts,
+    and a modality that none names has 0. The share of each modality is drawn from a Dirichlet distribution: 0 leaves a
+    modality out, small alphas give few modalities many tokens, large ones give all of them alike.
+    """
+
+    input_alphas: Alphas = Field(description="Dirichlet parameters of the visible tokens.")
+    target_alphas: Alphas = Field(
+        description="Dirichlet parameters of the predicted tokens; pixels are never predicted."
+    )
+    keep: Keep = Field(
+        default="random",
+        description="Share of a visible text that is kept before its budget cuts it: uniform in 0..1, all, or 0 or 1.",
+    )
+    weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Odds of this component.")
+
+
+class MaskingConfig(_Config):
+    """Budgets, and the mixture that they are divided by."""
+
+    components: tuple[MixtureComponent, ...] = Field(min_length=1, description="One is drawn for every sample.")
+    num_input_tokens: tuple[int, int] = Field(default=(128, 128), description="Least and most visible tokens.")
+    num_target_tokens: tuple[int, int] = Field(default=(128, 128), description="Least and most predicted tokens.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MaskingConfig":
+        for name in ("num_input_tokens", "num_target_tokens"):
+            least, most = getattr(self, name)
+            if not 0 < least <= most:
+                raise ValueError(f"{name} ({least}, {most}): must be positive, the least first")
+        return self
+
+
+class OptimConfig(_Config):
+    """AdamW with a linear warm-up and a cosine decay to 0 (Table 4)."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(description="Peak, at this batch size.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(description="Steps of linear warm-up.")
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.95), description="Momentum.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.05, description="Not on norms; on embeddings, as public."
+    )
+    clip_grad: Annotated[float, Field(gt=0)] | None = Field(default=None, description="Bound on the gradient's norm.")
+    average_decay: Share = Field(
+        default=0.0,
+        description="Decay of the moving average of weights that is published instead of the last ones; 0: none.",
+    )
+
+
+class PretrainConfig(_Config):
+    """One training of 4M: from nothing, or from another one's weights."""
+
+    model: ModelConfig
+    masking: MaskingConfig
+    optim: OptimConfig
+    batch_size: Positive = Field(description="Samples a step.")
+    steps: Positive = Field(description="Optimiser steps.")
+    seed: int = Field(default=0, ge=0, description="Seed of weights, order and masks.")
+    precision: Literal["bf16", "fp32"] = Field(default="bf16", description="Autocast type of the trunk.")
+    checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints.")
+    num_val: Positive = Field(default=256, description="Held-out samples, the first by key, for the validation loss.")
+
+
+class TrainSpec(_Config):
+    """All that `python -m fourmill.train --spec FILE` needs."""
+
+    store: str = Field(description="Root of the store.")
+    manifest: str = Field(description="Store path of the manifest; its digest is in its name.")
+    name: Literal["fourm", "text2im"] = Field(description="Model name: models/{name}/{digest}/.")
+    config: PretrainConfig
+    init_from: str | None = Field(
+        default=None, description="Store folder models/{name}/{digest} of the weights to start from."
+    )
+    run_folder: str = Field(description="Local folder for checkpoints, so that a killed training resumes.")
+    threads: Positive = Field(default=2, description="CPU threads.")
+
+    @property
+    def input_digest(self) -> str:
+        """Digest of all that the weights depend on: equal inputs, equal model."""
+        config = self.config.model_dump(mode="json", exclude={"checkpoint_every"})
+        return digest_json([VERSION, self.name, config, self.manifest, self.init_from, self.threads])
+
+
+def fourm_b_cc12m() -> PretrainConfig:
+    """4M-7 B on CC12M as in the paper (Table 4; all-to-all and RGB-to-all at alpha 0.5 in equal parts).
+
+    | | |
+    |---|---|
+    | blocks, width, heads | 12 + 12, 768, 12 |
+    | tokens in / out | 128 / 128 |
+    | batch, learning rate | 8,192; 1e-4 * 8192 / 256 = 3.2e-3 |
+    | tokens, warm-up | 500 B in 239,120 steps, 10 B in 4,769 |
+    | AdamW | betas 0.9, 0.95; weight decay 0.05 |
+
+    About 229 H100-hours at 40 % of the peak (docs/benchmarks.md); not yet run at scale. The steps are the public code's: 196
+    epochs of 1,220, counting 256 tokens a sample.
+    """
+    return PretrainConfig(
+        model=ModelConfig(),
+        masking=MaskingConfig(components=_all_to_all_and_rgb_to_all(0.5)),
+        optim=OptimConfig(learning_rate=1e-4 * 8192 / 256, warmup_steps=4_769),
+        batch_size=8192,
+        steps=239_120,
+        checkpoint_every=1_220,
+        num_val=5_000,
+    )
+
+
+def fourm_text2im_b() -> PretrainConfig:
+    """4M-B fine-tuned to paint from captions (Table 5 and the public text2im recipe): 100 B tokens, batch 4,096.
+
+    Inputs 64..256, targets 256; learning rate 1e-4 * 4096 / 256 = 1.6e-3; 48,820 steps, warm-up 4,769. A third of the samples
+    see a whole caption and little else.
+    """
+    return PretrainConfig(
+        model=ModelConfig(),
+        masking=MaskingConfig(components=_caption_biased(), num_input_tokens=(64, 256), num_target_tokens=(256, 256)),
+        optim=OptimConfig(learning_rate=1e-4 * 4096 / 256, warmup_steps=4_769),
+        batch_size=4096,
+        steps=48_820,
+        checkpoint_every=1_220,
+        num_val=5_000,
+    )
+
+
+def fourm_demo(steps: int) -> PretrainConfig:
+    """4M for scenes of 64 pixels on two cores; 2,450 steps are about 150 s on an idle machine."""
+    return PretrainConfig(
+        model=_demo_model(),
+        masking=MaskingConfig(
+            components=_all_to_all_and_rgb_to_all(0.5, rgb_weight=4.0),
+            num_input_tokens=(80, 80),
+            num_target_tokens=(96, 96),
+        ),
+        optim=OptimConfig(learning_rate=1.2e-3, warmup_steps=min(100, steps // 10)),
+        batch_size=16,
+        steps=steps,
+    )
+
+
+def fourm_text2im_demo(steps: int) -> PretrainConfig:
+    """The demo's model fine-tuned to paint from captions."""
+    return PretrainConfig(
+        model=_demo_model(),
+        masking=MaskingConfig(components=_caption_biased(), num_input_tokens=(32, 96), num_target_tokens=(96, 96)),
+        optim=OptimConfig(learning_rate=6e-4, warmup_steps=min(20, steps // 10)),
+        batch_size=16,
+        steps=steps,
+    )
+
+
+def _demo_model() -> ModelConfig:
+    return ModelConfig(
+        dim=128,
+        encoder_depth=2,
+        decoder_depth=2,
+        num_heads=4,
+        position_temperature=10.0,
+        centre_positions=True,
+        queries_are_keys_init=2.0,
+        embedding_std=0.5,
+    )
+
+
+def _all_to_all_and_rgb_to_all(alpha: float, rgb_weight: float = 1.0) -> tuple[MixtureComponent, ...]:
+    return (
+        MixtureComponent(input_alphas={"rgb": 1000.0}, target_alphas={"*": alpha}, weight=rgb_weight),
+        MixtureComponent(input_alphas={"*": alpha}, target_alphas={"*": alpha}),
+    )
+
+
+def _caption_biased() -> tuple[MixtureComponent, ...]:
+    return (
+        MixtureComponent(input_alphas={"caption": 5.0, "*": 0.05}, target_alphas={"*": 1.0}, keep="all"),
+        MixtureComponent(input_alphas={"*": 0.2}, target_alphas={"*": 1.0}),
+        MixtureComponent(input_alphas={"*": 1.0}, target_alphas={"*": 1.0}),
+    )

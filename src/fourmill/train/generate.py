@@ -1,0 +1,218 @@
+"""Decoding: image tokens by MaskGIT or in random order, texts left to right, each from all that is visible so far.
+
+The draws of a sample depend on (seed, its row, modality, step) alone, not on the samples beside it. B samples, L tokens of a
+grid, M targets, V ids.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fourmill.core.modality import TEXT_MAX_TOKENS, Modality
+from fourmill.core.sequences import EOS, FIRST_SENTINEL, NUM_SENTINELS, sentinel
+from fourmill.train.assemble import Part, assemble_targets, text_target
+from fourmill.train.model import FourM
+from fourmill.train.sampling import Schedule, draw_tokens, step_sizes
+from fourmill.train.visible import Visible, visible_inputs, visible_rgb
+
+Tokens = NDArray[np.int64] | list[list[int]]
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How one modality is decoded."""
+
+    name: str
+    scheme: Literal["maskgit", "roar"] = "maskgit"  # images; texts always go left to right
+    steps: int = 4
+    schedule: Schedule = "cosine"  # roar is always linear
+    temperature: float = 0.0
+    top_k: int | float = 0
+    top_p: float = 0.0
+    max_text: int = 80  # tokens of a text
+
+
+def generate_from_rgb(
+    model: FourM,
+    rgb_BHWC: NDArray[np.uint8],
+    targets: Sequence[str] | None = None,
+    steps: int = 4,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chain: bool = False,
+    **options: float,
+) -> dict[str, Tokens]:
+    """Every modality from pixels alone.
+
+    Args:
+        rgb_BHWC: uint8, of the model's size.
+        targets: modality names; all that the model predicts by default.
+        steps: decoding steps of an image.
+        chain: let what is decoded be seen by the modalities after it.
+        options: `top_k`, `top_p`, `max_text` of `Decoding`.
+
+    Returns:
+        By name: tokens (B, L) of images, lists of ids of texts (no sentinels, no end token).
+
+    Raises:
+        ValueError: images of another size, or a modality the model does not predict.
+    """
+    names = [n for n in model.decoder_embeddings] if targets is None else list(targets)
+    plan = [Decoding(name, steps=steps, temperature=temperature, **options) for name in names]  # type: ignore[arg-type]
+    return generate(model, visible_rgb(model, rgb_BHWC), plan, seed, chain)
+
+
+def generate_from_caption(
+    model: FourM,
+    ids: Sequence[Sequence[int]],
+    targets: Sequence[str] | None = None,
+    steps: int = 8,
+    temperature: float = 1.0,
+    seed: int = 0,
+    chain: bool = True,
+    **options: float,
+) -> dict[str, Tokens]:
+    """Images from captions: by default CLIP tokens first, then RGB tokens that see them (public text2im).
+
+    Args:
+        ids: of each caption, [EOS] last.
+    """
+    names = (
+        list(targets)
+        if targets is not None
+        else [n for n in model.by_name if n.split("@")[0] in ("tok_clip", "tok_rgb")]
+    )
+    plan = [Decoding(name, steps=steps, temperature=temperature, **options) for name in names]  # type: ignore[arg-type]
+    return generate(model, Visible(len(ids), texts={"caption": [list(row) for row in ids]}), plan, seed, chain)
+
+
+@torch.inference_mode()
+def generate(
+    model: FourM, visible: Visible, plan: Sequence[Decoding], seed: int = 0, chain: bool = True
+) -> dict[str, Tokens]:
+    """Decode modalities one after the other.
+
+    Args:
+        visible: what is known; not changed.
+        chain: whether a decoded modality is visible to those after it.
+
+    Raises:
+        ValueError: a modality that the model does not predict, or that is visible already.
+    """
+    for decoding in plan:
+        if decoding.name not in model.decoder_embeddings:
+            raise ValueError(
+                f"{decoding.name!r} is not predicted by this model, only {', '.join(model.decoder_embeddings)}"
+            )
+        if decoding.name in visible.tokens or decoding.name in visible.texts:
+            raise ValueError(f"{decoding.name!r} is given and to be decoded; leave one out")
+    parts = []
+    for first in range(0, visible.num_samples, _BATCH):
+        rows = visible.rows(first, first + _BATCH)
+        found: dict[str, Tokens] = {}
+        for decoding in plan:
+            found[decoding.name] = _decode(model, rows, decoding, seed, first)
+            if chain:
+                _show(rows, model.by_name[decoding.name], found[decoding.name])
+        parts.append(found)
+    return {d.name: _joined([part[d.name] for part in parts]) for d in plan}
+
+
+def _decode(model: FourM, visible: Visible, decoding: Decoding, seed: int, first: int) -> Tokens:
+    if model.by_name[decoding.name].kind == "text":
+        return _decode_text(model, visible, decoding, seed, first)
+    return _decode_image(model, visible, decoding, seed, first)
+
+
+def _decode_image(model: FourM, visible: Visible, decoding: Decoding, seed: int, first: int) -> NDArray[np.int64]:
+    modality, number = model.by_name[decoding.name], visible.num_samples
+    tokens_BL = np.full((number, modality.max_tokens), -1, np.int64)
+    sight = Visible(number, visible.patches, {**visible.tokens, decoding.name: tokens_BL}, visible.texts)
+    schedule = "linear" if decoding.scheme == "roar" else decoding.schedule
+    for step, size in enumerate(step_sizes(modality.max_tokens, decoding.steps, schedule)):
+        if not size:
+            continue
+        rngs = [_rng(seed, first + row, modality, step) for row in range(number)]
+        wanted_BM = np.stack([np.flatnonzero(row < 0) for row in tokens_BL])
+        if decoding.scheme == "roar":
+            wanted_BM = np.stack(
+                [np.sort(rng.permutation(row)[:size]) for rng, row in zip(rngs, wanted_BM, strict=True)]
+            )
+        ids_BM, sure_BM = _predict_image(model, sight, modality, wanted_BM, rngs, decoding)
+        best_BM = np.argsort(-sure_BM, axis=1, kind="stable")[:, :size]
+        rows = np.arange(number)[:, None]
+        tokens_BL[rows, np.take_along_axis(wanted_BM, best_BM, 1)] = np.take_along_axis(ids_BM, best_BM, 1)
+    return tokens_BL
+
+
+def _predict_image(
+    model: FourM,
+    visible: Visible,
+    modality: Modality,
+    wanted_BM: NDArray[np.int64],
+    rngs: Sequence[np.random.Generator],
+    decoding: Decoding,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    index, shape = model.index(modality.name), wanted_BM.shape
+    targets = assemble_targets([[Part(index, row, np.zeros(len(row), np.int64))] for row in wanted_BM], shape[1])
+    y_BMD = model.decode(targets, *model.encode(visible_inputs(model, visible)), full=True)
+    uniform = np.concatenate([rng.random(shape[1]) for rng in rngs])
+    scores_TV = model.logits(y_BMD.flatten(0, 1), modality.name)
+    ids, sure = draw_tokens(scores_TV, uniform, decoding.temperature, decoding.top_k, decoding.top_p)
+    return ids.reshape(shape), sure.reshape(shape)
+
+
+def _decode_text(model: FourM, visible: Visible, decoding: Decoding, seed: int, first: int) -> list[list[int]]:
+    """From [S_1] on, until [EOS] or a sentinel closes the span in every row."""
+    modality, number = model.by_name[decoding.name], visible.num_samples
+    context = model.encode(visible_inputs(model, visible))
+    written = np.full((number, 1), sentinel(1), np.int64)
+    open_B = np.ones(number, bool)
+    rngs = [_rng(seed, first + row, modality, 0) for row in range(number)]
+    for _ in range(min(decoding.max_text, TEXT_MAX_TOKENS)):
+        prefix = np.concatenate(
+            [written, np.zeros((number, 1), np.int64)], 1
+        )  # the last one is only a place to predict
+        targets = assemble_targets(
+            [[text_target(model.index(modality.name), row)] for row in prefix], prefix.shape[1] - 1
+        )
+        y_BMD = model.decode(targets, *context)
+        uniform = np.array([rng.random() for rng in rngs])
+        scores_BV = model.logits(y_BMD[:, -1], modality.name)
+        ids_B, _ = draw_tokens(scores_BV, uniform, decoding.temperature, decoding.top_k, decoding.top_p)
+        written = np.concatenate([written, ids_B[:, None]], 1)
+        open_B &= ~_closes(ids_B)
+        if not open_B.any():
+            break
+    return [_content(row) for row in written[:, 1:]]
+
+
+def _closes(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return (ids == EOS) | ((ids >= FIRST_SENTINEL) & (ids < FIRST_SENTINEL + NUM_SENTINELS))
+
+
+def _content(ids: NDArray[np.int64]) -> list[int]:
+    ends = np.flatnonzero(_closes(ids))
+    return ids[: ends[0] if len(ends) else len(ids)].tolist()
+
+
+def _show(visible: Visible, modality: Modality, found: Tokens) -> None:
+    if isinstance(found, list):
+        visible.texts[modality.name] = [[*ids, EOS] for ids in found]
+    else:
+        visible.tokens[modality.name] = found
+
+
+def _joined(parts: Sequence[Tokens]) -> Tokens:
+    texts = [row for part in parts if isinstance(part, list) for row in part]
+    arrays = [part for part in parts if not isinstance(part, list)]
+    return np.concatenate(arrays) if arrays else texts
+
+
+def _rng(seed: int, row: int, modality: Modality, step: int) -> np.random.Generator:
+    return np.random.default_rng([seed, row, modality.id, step])

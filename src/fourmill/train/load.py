@@ -1,0 +1,116 @@
+"""4M in the store: `models/{name}/{digest}/` with model.safetensors, config.json and card.md."""
+
+import json
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from fourmill.core.digest import digest_bytes, digest_json
+from fourmill.core.modality import Modality
+from fourmill.core.store import Store
+from fourmill.train.config import ModelConfig
+from fourmill.train.model import FourM
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded: which key or value, found and expected."""
+
+
+def save_fourm(store: Store, name: str, model: FourM, state: dict[str, torch.Tensor], card: str) -> tuple[str, str]:
+    """Publish a model, config and card first, weights last.
+
+    Args:
+        state: weights to publish, by the model's state-dict names. Shared tensors are written under each of their names.
+        card: Markdown; `{digest}` in it is replaced.
+
+    Returns:
+        Its digest (of weights and config) and its folder.
+    """
+    weights = save({key: value.detach().cpu().clone().contiguous() for key, value in sorted(state.items())})
+    config: dict[str, Any] = {
+        "model": model.config.model_dump(mode="json"),
+        "patch_px": model.patch_px,
+        "modalities": [
+            {
+                "name": m.name,
+                "kind": m.kind,
+                "folder": m.folder,
+                "ext": m.ext,
+                "grid": m.grid,
+                "vocab_size": m.vocab_size,
+            }
+            for m in model.modalities
+        ],
+    }
+    digest = digest_json([digest_bytes(weights), config])
+    folder = f"models/{name}/{digest}"
+    store.write(f"{folder}/config.json", json.dumps(config, indent=1).encode())
+    store.write(f"{folder}/card.md", card.replace("{digest}", digest).encode())
+    store.write(f"{folder}/model.safetensors", weights)
+    return digest, folder
+
+
+def load_fourm(store: Store, folder: str, device: str = "cpu") -> FourM:
+    """A trained model, in evaluation mode.
+
+    Args:
+        folder: store path of `models/{name}/{digest}`.
+
+    Raises:
+        ModelError: a file is missing or damaged, or weights do not fit the config; wrong keys are named.
+    """
+    try:
+        text, data = store.read(f"{folder}/config.json"), store.read(f"{folder}/model.safetensors")
+    except FileNotFoundError as error:
+        raise ModelError(f"no model at {folder}: {error.filename} is missing; train it first") from error
+    try:
+        values = json.loads(text)
+        config = ModelConfig.model_validate(values["model"])
+        modalities, patch_px = [Modality(**m) for m in values["modalities"]], int(values["patch_px"])
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        raise ModelError(f"{folder}/config.json is not a 4M config: {error}") from error
+    try:
+        state = load(data)
+    except SafetensorError as error:
+        raise ModelError(f"{folder}/model.safetensors is damaged: {error}; copy it again") from error
+    model = FourM(config, modalities, patch_px)
+    load_weights(model, state, folder)
+    return model.to(device).eval()
+
+
+def load_weights(model: FourM, state: dict[str, torch.Tensor], where: str) -> None:
+    """Copy weights into a model that has exactly their keys and shapes.
+
+    Raises:
+        ModelError: unknown, missing or wrongly shaped keys, by name; or two copies of a shared tensor that differ.
+    """
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    problems = [f"{key}: missing, expected {expected[key]}" for key in sorted(expected.keys() - found.keys())]
+    problems += [f"{key}: unknown" for key in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{key}: shape {found[key]}, expected {expected[key]}"
+        for key in sorted(found.keys() & expected.keys())
+        if found[key] != expected[key]
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ModelError(f"{where}: weights do not fit the config: {shown}")
+    for one, other in shared_names(model):
+        if not torch.equal(state[one], state[other]):
+            raise ModelError(
+                f"{where}: {one} and {other} differ, this model shares them; the file is of an untied model"
+            )
+    model.load_state_dict(state)
+
+
+def shared_names(model: FourM) -> list[tuple[str, str]]:
+    """Pairs of state-dict names that are one tensor in the model."""
+    names = [name for name in model.decoder_embeddings]
+    return [
+        *((f"encoder_embeddings.{n}.mod_emb", f"decoder_embeddings.{n}.mod_emb") for n in names),
+        *((f"decoder_embeddings.{n}.token_emb.weight", f"decoder_embeddings.{n}.to_logits.weight") for n in names),
+    ]

@@ -1,0 +1,203 @@
+"""Training 4M from a manifest: resumable, and the same weights however often it was killed."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fourmill.core.manifest import Manifest
+from fourmill.core.store import Store, open_store
+from fourmill.core.work import Progress
+from fourmill.train.batch import Batch
+from fourmill.train.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
+from fourmill.train.config import PretrainConfig, TrainSpec
+from fourmill.train.data import Loader, checked_manifest, read_samples
+from fourmill.train.load import ModelError, load_fourm
+from fourmill.train.masking import Mixture
+from fourmill.train.model import FourM
+from fourmill.train.optim import Average, learning_rate, make_optimizer
+from fourmill.train.report import Trained, is_done, publish, report_path
+from fourmill.train.validate import validation_losses
+
+_log = logging.getLogger(__name__)
+_REPORT_EVERY_S = 1.0
+_CURVE_POINTS = 50
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on: where it stood, and what to change."""
+
+
+@dataclass
+class State:
+    """All that a step changes."""
+
+    model: FourM
+    optimizer: torch.optim.Optimizer
+    average: Average
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[list[float]] = field(default_factory=list)  # [step, mean loss of the steps since the point before]
+    losses: list[float] = field(default_factory=list)  # of those steps
+
+
+def train_fourm(spec: TrainSpec, progress: Progress) -> str:
+    """Train to the end, or find that it was done before; resume from the run folder where there is a checkpoint.
+
+    Returns:
+        Store path of the report (`train.report`).
+
+    Raises:
+        DataError: manifest or shards are not what they were.
+        TrainingError: the loss is no number any more.
+        ModelError: the weights to start from do not fit.
+    """
+    store = open_store(spec.store)
+    if is_done(store, report_path(spec)):
+        _log.info("%s was trained from the same inputs before: %s", spec.name, report_path(spec))
+        return report_path(spec)
+    torch.set_num_threads(spec.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    config, manifest = spec.config, checked_manifest(store, spec.manifest)
+    state = start(store, manifest, config, spec.init_from)
+    _resume(state, load_checkpoint(Path(spec.run_folder), spec.input_digest))
+    mixture = Mixture(config.masking, state.model.modalities)
+    train = read_samples(store, manifest, "train")
+    _run(state, Loader(train, mixture, config.batch_size, config.seed, manifest.patch_px), spec, progress)
+    progress(state.step, state.step, "scoring")
+    publish_average(state)
+    val = read_samples(store, manifest, "val", config.num_val)
+    losses = validation_losses(state.model.eval(), val, mixture, config)
+    trained = Trained(state.step, state.seconds, state.curve, len(train), len(val), losses)
+    publish(store, spec, manifest, state.model, trained)
+    drop_checkpoint(Path(spec.run_folder))
+    return report_path(spec)
+
+
+def start(store: Store, manifest: Manifest, config: PretrainConfig, init_from: str | None = None) -> State:
+    """Weights and optimiser before the first step.
+
+    Raises:
+        ModelError: the model to start from has another shape or other modalities.
+    """
+    modalities = [manifest.modality(name) for name in manifest.modalities]
+    if init_from is None:
+        torch.manual_seed(config.seed)
+        model = FourM(config.model, modalities, manifest.patch_px)
+    else:
+        model = load_fourm(store, init_from)
+        if _shape(model) != (config.model.dim, config.model.encoder_depth, config.model.decoder_depth) or set(
+            model.modalities
+        ) != set(modalities):
+            raise ModelError(
+                f"{init_from} has dim, encoder and decoder depth {_shape(model)} and modalities "
+                f"{', '.join(model.by_name)}; the config and the manifest ask for something else: train it from this manifest"
+            )
+    average = Average(dict(model.named_parameters()), config.optim.average_decay)
+    return State(model.train(), make_optimizer(model, config.optim), average)
+
+
+def train_step(state: State, batch: Batch, config: PretrainConfig) -> dict[str, float]:
+    """One optimiser step.
+
+    Returns:
+        The loss as `loss`, and each modality's by name, in nats.
+
+    Raises:
+        TrainingError: the loss is no number.
+    """
+    rate = learning_rate(config.optim, config.steps, state.step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    with autocast(state.model, config):
+        loss, by_modality = state.model.loss(batch)
+    found = {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in by_modality.items()}}
+    if not math.isfinite(found["loss"]):
+        bad = [name for name, value in found.items() if name != "loss" and not math.isfinite(value)]
+        raise TrainingError(
+            f"the loss is {found['loss']} at step {state.step} of {config.steps} ({', '.join(bad)}); lower the learning rate "
+            f"({config.optim.learning_rate:g}), bound the gradient (optim.clip_grad) or train in fp32"
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if config.optim.clip_grad is not None:
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_grad)
+    state.optimizer.step()
+    state.step += 1
+    state.average.update(state.model.parameters(), state.step)
+    return found
+
+
+def autocast(model: FourM, config: PretrainConfig) -> torch.autocast:
+    """The precision that a config asks for, on the model's device."""
+    return torch.autocast(model.mask_token.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def publish_average(state: State) -> None:
+    """Let the averaged weights take the place of the last ones, where there is an average."""
+    with torch.no_grad():
+        for name, parameter in state.model.named_parameters():
+            if name in state.average.values:
+                parameter.copy_(state.average.values[name])
+
+
+def _run(state: State, loader: Loader, spec: TrainSpec, progress: Progress) -> None:
+    config, before, begun, last = spec.config, state.seconds, time.monotonic(), 0.0
+    every = max(1, config.steps // _CURVE_POINTS)
+    for batch in _ahead(loader, state.step, config.steps):
+        found = train_step(state, batch, config)
+        state.seconds = before + time.monotonic() - begun
+        state.losses.append(found["loss"])
+        ended = state.step == config.steps
+        if state.step % every == 0 or ended:
+            state.curve.append([state.step, round(sum(state.losses) / len(state.losses), 5)])
+            state.losses = []
+        if not ended and state.step % config.checkpoint_every == 0:
+            save_checkpoint(Path(spec.run_folder), spec.input_digest, _snapshot(state))
+        if ended or time.monotonic() - last >= _REPORT_EVERY_S:
+            last = time.monotonic()
+            progress(state.step, config.steps, f"loss {found['loss']:.3f}")
+
+
+def _ahead(loader: Loader, first: int, end: int) -> Iterator[Batch]:
+    """Batches of the steps, each made while the one before is trained on."""
+    with ThreadPoolExecutor(1, "loader") as pool:
+        following = pool.submit(loader.batch, first) if first < end else None
+        for step in range(first, end):
+            assert following is not None
+            batch = following.result()
+            following = pool.submit(loader.batch, step + 1) if step + 1 < end else None
+            yield batch
+
+
+def _shape(model: FourM) -> tuple[int, int, int]:
+    return model.config.dim, model.config.encoder_depth, model.config.decoder_depth
+
+
+def _snapshot(state: State) -> dict[str, Any]:
+    return {
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "average": state.average.values,
+        "step": state.step,
+        "seconds": state.seconds,
+        "curve": state.curve,
+        "losses": state.losses,
+    }
+
+
+def _resume(state: State, snapshot: dict[str, Any] | None) -> None:
+    if snapshot is None:
+        return
+    state.model.load_state_dict(snapshot["model"])
+    state.optimizer.load_state_dict(snapshot["optimizer"])
+    state.average.values = snapshot["average"]
+    state.step, state.seconds = snapshot["step"], snapshot["seconds"]
+    state.curve, state.losses = snapshot["curve"], snapshot["losses"]
+    _log.info("resumed at step %d", state.step)
