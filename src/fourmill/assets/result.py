@@ -1,0 +1,102 @@
+"""How a block's work becomes a materialization: counts, a picture, checks, and a data version made of content."""
+
+import base64
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from fourmill.assets.workshop import Workshop
+from fourmill.core.ledger import BlockReport
+from fourmill.runtime.session import Session
+from fourmill.runtime.stages import BlockStage, publish_ledger, run_block, withdraw_ledger
+
+_MAX_PICTURE_BYTES = 200_000  # metadata is copied into event rows; larger pictures stay in the store
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found."""
+
+    check: str
+    passed: bool
+    blocking: bool = True
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def result(self, asset: dg.AssetKey) -> dg.AssetCheckResult:
+        """The verdict as Dagster wants it."""
+        severity = dg.AssetCheckSeverity.ERROR if self.blocking else dg.AssetCheckSeverity.WARN
+        return dg.AssetCheckResult(
+            asset_key=asset, check_name=self.check, passed=self.passed, severity=severity, metadata=dict(self.metadata)
+        )
+
+
+def check_spec(asset: dg.AssetKey, name: str, description: str, blocking: bool = True) -> dg.AssetCheckSpec:
+    """A check that lives with its asset."""
+    return dg.AssetCheckSpec(name, asset=asset, description=description, blocking=blocking)
+
+
+def materialize_block(
+    context: dg.AssetExecutionContext,
+    workshop: Workshop,
+    make_stage: Callable[[Session], BlockStage],
+    judge: Callable[[Session, str], Sequence[Verdict]],
+    describe: Callable[[Session, str], Mapping[str, Any]],
+) -> dg.MaterializeResult:
+    """Run one block stage, check it, and publish its ledger only if nothing blocking failed."""
+    session, block = workshop.session(context), context.partition_key
+    stage = make_stage(session)
+    with timed() as seconds:
+        made = run_block(session, stage, block)
+    verdicts = judge(session, block)
+    if all(v.passed or not v.blocking for v in verdicts):
+        report = publish_ledger(session, stage, block, made)
+        version, facts = report.digest, block_metadata(report)
+    else:
+        withdraw_ledger(session, stage, block)
+        version, facts = f"failed-{context.run_id}", {}
+    return dg.MaterializeResult(
+        metadata={**facts, "seconds": seconds(), **describe(session, block)},
+        data_version=dg.DataVersion(version),
+        check_results=[v.result(context.asset_key) for v in verdicts],
+    )
+
+
+@contextmanager
+def timed() -> Iterator[Callable[[], float]]:
+    """A stopwatch: call what it yields for the seconds since it began."""
+    start = time.monotonic()
+    yield lambda: round(time.monotonic() - start, 2)
+
+
+def block_metadata(report: BlockReport) -> dict[str, Any]:
+    """Counts, sizes and where the ledger is."""
+    return {
+        "dagster/partition_row_count": report.num_ok,
+        "rows": report.num_rows,
+        "statuses": table(["status", "samples"], sorted(report.counts.items(), key=lambda item: -item[1])),
+        "shards_made": report.shards_done,
+        "shards_kept": report.shards_skipped,
+        "megabytes": round(report.tar_bytes / 1e6, 3),
+        "shard_seconds": round(report.seconds, 2),
+        "samples_per_shard_second": round(report.num_rows / report.seconds, 1) if report.seconds else 0.0,
+        "ledger": dg.MetadataValue.text(", ".join(report.ledgers)),
+        "digest": report.digest,
+    }
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.MetadataValue:
+    """A small table; an empty one is said in words, since Dagster shows none."""
+    if not rows:
+        return dg.MetadataValue.text("none")
+    return dg.MetadataValue.table([dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows])
+
+
+def picture(png: bytes, title: str) -> dg.MetadataValue:
+    """A PNG as it shows on the asset's page."""
+    if len(png) > _MAX_PICTURE_BYTES:
+        return dg.MetadataValue.text(f"{title}: {len(png)} bytes, too large for the event log; see the store")
+    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})")

@@ -1,0 +1,149 @@
+"""`tokens/*`: labels to tokens, tokens to aligned shards, shards to the manifest."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from fourmill.assets.result import Verdict, check_spec, materialize_block, picture, table
+from fourmill.assets.workshop import OWNERS, Workshop
+from fourmill.core.manifest import write_manifest
+from fourmill.core.modality import IMAGE_TOKENS, LABELS, TEXTS
+from fourmill.runtime.models import current
+from fourmill.runtime.project import Project
+from fourmill.runtime.session import Session
+from fourmill.runtime.stages import align_stage, token_stage
+from fourmill.runtime.training import make_manifest
+from fourmill.runtime.workers import modality_of, token_modalities
+from fourmill.tokenize import align
+from fourmill.tokenize.checks import aligned_problems, token_figures, token_preview, token_problems
+from fourmill.tokenize.config import TOKENS_VERSION
+
+MIN_COVERAGE = 0.2
+
+
+def token_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """The tokens group of a project."""
+    names = (*IMAGE_TOKENS, *TEXTS)
+    return [
+        *(_token_asset(project, blocks, name) for name in names),
+        _shards_asset(project, blocks),
+        _manifest(project),
+    ]
+
+
+def _token_asset(project: Project, blocks: dg.PartitionsDefinition, name: str) -> dg.AssetsDefinition:
+    key = dg.AssetKey(["tokens", name])
+    tokenizer = "text" if name in TEXTS else name
+    source = dg.AssetKey(["labels", name]) if name in LABELS else dg.AssetKey([project.dataset, "images"])
+
+    modality = project.modalities()[modality_of(project, name)]
+
+    def judge(session: Session, block: str) -> Sequence[Verdict]:
+        problems = token_problems(session.store, project.dataset, project.layout, block, modality)
+        metadata = {"block": block, "problems": table(["problem"], [[p] for p in problems[:20]])}
+        return [Verdict("tokens_in_range", not problems, metadata=metadata)]
+
+    def describe(session: Session, block: str) -> Mapping[str, Any]:
+        ref = current(session.store, project.dataset, tokenizer, f"tokenizers/{tokenizer}")
+        place = (session.store, project.dataset, project.layout, block, modality)
+        facts: dict[str, Any] = {"tokenizer": ref.digest, **token_figures(*place)}
+        sheet = token_preview(*place)
+        return facts if sheet is None else {**facts, "preview": picture(sheet, f"{name} tokens of {block}")}
+
+    @dg.asset(
+        key=key,
+        deps=[source, dg.AssetKey(["tokenizers", tokenizer])],
+        partitions_def=blocks,
+        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        group_name="tokens",
+        kinds={"ray", "webdataset"},
+        owners=OWNERS,
+        tags={"modality": name, "stage": "tokens"},
+        pool="gpu_label",
+        code_version=TOKENS_VERSION,
+        description=_text(name),
+        check_specs=[check_spec(key, "tokens_in_range", "Every id is below the vocabulary, every grid complete.")],
+    )
+    def tokens(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
+        return materialize_block(context, workshop, lambda session: token_stage(session, name), judge, describe)
+
+    return tokens
+
+
+def _text(name: str) -> str:
+    if name == "clip":
+        return "CLIP tokens: crop to features to tokens in one go; the features are never stored."
+    if name == "caption":
+        return "Captions that encode in the joint vocabulary, as text; the trainer encodes them."
+    if name == "det":
+        return "Boxes as the detection sequences' source; the trainer orders and encodes them after its crop."
+    return f"Tokens of {name}: one codebook index a patch of the centre crop, int16."
+
+
+def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    key = dg.AssetKey(["tokens", "shards"])
+
+    folders = ["rgb", "crop_settings", *token_modalities(project)]
+
+    def judge(session: Session, block: str) -> Sequence[Verdict]:
+        problems = aligned_problems(session.store, project.dataset, project.layout, block, folders)
+        metadata = {"block": block, "problems": table(["problem"], [[p] for p in problems[:20]])}
+        return [Verdict("keys_aligned", not problems, metadata=metadata)]
+
+    @dg.asset(
+        key=key,
+        deps=[dg.AssetKey([project.dataset, "images"]), *(dg.AssetKey(["tokens", n]) for n in (*IMAGE_TOKENS, *TEXTS))],
+        partitions_def=blocks,
+        backfill_policy=dg.BackfillPolicy.multi_run(1),
+        group_name="tokens",
+        kinds={"ray", "webdataset"},
+        owners=OWNERS,
+        code_version=align.VERSION,
+        description="Aligned tars in the public 4M layout: equal keys in equal order in every modality's folder.",
+        check_specs=[
+            check_spec(key, "keys_aligned", "Tars read back: same keys everywhere, bytes as their receipts say.")
+        ],
+    )
+    def shards(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
+        return materialize_block(context, workshop, align_stage, judge, lambda session, block: {})
+
+    return shards
+
+
+def _manifest(project: Project) -> dg.AssetsDefinition:
+    key = dg.AssetKey(["tokens", "manifest"])
+
+    @dg.asset(
+        key=key,
+        deps=[dg.AssetDep(dg.AssetKey(["tokens", "shards"]), partition_mapping=dg.AllPartitionMapping())],
+        group_name="tokens",
+        kinds={"python", "json"},
+        owners=OWNERS,
+        code_version="1",
+        description="Every shard digest, tokenizer digest, count and gap of the token dataset: what a training run is made from.",
+        check_specs=[check_spec(key, "coverage", f"At least {MIN_COVERAGE:.0%} of the rows are in the shards.")],
+    )
+    def manifest(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
+        session = workshop.session(context)
+        made = make_manifest(session)
+        path = write_manifest(session.store, made)
+        samples = sum(made.num_samples(split) for split in made.splits)
+        share = samples / max(made.rows, 1)
+        digests = [[name, entry.tokenizer or "pixels"] for name, entry in made.modalities.items()]
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": samples,
+                "train_samples": made.num_samples("train"),
+                "val_samples": made.num_samples("val"),
+                "rows": made.rows,
+                "missing": table(["status", "rows"], sorted(made.missing.items(), key=lambda item: -item[1])),
+                "tokenizers": table(["modality", "tokenizer"], digests),
+                "manifest": path,
+                "digest": made.digest,
+            },
+            data_version=dg.DataVersion(made.digest),
+            check_results=[Verdict("coverage", share >= MIN_COVERAGE, metadata={"share": round(share, 4)}).result(key)],
+        )
+
+    return manifest

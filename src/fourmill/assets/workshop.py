@@ -1,0 +1,40 @@
+"""The one resource of every asset: the project, and what this deployment adds to it."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import dagster as dg
+
+from fourmill.runtime.project import Project
+from fourmill.runtime.session import Listener, Session
+
+OWNERS = ["team:fourmill"]
+_LOG_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a deployment hands to its assets."""
+
+    project: Project
+    connect_to: Mapping[str, str] = field(default_factory=dict)
+    listener: Listener | None = None  # none: progress goes to the run's log
+
+    def session(self, context: dg.AssetExecutionContext) -> Session:
+        """The session of one step."""
+        listener = self.listener or _to_log(context.log.info)
+        return Session(self.project, context.run_id, self.connect_to, listener)
+
+
+def _to_log(say: Callable[[str], None]) -> Listener:
+    """Progress as log lines, one every few seconds and one at the end."""
+    spoken = {"at": 0.0}
+
+    def listen(stage: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if done >= total or now - spoken["at"] >= _LOG_EVERY_S:
+            spoken["at"] = now
+            say(f"{stage}: {done} of {total} {note}".rstrip())
+
+    return listen

@@ -1,0 +1,166 @@
+"""`fourmill`: the command line. Exit codes: 0 done, 1 failed, 2 misused."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from fourmill.pipelines import environment, preflight
+from fourmill.pipelines.profiles import PROFILES
+from fourmill.pipelines.workspace import Workspace, routes
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+_console = Console()
+Out = Annotated[Path, typer.Option("--out", help="Folder of the project: store, Dagster's state, pictures.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+_DEMO_OUT = Path("out/demo")
+
+
+@app.command()
+def demo(
+    out: Out = _DEMO_OUT,
+    train_minutes: Annotated[
+        float | None, typer.Option(help="Length of 4M's training, in minutes of an idle 2-core machine; default 2.5.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help=f"Sizes: {', '.join(PROFILES)}.")] = "demo",
+) -> None:
+    """The whole chain on generated scenes: list, images, labels, tokenizers, tokens, 4M, pictures.
+
+    Everything is real except the labels, which are read from each scene's own description. A second call does no
+    work twice; a killed one is continued.
+    """
+    from fourmill.pipelines.demo import run_demo
+
+    run_demo(Workspace(out.resolve()), profile, train_minutes, _console)
+
+
+@app.command()
+def run(
+    list_file: Annotated[Path, typer.Option("--list", help="One `URL<TAB>caption` a line.")],
+    out: Out,
+    labellers: Annotated[
+        str,
+        typer.Option(help="seeded (tiny random networks), scene (the demo's pictures only), or a folder of weights."),
+    ],
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host that may have a private or loopback address; repeat for more.")
+    ] = None,
+    num_blocks: Annotated[int, typer.Option(help="Blocks to cut the list into.")] = 1,
+    train_minutes: Annotated[float, typer.Option(help="Length of 4M's training, as in `demo`.")] = 0.5,
+) -> None:
+    """Any CC12M-style list through the same assets, at the demo's sizes."""
+    from fourmill.pipelines.demo import run_list
+
+    run_list(
+        Workspace(out.resolve()), list_file.resolve(), labellers, allow_host or [], num_blocks, train_minutes, _console
+    )
+
+
+@app.command()
+def status(out: Out = _DEMO_OUT, as_json: AsJson = False) -> None:
+    """Every asset and block: ok, missing, failed, stale, or waiting for something upstream."""
+    from fourmill.pipelines.definitions import build_definitions
+    from fourmill.pipelines.runner import open_instance
+    from fourmill.pipelines.status import read_status
+    from fourmill.runtime.session import Session
+
+    workspace = Workspace(out.resolve())
+    project = workspace.project()
+    graph = build_definitions(project).resolve_asset_graph()
+    nodes = read_status(graph, open_instance(workspace.home), Session(project).store)
+    if as_json:
+        rows = [{"asset": n.name, "block": n.partition, "state": n.state, "reason": n.reason} for n in nodes]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    table = Table("asset", "block", "state", "why")
+    colours = {"ok": "green", "missing": "yellow", "failed": "red", "stale": "yellow", "waiting": "dim"}
+    for node in nodes:
+        table.add_row(node.name, node.partition or "", f"[{colours[node.state]}]{node.state}", node.reason)
+    _console.print(table)
+
+
+@app.command()
+def trace(
+    what: Annotated[
+        str, typer.Argument(help="A model (fourm, text2im, a digest) or a sample key (nine digits).")
+    ] = "fourm",
+    out: Out = _DEMO_OUT,
+    sample: Annotated[str | None, typer.Option(help="Follow this sample key down to its URL.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """From a checkpoint back to the URLs: manifest, shards, tokenizers, labellers, list, sample."""
+    from fourmill.runtime.session import Session
+    from fourmill.runtime.trace import trace_anything
+
+    tree = trace_anything(Session(Workspace(out.resolve()).project()), what, sample)
+    if as_json:
+        typer.echo(json.dumps(tree, indent=1))
+    else:
+        _print_tree(tree)
+
+
+@app.command()
+def ui(
+    out: Out = _DEMO_OUT,
+    port: Annotated[
+        int, typer.Option(help="Port on 127.0.0.1; the UI has no password, so it stays on loopback.")
+    ] = 3000,
+) -> None:
+    """Dagster's UI over a project's state; the demo's pictures are served while it runs, so blocks can be rebuilt."""
+    from fourmill.pipelines.runner import open_instance
+
+    workspace = Workspace(out.resolve())
+    workspace.project()
+    preflight.check_port(port)
+    open_instance(workspace.home)
+    with routes(workspace, environment.connect_to()) as connect_to:
+        variables = environment.child_environment(workspace.home, workspace.project_file, connect_to)
+        command = [sys.executable, "-m", "dagster", "dev", "-m", "fourmill.pipelines.definitions"]
+        _console.print(f"the UI will be at http://127.0.0.1:{port} in about half a minute; Ctrl-C ends it")
+        process = subprocess.Popen([*command, "-h", "127.0.0.1", "-p", str(port)], env=variables)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            code = process.wait()
+    raise typer.Exit(code if code > 0 else 0)
+
+
+def _print_tree(tree: dict[str, object], indent: int = 0) -> None:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            _console.print(f"{'  ' * indent}[bold]{key}", highlight=False)
+            _print_tree(value, indent + 1)
+        else:
+            _console.print(f"{'  ' * indent}{key}: {value}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; expected errors are one message, not a traceback."""
+    from fourmill.pipelines.runner import RunFailedError
+
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        app()
+    except (RunFailedError, KeyboardInterrupt) as error:
+        Console(stderr=True).print(f"[red]failed:[/] {error or 'interrupted; the next call continues'}", soft_wrap=True)
+        sys.exit(1)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        Console(stderr=True).print("[red]config:[/] " + "; ".join(lines), soft_wrap=True)
+        sys.exit(2)
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"[red]cannot start:[/] {error}", soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

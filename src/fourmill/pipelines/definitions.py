@@ -1,0 +1,89 @@
+"""The definitions that Dagster loads: assets of one project, its jobs, its resource.
+
+Loads in seconds: nothing here or in assets/ imports torch, transformers or ray.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition  # define_asset_job
+
+from fourmill.assets.ingest import ingest_assets
+from fourmill.assets.labels import label_assets
+from fourmill.assets.tokenizers import tokenizer_assets
+from fourmill.assets.tokens import token_assets
+from fourmill.assets.training import training_assets
+from fourmill.assets.workshop import Workshop
+from fourmill.pipelines import environment
+from fourmill.pipelines.automation import schedules, sensors
+from fourmill.pipelines.profiles import demo
+from fourmill.runtime.project import Project, read_project
+from fourmill.runtime.session import Listener
+
+
+def build_definitions(
+    project: Project, connect_to: Mapping[str, str] | None = None, listener: Listener | None = None
+) -> dg.Definitions:
+    """Everything of one project.
+
+    Args:
+        connect_to: "host:port" -> "ip:port" for the downloader.
+        listener: hears progress; without one it goes to each run's log.
+    """
+    blocks = dg.StaticPartitionsDefinition(project.layout.block_keys())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy: one run a block is what we need of it
+        assets = [
+            *ingest_assets(project, blocks),
+            *label_assets(project, blocks),
+            *tokenizer_assets(project),
+            *token_assets(project, blocks),
+            *training_assets(project),
+        ]
+    jobs = build_jobs(project, blocks)
+    return dg.Definitions(
+        assets=assets,
+        jobs=jobs,
+        schedules=schedules(project, jobs),
+        sensors=sensors(project, jobs),
+        resources={"workshop": Workshop(project, connect_to or {}, listener)},
+        # One process a run: one Ray session serves all its steps, and one kill ends them all.
+        executor=dg.in_process_executor,
+    )
+
+
+def build_jobs(project: Project, blocks: dg.PartitionsDefinition) -> list[UnresolvedAssetJobDefinition]:
+    """The stages as jobs, in the order in which a new project runs them."""
+    index, images = dg.AssetKey([project.dataset, "source_index"]), dg.AssetKey([project.dataset, "images"])
+    shards = dg.AssetSelection.keys(dg.AssetKey(["tokens", "manifest"]))
+    tokens = dg.AssetSelection.groups("tokens") - shards
+    return [
+        dg.define_asset_job("index_list", dg.AssetSelection.keys(index), description="Number the rows of the list."),
+        dg.define_asset_job(
+            "label_block",
+            dg.AssetSelection.keys(images) | dg.AssetSelection.groups("labels"),
+            partitions_def=blocks,
+            description="Download one block and label it.",
+        ),
+        dg.define_asset_job(
+            "train_tokenizers", dg.AssetSelection.groups("tokenizers"), description="Fit every tokenizer."
+        ),
+        dg.define_asset_job(
+            "tokenize_block", tokens, partitions_def=blocks, description="Tokenize and align one block."
+        ),
+        dg.define_asset_job(
+            "train_4m",
+            shards | dg.AssetSelection.groups("fourm"),
+            description="Gather the manifest, train 4M on it, score it and show what it generates.",
+        ),
+    ]
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The project named by FOURMILL_PROJECT; without one, the demo's, so that the graph can always be looked at."""
+    path = environment.project_file()
+    project = read_project(path) if path else demo(Path("out/demo"))
+    return build_definitions(project, environment.connect_to())

@@ -1,0 +1,118 @@
+"""`fourmill demo` and `fourmill run`: prepare, check, materialize, show."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fourmill.core.names import Layout
+from fourmill.ingest.demo_source import DEMO_HOST, write_demo_list
+from fourmill.ingest.source import count_rows
+from fourmill.pipelines import environment, preflight, profiles
+from fourmill.pipelines.definitions import build_definitions
+from fourmill.pipelines.live import live_progress
+from fourmill.pipelines.runner import close_orphans, materialize_all, open_instance
+from fourmill.pipelines.status import Node
+from fourmill.pipelines.summary import print_summary
+from fourmill.pipelines.workspace import Workspace, routes
+from fourmill.pseudolabel.config import demo_labellers, labellers_from
+from fourmill.runtime.project import Project
+from fourmill.runtime.ray_session import stop_ray
+from fourmill.tokenize.config import TrainSetConfig
+
+SCENE_SEED = 0
+
+
+def run_demo(workspace: Workspace, profile: str, train_minutes: float | None, console: Console) -> None:
+    """The chain on generated scenes.
+
+    Raises:
+        ValueError: the machine, the profile or the folder is not fit for it.
+    """
+    project = profiles.profile(profile, workspace.out, train_minutes)
+    with preflight.only_one(workspace.out):
+        workspace.keep(project)
+        with live_progress(console) as listener:
+            write_demo_list(
+                workspace.scenes,
+                num_rows=project.layout.num_rows,
+                size_px=project.input_px,
+                seed=SCENE_SEED,
+                url_base=f"http://{DEMO_HOST}/",
+                progress=lambda done, total, note: listener("scenes to download", done, total, note),
+            )
+        preflight.check_machine(project)
+        _materialize(workspace, project, console)
+
+
+def run_list(
+    workspace: Workspace,
+    list_file: Path,
+    labellers: str,
+    allow_hosts: Sequence[str],
+    num_blocks: int,
+    train_minutes: float,
+    console: Console,
+) -> None:
+    """Any list through the same assets, at the demo's sizes.
+
+    Raises:
+        ValueError: the list, the labellers or the machine is not fit for it.
+    """
+    preflight.check_list(str(list_file))
+    project = list_project(workspace.out, list_file, labellers, allow_hosts, num_blocks, train_minutes)
+    with preflight.only_one(workspace.out):
+        preflight.check_machine(project)
+        workspace.keep(project)
+        _materialize(workspace, project, console)
+
+
+def list_project(
+    out: Path, list_file: Path, labellers: str, allow_hosts: Sequence[str], num_blocks: int, train_minutes: float
+) -> Project:
+    """The demo's profile over another list: shards are cut so that the blocks hold all rows."""
+    base = profiles.demo(out, train_minutes)
+    rows = count_rows(str(list_file))
+    shards_per_block = max(1, min(200, -(-rows // (num_blocks * 500))))
+    layout = Layout(
+        rows_per_shard=max(1, -(-rows // (num_blocks * shards_per_block))),
+        shards_per_block=shards_per_block,
+        num_blocks=num_blocks,
+    )
+    chosen = demo_labellers() if labellers == "scene" else labellers_from(labellers)
+    return base.model_copy(
+        update={
+            "profile": f"list-{labellers if labellers in ('seeded', 'scene') else 'weights'}",
+            "source": base.source.model_copy(update={"list": str(list_file)}),
+            "layout": layout,
+            "ingest": base.ingest.model_copy(update={"allow_hosts": tuple(allow_hosts)}),
+            "labellers": {**base.labellers, **chosen},
+            "train_set": TrainSetConfig(num_samples=4000, num_eval=250, blocks=tuple(layout.block_keys()[:6])),
+        }
+    )
+
+
+def _materialize(workspace: Workspace, project: Project, console: Console) -> None:
+    instance = open_instance(workspace.home)
+    orphans = close_orphans(instance)
+    if orphans:
+        console.print(f"{orphans} earlier run(s) ended without a word; continuing from what they finished")
+    try:
+        with routes(workspace, environment.connect_to()) as connect_to, live_progress(console) as listener:
+            defs = build_definitions(project, connect_to, listener)
+            runs = materialize_all(defs, project, instance, _announce(console))
+    finally:
+        stop_ray()
+    if not runs:
+        console.print("everything is up to date; nothing was done again")
+    print_summary(project, instance, workspace, console)
+
+
+def _announce(console: Console):
+    def announce(job: str, nodes: list[Node]) -> None:
+        block = f" {nodes[0].partition}" if nodes[0].partition else ""
+        console.print(
+            f"[bold]{job}{block}[/]: {', '.join(node.name for node in nodes)}", highlight=False, soft_wrap=True
+        )
+
+    return announce

@@ -1,0 +1,92 @@
+"""What can be known to fail is said before any work starts: one message each, with the next step."""
+
+import fcntl
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from fourmill.core.store import check_writable
+from fourmill.runtime.project import Project
+from fourmill.runtime.ray_session import check_reachable
+
+MIN_FREE_DISK_MB = 1500
+MIN_FREE_MEMORY_MB = 4000
+
+
+class NotReadyError(ValueError):
+    """Something that a run needs and this machine does not have."""
+
+
+def check_machine(
+    project: Project, min_disk_mb: int = MIN_FREE_DISK_MB, min_memory_mb: int = MIN_FREE_MEMORY_MB
+) -> None:
+    """Store, list, Ray, disk and memory.
+
+    Raises:
+        NotReadyError, StoreError, RayUnreachableError: the first that is missing, and what to do about it.
+    """
+    check_list(project.source.list)
+    check_writable(project.store)
+    check_reachable(project.ray)
+    free_mb = shutil.disk_usage(project.store).free // 1_000_000
+    if free_mb < min_disk_mb:
+        raise NotReadyError(
+            f"{project.store} has {free_mb} MB free and a run needs {min_disk_mb}; free some or choose another --out"
+        )
+    memory_mb = psutil.virtual_memory().available // 1_000_000
+    if memory_mb < min_memory_mb:
+        raise NotReadyError(
+            f"{memory_mb} MB of memory are free and a run needs {min_memory_mb}; close something or use a larger machine"
+        )
+
+
+def check_list(path: str) -> None:
+    """The list is a readable file.
+
+    Raises:
+        NotReadyError: it is not.
+    """
+    if not Path(path).is_file():
+        raise NotReadyError(f"no list at {path!r}; give a file with one `URL<TAB>caption` a line")
+
+
+def check_port(port: int) -> None:
+    """A port can be listened on.
+
+    Raises:
+        NotReadyError: something listens there already.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise NotReadyError(
+                f"port {port} cannot be used ({error.strerror}); choose another, for instance {port + 1}"
+            ) from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a project's lock: two drivers in one folder would do the same work twice.
+
+    Raises:
+        NotReadyError: somebody holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise NotReadyError(f"{folder} cannot be written ({error.strerror}); choose another --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise NotReadyError(
+                f"another fourmill is at work in {folder}; wait for it or choose another --out"
+            ) from error
+        yield

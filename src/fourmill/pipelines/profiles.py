@@ -1,0 +1,115 @@
+"""Profiles: Python functions that return one complete project. The paper's tables as code, each value with its table.
+
+The component's own values live in its room (`tokenize.config`, `train.config`); a profile only puts them together.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fourmill.core.names import Layout
+from fourmill.ingest.config import IngestConfig, SourceConfig
+from fourmill.ingest.demo_source import DEMO_HOST
+from fourmill.pseudolabel.config import demo_labellers, feature_dim, paper_labellers
+from fourmill.runtime.project import Project, SamplesConfig
+from fourmill.runtime.ray_session import RayConfig
+from fourmill.tokenize.config import (
+    ImageTokenizerConfig,
+    TextTokenizerConfig,
+    TrainSetConfig,
+    demo_tokenizers,
+)
+from fourmill.train.config import fourm_b_cc12m, fourm_demo, fourm_text2im_b, fourm_text2im_demo
+
+STEPS_PER_MINUTE = 980  # of the demo's 4M on an idle 2-core machine; length is set in steps, so that a busy machine
+# is slower but reaches the same model
+DEMO_MINUTES = 2.5
+TEXT2IM_SHARE = 0.12  # of the pretraining steps
+
+
+def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:
+    """The embedded demo: 4,000 rows of generated scenes, two blocks of four shards; about seven minutes on two cores.
+
+    Expect on held-out scenes: see docs/benchmarks.md, "The demo".
+    """
+    steps = max(20, round(train_minutes * STEPS_PER_MINUTE))
+    labellers = demo_labellers()
+    return Project(
+        profile="demo",
+        store=str(out / "store"),
+        source=SourceConfig(list=str(out / "scenes" / "list.tsv"), val_fraction=0.08),
+        layout=Layout(rows_per_shard=500, shards_per_block=4, num_blocks=2),
+        ingest=IngestConfig(allow_hosts=(DEMO_HOST,)),
+        labellers=labellers,
+        train_set=TrainSetConfig(num_samples=3300, num_eval=250, blocks=("block_00", "block_01")),
+        tokenizers=demo_tokenizers(feature_dim(labellers["clip"])),
+        text=TextTokenizerConfig(vocab_size=4800),
+        pretrain=fourm_demo(steps),
+        text2im=fourm_text2im_demo(max(10, round(steps * TEXT2IM_SHARE))),
+        ray=RayConfig(num_workers=2),
+    )
+
+
+def smallest(out: Path, train_minutes: float = 0.0) -> Project:
+    """The demo at its smallest, for tests: every stage real, every figure meaningless."""
+    base = demo(out)
+    return base.model_copy(
+        update={
+            "profile": "smallest",
+            "layout": Layout(rows_per_shard=20, shards_per_block=2, num_blocks=2),
+            "source": base.source.model_copy(update={"val_fraction": 0.25}),
+            "train_set": TrainSetConfig(num_samples=48, num_eval=12, blocks=("block_00", "block_01")),
+            "tokenizers": {label: _tiny(config) for label, config in base.tokenizers.items()},
+            "pretrain": fourm_demo(12).model_copy(update={"checkpoint_every": 5}),
+            "text2im": fourm_text2im_demo(6),
+            "samples": SamplesConfig(num_shown=2, num_scored=8, decoding_steps=2),
+        }
+    )
+
+
+def _tiny(config: ImageTokenizerConfig) -> ImageTokenizerConfig:
+    training = config.training.model_copy(
+        update={"steps": 8, "warmup_steps": 2, "batch_size": 8, "checkpoint_every": 3}
+    )
+    quantizer = config.quantizer.model_copy(update={"codebook_size": 32})
+    return config.model_copy(update={"training": training, "quantizer": quantizer})
+
+
+def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
+    """4M-7 B on CC12M as in the paper: 62 blocks of 200 shards of 1000 rows.
+
+    Costs (docs/benchmarks.md): about 144 H100-hours of labels at the paper's sizes, 229 of pretraining at 40 % of the
+    peak. Not yet run at scale.
+    """
+    from fourmill.tokenize.config import paper_tokenizers
+
+    return Project(
+        profile="cc12m_4m7",
+        store=str(out / "store"),
+        source=SourceConfig(list=str(out / "cc12m.tsv")),
+        layout=Layout(rows_per_shard=1000, shards_per_block=200, num_blocks=62),
+        ingest=IngestConfig(),
+        labellers=paper_labellers(out / "weights"),
+        train_set=TrainSetConfig(
+            num_samples=1_000_000, num_eval=5_000, blocks=tuple(f"block_{i:02d}" for i in range(6))
+        ),
+        tokenizers=paper_tokenizers(),
+        text=TextTokenizerConfig(vocab_size=30_000),
+        pretrain=fourm_b_cc12m(),
+        text2im=fourm_text2im_b(),
+        ray=RayConfig(address="auto", num_workers=8, cpus_per_worker=4, gpus_per_worker=1.0),
+        threads=16,
+    )
+
+
+PROFILES: dict[str, Callable[..., Project]] = {"demo": demo, "smallest": smallest, "cc12m_4m7": cc12m_4m7}
+
+
+def profile(name: str, out: Path, train_minutes: float | None = None) -> Project:
+    """A profile by name.
+
+    Raises:
+        ValueError: no such profile, with those there are.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"no profile {name!r}; there are {', '.join(PROFILES)}")
+    return PROFILES[name](out) if train_minutes is None else PROFILES[name](out, train_minutes)

@@ -1,0 +1,113 @@
+"""Materialize whatever a project lacks, in this process: what `fourmill demo` and `fourmill run` do.
+
+Each step is one Dagster run (a block, or a group of unpartitioned assets), recorded in the project's instance, so the
+UI shows the same history. State is read again before each run, so nothing is done twice and a killed run is resumed.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import psutil
+
+from fourmill.pipelines.status import Node, read_status
+from fourmill.runtime.project import Project
+from fourmill.runtime.session import Session
+
+_PID_TAG = "fourmill/pid"
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class RunFailedError(RuntimeError):
+    """A run that failed, with the first error that a person can act on."""
+
+
+def open_instance(home: Path) -> dg.DagsterInstance:
+    """The project's Dagster instance; its folder and dagster.yaml are made when missing."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "dagster.yaml").write_text((Path(__file__).parent / "dagster.yaml").read_text())
+    os.environ["DAGSTER_HOME"] = str(home)
+    os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
+    logging.getLogger("dagster").setLevel(logging.ERROR)
+    return dg.DagsterInstance.get()
+
+
+def close_orphans(instance: dg.DagsterInstance) -> int:
+    """Mark runs failed whose process is gone (`kill -9` leaves them "started"); return how many."""
+    open_states = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED]
+    orphans = [
+        run
+        for run in instance.get_runs(dg.RunsFilter(statuses=open_states))
+        if _PID_TAG in run.tags and not psutil.pid_exists(int(run.tags[_PID_TAG]))
+    ]
+    for run in orphans:
+        instance.report_run_failed(run, "its process is gone; the next run continues from the shards that are done")
+    return len(orphans)
+
+
+def materialize_all(
+    defs: dg.Definitions,
+    project: Project,
+    instance: dg.DagsterInstance,
+    announce: Callable[[str, list[Node]], None] = lambda job, nodes: None,
+) -> int:
+    """Bring every asset of the project up to date; return the number of runs that were needed.
+
+    Raises:
+        RunFailedError: a run failed; what was finished before stays finished.
+    """
+    store = Session(project).store
+    runs = 0
+    for job_name, partition in _steps(project):
+        nodes = [
+            n
+            for n in read_status(defs.resolve_asset_graph(), instance, store)
+            if n.state != "ok" and n.partition == partition
+        ]
+        job = defs.resolve_job_def(job_name)
+        wanted = [n for n in nodes if n.key in job.asset_layer.executable_asset_keys]
+        if wanted:
+            announce(job_name, wanted)
+            _execute(job, [n.key for n in wanted], partition, instance)
+            runs += 1
+    return runs
+
+
+def _steps(project: Project) -> list[tuple[str, str | None]]:
+    blocks = project.layout.block_keys()
+    return [
+        ("index_list", None),
+        *(("label_block", block) for block in blocks),
+        ("train_tokenizers", None),
+        *(("tokenize_block", block) for block in blocks),
+        ("train_4m", None),
+    ]
+
+
+def _execute(
+    job: dg.JobDefinition, keys: list[dg.AssetKey], partition: str | None, instance: dg.DagsterInstance
+) -> None:
+    result = job.execute_in_process(
+        run_config=_QUIET,
+        instance=instance,
+        partition_key=partition,
+        asset_selection=keys,
+        raise_on_error=False,
+        tags={_PID_TAG: str(os.getpid())},
+    )
+    if not result.success:
+        raise RunFailedError(_first_error(result, job.name, partition))
+
+
+def _first_error(result: dg.ExecuteInProcessResult, job: str, partition: str | None) -> str:
+    where = f"{job} {partition or ''}".strip()
+    for event in result.all_events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            message = error.message.strip() if error else event.message
+            return f"{where}, {event.step_key}: {message}"
+    return f"{where} failed; see the run {result.run_id} in `make ui`"

@@ -1,0 +1,1 @@
+"""Where the rooms' plain code meets processes, clusters and launchers: the only place that imports ray."""

@@ -1,0 +1,99 @@
+"""4M and the tokenizers together: tokens that 4M generates, decoded to maps, boxes and sentences."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourmill.core.labels import Box
+from fourmill.core.modality import IMAGE_TOKENS, TEXTS
+from fourmill.core.sequences import TextTokenizer, parse_detection
+from fourmill.runtime.models import current
+from fourmill.runtime.session import Session
+from fourmill.runtime.workers import modality_of
+
+if TYPE_CHECKING:
+    from fourmill.tokenize.image_tokenizer import ImageTokenizer
+    from fourmill.train.model import FourM
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What 4M made of B inputs."""
+
+    maps: dict[str, NDArray[Any]]  # by label, as tokenizers give them back
+    boxes: list[list[Box]]
+    captions: list[str]
+
+
+class Generator:
+    """The models that serve in a project, loaded when first used."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._store = session.store
+        self._dataset = session.project.dataset
+
+    @cached_property
+    def tokenizers(self) -> "dict[str, ImageTokenizer]":
+        """Image tokenizers by label."""
+        from fourmill.tokenize.load import load_image_tokenizer
+
+        refs = {label: current(self._store, self._dataset, label, f"tokenizers/{label}") for label in IMAGE_TOKENS}
+        return {label: load_image_tokenizer(self._store, ref.path) for label, ref in refs.items()}
+
+    @cached_property
+    def text(self) -> TextTokenizer:
+        """The joint vocabulary."""
+        ref = current(self._store, self._dataset, "text", "tokenizers/text")
+        return TextTokenizer(self._store.read(f"{ref.path}/tokenizer.json"))
+
+    def model(self, name: str, asset: str) -> "FourM":
+        """A trained 4M."""
+        from fourmill.train.load import load_fourm
+
+        return load_fourm(self._store, current(self._store, self._dataset, name, asset).path)
+
+    def reconstruct(self, tokens: dict[str, NDArray[np.int16]]) -> dict[str, NDArray[Any]]:
+        """Tokens back to maps, by label."""
+        seed = self._session.project.samples.seed
+        return {label: self.tokenizers[label].detokenize(ids, seed) for label, ids in tokens.items()}
+
+    def from_rgb(self, rgb_BHWC: NDArray[np.uint8]) -> Generated:
+        """Every other modality from pixels alone, each from the pixels and not from one another."""
+        from fourmill.train.generate import generate_from_rgb
+
+        config = self._session.project.samples
+        names = {label: modality_of(self._session.project, label) for label in (*IMAGE_TOKENS, *TEXTS)}
+        made = generate_from_rgb(
+            self.model("fourm", "fourm/pretrain"),
+            rgb_BHWC,
+            targets=list(names.values()),
+            steps=config.decoding_steps,
+            temperature=config.temperature,
+            seed=config.seed,
+        )
+        maps = self.reconstruct({label: np.asarray(made[names[label]]) for label in IMAGE_TOKENS})
+        return Generated(
+            maps=maps,
+            boxes=[parse_detection(self.text.decode(ids)) for ids in made["det"]],
+            captions=[self.text.decode(ids) for ids in made["caption"]],
+        )
+
+    def from_captions(self, captions: list[str]) -> NDArray[np.uint8]:
+        """Pictures from sentences alone, by the text-to-image fine-tune. (B, S, S, 3) uint8."""
+        from fourmill.train.generate import generate_from_caption
+
+        config = self._session.project.samples
+        name = modality_of(self._session.project, "rgb")
+        made = generate_from_caption(
+            self.model("text2im", "fourm/text2im"),
+            self.text.encode_batch(captions),
+            targets=[name],
+            steps=config.decoding_steps,
+            temperature=1.0,
+            seed=config.seed,
+        )
+        return self.tokenizers["rgb"].detokenize(np.asarray(made[name]), config.seed)

@@ -1,0 +1,87 @@
+"""Held-out samples with all that is known of them: what figures are computed on and pages are made from."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourmill.core.crops import CROPPERS, centre_crop
+from fourmill.core.labels import Box, decode_boxes, decode_depth, decode_image, decode_normal, decode_semseg
+from fourmill.core.manifest import Manifest
+from fourmill.core.modality import tokens_name
+from fourmill.core.names import SampleKey
+from fourmill.core.sequences import detection_text, parse_detection
+from fourmill.core.shards import ShardPlace, read_members
+from fourmill.core.store import Store
+
+_DECODERS = {"depth": decode_depth, "normal": decode_normal, "semseg": decode_semseg}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Samples of the validation split, cropped as the model sees them. B samples of S x S pixels."""
+
+    keys: list[SampleKey]
+    maps: dict[str, NDArray]  # rgb uint8 (B,S,S,3), depth (B,S,S), normal (B,S,S,3), semseg ids (B,S,S)
+    boxes: list[list[Box]]  # inside the crop
+    captions: list[str]
+    tokens: dict[str, NDArray[np.int16]]  # by label: (B, L), as the shards hold them
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def read_heldout(store: Store, manifest: Manifest, number: int) -> HeldOut:
+    """The first samples of the manifest's validation split.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    samples = [sample for _, sample in zip(range(number), _samples(store, manifest), strict=False)]
+    if not samples:
+        raise ValueError(f"{manifest.dataset} has no validation sample; raise source.val_fraction and rebuild the list")
+    return HeldOut(
+        keys=[s["key"] for s in samples],
+        maps={name: np.stack([s[name] for s in samples]) for name in ("rgb", *_DECODERS)},
+        boxes=[s["boxes"] for s in samples],
+        captions=[s["caption"] for s in samples],
+        tokens={label: np.stack([s[f"tokens {label}"] for s in samples]) for label in _labels(manifest)},
+    )
+
+
+def _labels(manifest: Manifest) -> list[str]:
+    return [name[len("tok_") :].split("@")[0] for name, entry in manifest.modalities.items() if entry.kind == "tokens"]
+
+
+def _samples(store: Store, manifest: Manifest) -> Iterator[dict]:
+    for entry in manifest.splits["val"]:
+        yield from _shard(store, manifest, entry.shard)
+
+
+def _shard(store: Store, manifest: Manifest, shard: int) -> Iterator[dict]:
+    def members(folder: str) -> dict[SampleKey, bytes]:
+        return dict(read_members(store, ShardPlace(manifest.dataset, "val", folder, shard)))
+
+    rgb, det, caption = members("rgb"), members("det"), members("caption")
+    labels = {name: members(name) for name in _DECODERS}
+    tokens = {label: members(tokens_name(label, manifest.input_px)) for label in _labels(manifest)}
+    for key, data in rgb.items():
+        image = decode_image(data).rgb_HWC
+        height, width = image.shape[:2]
+        row = centre_crop(width, height)
+        yield {
+            "key": key,
+            "rgb": CROPPERS["rgb"](image, row, manifest.input_px),
+            **{
+                name: CROPPERS[name](decode(labels[name][key]), row, manifest.input_px)
+                for name, decode in _DECODERS.items()
+            },
+            "boxes": parse_detection(detection_text(decode_boxes(det[key]), width, height, row)),
+            "caption": caption[key].decode(),
+            **{
+                f"tokens {label}": np.load(io.BytesIO(found[key]), allow_pickle=False)[0]
+                for label, found in tokens.items()
+            },
+        }

@@ -1,0 +1,99 @@
+"""The project: one complete config of everything, made by a profile and kept as JSON beside the store.
+
+Each room owns its own config; this is only where they meet.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fourmill.core.modality import IMAGE_TOKENS, Modality, modality_table
+from fourmill.core.names import Layout
+from fourmill.ingest.config import IngestConfig, SourceConfig
+from fourmill.pseudolabel.config import LabellerConfig
+from fourmill.runtime.ray_session import RayConfig
+from fourmill.tokenize.config import ImageTokenizerConfig, TextTokenizerConfig, TrainSetConfig
+from fourmill.train.config import PretrainConfig
+
+
+class ProjectError(ValueError):
+    """A project that cannot be used, said with the next step."""
+
+
+class SamplesConfig(BaseModel):
+    """What is shown and scored at the end."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_shown: Annotated[int, Field(gt=0)] = Field(default=6, description="Held-out samples in the pictures.")
+    num_scored: Annotated[int, Field(gt=0)] = Field(default=200, description="Held-out samples behind the figures.")
+    decoding_steps: Annotated[int, Field(gt=0)] = Field(default=4, description="MaskGIT steps for each image modality.")
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Sampling temperature; 0 takes the best."
+    )
+    seed: int = 0
+
+
+class Project(BaseModel):
+    """Everything that a materialization depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: str = Field(description="Name of the profile that this config came from.")
+    store: str = Field(description="Root of the store: a folder.")
+    dataset: str = Field(
+        default="cc12m", pattern=r"^[a-z][a-z0-9_]*$", description="Name in asset keys and store paths."
+    )
+    source: SourceConfig
+    layout: Layout
+    ingest: IngestConfig
+    labellers: dict[str, LabellerConfig] = Field(description="One each for depth, normal, semseg, det, and clip.")
+    train_set: TrainSetConfig
+    tokenizers: dict[str, ImageTokenizerConfig] = Field(description="One for each image modality.")
+    text: TextTokenizerConfig
+    pretrain: PretrainConfig
+    text2im: PretrainConfig
+    samples: SamplesConfig = SamplesConfig()
+    ray: RayConfig = RayConfig()
+    threads: Annotated[int, Field(gt=0)] = Field(default=2, description="CPU threads of a training program.")
+
+    @property
+    def input_px(self) -> int:
+        """Side of the crops that are tokenized."""
+        return self.tokenizers["rgb"].input_px
+
+    @property
+    def patch_px(self) -> int:
+        """Side of the patch behind one token."""
+        return self.tokenizers["rgb"].patch_px
+
+    def modalities(self) -> dict[str, Modality]:
+        """The modality table of this project, by name."""
+        vocab = {label: self.tokenizers[label].codebook_size for label in IMAGE_TOKENS}
+        return modality_table(self.input_px, self.patch_px, vocab, self.text.vocab_size)
+
+
+def read_project(path: Path) -> Project:
+    """Read a project file.
+
+    Raises:
+        ProjectError: it is not there, or holds keys or values that no project has; each is named.
+    """
+    try:
+        return Project.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise ProjectError(
+            f"no project at {path}; make one with `fourmill demo` or `fourmill run --list ...`"
+        ) from None
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ProjectError(f"{path} is not a project:\n" + "\n".join(lines)) from error
+
+
+def write_project(project: Project, path: Path) -> None:
+    """Keep a project's config, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(project.model_dump_json(indent=1))
+    draft.replace(path)

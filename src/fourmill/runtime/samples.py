@@ -1,0 +1,147 @@
+"""`fourm/evaluation` and `fourm/samples`: figures and pictures of what 4M makes of held-out images."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourmill.core import metrics
+from fourmill.core.coco import COCO_PANOPTIC
+from fourmill.core.digest import digest_bytes, digest_json
+from fourmill.core.labels import Box
+from fourmill.core.modality import NUM_SEMSEG_CLASSES
+from fourmill.runtime.generation import Generated, Generator
+from fourmill.runtime.heldout import HeldOut, read_heldout
+from fourmill.runtime.models import current
+from fourmill.runtime.session import Session
+from fourmill.runtime.sheets import caption_sheet, modality_sheets, overview
+from fourmill.runtime.training import make_manifest
+from fourmill.runtime.workers import clip_features
+
+NUM_THINGS = 80  # raw ids below are things, from it on stuff
+_MATCH_IOU = 0.5
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of 4M from RGB alone, and of a per-pixel mean map of the training set."""
+
+    figures: dict[str, float]
+    baseline: dict[str, float]
+    num_samples: int
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where the page and the grid are, and the pictures for Dagster."""
+
+    page: str
+    grid: str
+    digest: str
+    pictures: dict[str, bytes] = field(default_factory=dict)
+
+
+def evaluate(session: Session) -> Evaluation:
+    """Score what 4M generates from the pixels of held-out samples; keep the figures beside the model's runs."""
+    manifest = make_manifest(session)
+    heldout = read_heldout(session.store, manifest, session.project.samples.num_scored)
+    generated = Generator(session).from_rgb(heldout.maps["rgb"])
+    figures = {**score_maps(generated.maps, heldout), **score_texts(generated, heldout)}
+    baseline = score_maps(_mean_maps(session, len(heldout)), heldout)
+    result = {"figures": figures, "baseline": baseline, "samples": len(heldout), "manifest": manifest.digest}
+    path = f"runs/{EVALUATION}/figures.json"
+    session.store.write(path, json.dumps(result, indent=1).encode())
+    return Evaluation(figures, baseline, len(heldout), path, digest_json(result))
+
+
+def score_maps(maps: dict[str, NDArray[Any]], heldout: HeldOut) -> dict[str, float]:
+    """Figures of depth, normals and classes against the truth; each class by name too."""
+    true = heldout.maps["semseg"]
+    ious = metrics.class_ious(maps["semseg"], true)
+    things, true_things = maps["semseg"] < NUM_THINGS, true < NUM_THINGS
+    union = (things | true_things).sum()
+    return {
+        "depth_error": round(metrics.depth_error(maps["depth"], heldout.maps["depth"]), 4),
+        "normal_degrees": round(metrics.normal_error_degrees(maps["normal"], heldout.maps["normal"]), 3),
+        "classes_miou": round(float(np.mean(list(ious.values()))), 4),
+        "object_iou": round(float((things & true_things).sum() / union), 4) if union else 0.0,
+        **{f"iou/{COCO_PANOPTIC[c]}": round(iou, 4) for c, iou in sorted(ious.items()) if c < NUM_SEMSEG_CLASSES},
+    }
+
+
+def score_texts(generated: Generated, heldout: HeldOut) -> dict[str, float]:
+    """Share of true boxes that a generated box of the same class meets, and of the captions' words that are named."""
+    wanted = [box for boxes in heldout.boxes for box in boxes]
+    met = sum(_is_met(box, made) for boxes, made in zip(heldout.boxes, generated.boxes, strict=True) for box in boxes)
+    words = [
+        (set(true.split()), set(made.split())) for true, made in zip(heldout.captions, generated.captions, strict=True)
+    ]
+    share = [len(true & made) / len(true) for true, made in words if true]
+    return {
+        "boxes_found": round(met / len(wanted), 4) if wanted else 0.0,
+        "caption_words": round(float(np.mean(share)), 4) if share else 0.0,
+    }
+
+
+def _is_met(box: Box, made: list[Box]) -> bool:
+    return any(other.class_name == box.class_name and _iou(box, other) >= _MATCH_IOU for other in made)
+
+
+def _iou(a: Box, b: Box) -> float:
+    width = min(a.xmax, b.xmax) - max(a.xmin, b.xmin)
+    height = min(a.ymax, b.ymax) - max(a.ymin, b.ymin)
+    both = max(width, 0.0) * max(height, 0.0)
+    areas = [(box.xmax - box.xmin) * (box.ymax - box.ymin) for box in (a, b)]
+    return both / (sum(areas) - both) if both else 0.0
+
+
+def _mean_maps(session: Session, number: int) -> dict[str, NDArray[Any]]:
+    """Per-pixel mean (most common class) of the training set, as often as there are held-out samples."""
+    from fourmill.tokenize.train_set import read_label, unpack
+
+    train_set = current(session.store, session.project.dataset, "train_set", "tokenizers/train_set")
+
+    def train(label: Any) -> NDArray[Any]:
+        return unpack(read_label(session.store, train_set.path, train_set.digest, label).train, label)
+
+    one = {
+        "depth": metrics.mean_map(train("depth")),
+        "normal": metrics.mean_map(train("normal")),
+        "semseg": metrics.most_common_map(train("semseg")),
+    }
+    return {label: np.broadcast_to(array, (number, *array.shape)) for label, array in one.items()}
+
+
+def make_samples(session: Session) -> Samples:
+    """The page and the grid: held-out images, labels, reconstructions, and what 4M generates, side by side."""
+    from fourmill.runtime.page import write_page
+
+    manifest = make_manifest(session)
+    heldout = read_heldout(session.store, manifest, session.project.samples.num_shown)
+    generator = Generator(session)
+    rebuilt = generator.reconstruct(heldout.tokens)
+    generated = generator.from_rgb(heldout.maps["rgb"])
+    truth = {**heldout.maps, "clip": clip_features(session.project)(heldout.maps["rgb"])}
+    painted = generator.from_captions(heldout.captions)
+    sheets = {
+        **modality_sheets(heldout, truth, rebuilt, generated),
+        "caption to image": caption_sheet(heldout, painted),
+    }
+    grid = overview(heldout, truth, rebuilt, generated)
+    session.store.write("runs/samples/samples.png", grid)
+    page = write_page(session, manifest, sheets, _figures(session))
+    return Samples(
+        page=str(session.folder(page)),
+        grid=str(session.folder("runs/samples/samples.png")),
+        digest=digest_json([digest_bytes(grid), manifest.digest]),
+        pictures=sheets,
+    )
+
+
+def _figures(session: Session) -> dict[str, Any]:
+    return json.loads(session.store.read(f"runs/{EVALUATION}/figures.json"))

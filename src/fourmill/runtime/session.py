@@ -1,0 +1,39 @@
+"""What a stage is given at run time beside its inputs: the project, the store, who runs it, who listens."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fourmill.core.store import Store, open_store
+from fourmill.core.work import Progress
+from fourmill.runtime.project import Project
+
+Listener = Callable[[str, int, int, str], None]
+"""Called with (stage, done, total, note) while work goes on."""
+
+
+def silent(stage: str, done: int, total: int, note: str) -> None:
+    """A listener that says nothing."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run's view of the world. Nothing in it but `project` may change a result."""
+
+    project: Project
+    run_id: str = "by-hand"
+    connect_to: Mapping[str, str] = field(default_factory=dict)  # "host:port" -> "ip:port", as curl's --connect-to
+    listener: Listener = silent
+
+    @property
+    def store(self) -> Store:
+        """The project's store."""
+        return open_store(self.project.store)
+
+    def progress(self, stage: str) -> Progress:
+        """A progress callback for one stage."""
+        return lambda done, total, note: self.listener(stage, done, total, note)
+
+    def folder(self, path: str) -> Path:
+        """A local folder for specs and logs of training programs."""
+        return Path(self.project.store) / path

@@ -1,0 +1,79 @@
+"""Pictures side by side: truth, reconstruction, and what 4M generated from the pixels."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourmill.core.pictures import (
+    boxes_picture,
+    depth_picture,
+    features_picture,
+    grid_png,
+    normal_picture,
+    semseg_picture,
+    text_picture,
+)
+from fourmill.runtime.generation import Generated
+from fourmill.runtime.heldout import HeldOut
+
+Maps = Mapping[str, NDArray[Any]]
+_CELL_PX = 96
+_COLOURS = 128
+
+PICTURES: dict[str, Callable[[NDArray[Any]], NDArray[np.uint8]]] = {
+    "rgb": lambda rgb: rgb,
+    "depth": depth_picture,
+    "normal": normal_picture,
+    "semseg": semseg_picture,
+    "clip": features_picture,
+}
+
+
+def modality_sheets(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated) -> dict[str, bytes]:
+    """One PNG a modality: a column a sample; rows image, truth, the tokenizer's reconstruction, 4M from RGB alone."""
+    images = list(heldout.maps["rgb"])
+    sheets: dict[str, bytes] = {}
+    for label, draw in PICTURES.items():
+        rows = [images] if label != "rgb" else []
+        titles = ["image"] if label != "rgb" else []
+        for title, maps in (("truth", truth), ("tokenizer", rebuilt), ("4M", generated.maps)):
+            if label in maps:
+                rows.append([draw(one) for one in maps[label]])
+                titles.append(title)
+        sheets[label] = grid_png(rows, list(heldout.keys), titles, _CELL_PX, _COLOURS)
+    rows = [_boxes(heldout.maps["rgb"], heldout.boxes), _boxes(heldout.maps["rgb"], generated.boxes)]
+    sheets["det"] = grid_png(rows, list(heldout.keys), ["truth", "4M"], 128, _COLOURS)
+    texts = [_texts(heldout.captions), _texts(generated.captions)]
+    sheets["caption"] = grid_png([images, *texts], list(heldout.keys), ["image", "truth", "4M"], 128, _COLOURS)
+    return sheets
+
+
+def caption_sheet(heldout: HeldOut, painted_BHWC: NDArray[np.uint8]) -> bytes:
+    """Captions, what the text-to-image fine-tune painted, and the picture each was written for."""
+    rows = [_texts(heldout.captions), list(painted_BHWC), list(heldout.maps["rgb"])]
+    return grid_png(rows, list(heldout.keys), ["caption", "text2im", "its picture"], 128, _COLOURS)
+
+
+def overview(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated) -> bytes:
+    """Everything in one PNG: a row a sample, three columns a modality."""
+    columns: list[tuple[str, list[NDArray[np.uint8]]]] = [("image", list(heldout.maps["rgb"]))]
+    columns.append(("image, tokenizer", list(rebuilt["rgb"])))
+    for label in ("depth", "normal", "semseg", "clip"):
+        for title, maps in ((label, truth), ("tokenizer", rebuilt), ("4M from RGB", generated.maps)):
+            columns.append((title, [PICTURES[label](one) for one in maps[label]]))
+    columns.append(("boxes", _boxes(heldout.maps["rgb"], heldout.boxes)))
+    columns.append(("4M from RGB", _boxes(heldout.maps["rgb"], generated.boxes)))
+    columns.append(("caption", _texts(heldout.captions)))
+    columns.append(("4M from RGB", _texts(generated.captions)))
+    rows = [list(row) for row in zip(*(pictures for _, pictures in columns), strict=True)]
+    return grid_png(rows, [title for title, _ in columns], list(heldout.keys), _CELL_PX, _COLOURS)
+
+
+def _boxes(rgb_BHWC: NDArray[np.uint8], boxes: Any) -> list[NDArray[np.uint8]]:
+    return [boxes_picture(image, found) for image, found in zip(rgb_BHWC, boxes, strict=True)]
+
+
+def _texts(texts: list[str]) -> list[NDArray[np.uint8]]:
+    return [text_picture(text or "(nothing)", _CELL_PX, _CELL_PX) for text in texts]

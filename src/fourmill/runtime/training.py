@@ -1,0 +1,123 @@
+"""Everything that is fitted: the training set, the tokenizers, the vocabulary, the manifest, 4M. Puts rooms together."""
+
+import json
+from typing import Any, Literal
+
+from fourmill.core.ledger import ledger_path, read_ledger
+from fourmill.core.manifest import Manifest, manifest_path
+from fourmill.core.modality import IMAGE_TOKENS
+from fourmill.ingest.source import read_source
+from fourmill.runtime.launch import run_program
+from fourmill.runtime.models import ModelRef, current, set_current
+from fourmill.runtime.session import Session
+from fourmill.runtime.stages import LABEL_FOLDERS, BlockNotReadyError
+from fourmill.runtime.workers import clip_features, modality_of
+from fourmill.tokenize.config import TokenizerSpec
+from fourmill.tokenize.manifest import build_manifest
+from fourmill.train.config import PretrainConfig, TrainSpec
+
+FourmName = Literal["fourm", "text2im"]
+_TRAIN_SET = "train_set"
+
+
+def make_train_set(session: Session) -> ModelRef:
+    """Pack the crops and labels that tokenizers are trained on.
+
+    Raises:
+        BlockNotReadyError: one of its blocks is not labelled, or did not pass its checks.
+    """
+    from fourmill.tokenize.train_set import build_train_set
+
+    p, store = session.project, session.store
+    for block in p.train_set.blocks:
+        for folder, asset in {"images": f"{p.dataset}/images", **_labels()}.items():
+            if not store.exists(ledger_path(p.dataset, "train", folder, block)):
+                raise BlockNotReadyError(f"tokenizers/train_set takes {block}: materialize {asset} for {block} first")
+    made = build_train_set(store, p.dataset, p.layout, p.train_set, p.input_px, clip_features(p))
+    report = {"num_train": made.num_train, "num_eval": made.num_eval}
+    ref = ModelRef(name=_TRAIN_SET, digest=made.digest, path=made.path, report=report)
+    set_current(store, p.dataset, ref)
+    return ref
+
+
+def _labels() -> dict[str, str]:
+    return {folder: f"labels/{label}" for label, folder in LABEL_FOLDERS.items()}
+
+
+def train_tokenizer(session: Session, label: str) -> ModelRef:
+    """Train one image tokenizer as a program of its own, or find the one that equal inputs gave before."""
+    p, store = session.project, session.store
+    train_set = current(store, p.dataset, _TRAIN_SET, "tokenizers/train_set")
+    folder = session.folder(f"runs/tokenizer_{label}")
+    spec = TokenizerSpec(
+        store=p.store,
+        name=f"tokenizer_{label}",
+        config=p.tokenizers[label],
+        train_set=train_set.path,
+        train_set_digest=train_set.digest,
+        run_folder=str(folder / "checkpoints"),
+        threads=p.threads,
+    )
+    report = run_program("fourmill.tokenize", spec, folder, p.threads, session.progress(f"tokenizers/{label}"))
+    return _serve(session, label, report)
+
+
+def fit_text(session: Session) -> ModelRef:
+    """Fit the vocabulary on the captions of the training split of the training set's blocks."""
+    from fourmill.tokenize.wordpiece import fit_wordpiece
+
+    p, store = session.project, session.store
+    captions: list[str] = []
+    for block in p.train_set.blocks:
+        rows = read_ledger(store, p.dataset, "train", "images", block).select(["status", "caption"]).to_pylist()
+        captions += [row["caption"] for row in rows if row["status"] == "ok"]
+    report = fit_wordpiece(store, captions, p.text)
+    return _serve(session, "text", report)
+
+
+def make_manifest(session: Session) -> Manifest:
+    """Gather every block into one training set."""
+    p, store = session.project, session.store
+    refs = {name: current(store, p.dataset, name, f"tokenizers/{name}") for name in (*IMAGE_TOKENS, "text")}
+    tokenizers = {modality_of(p, name): refs[name].digest for name in IMAGE_TOKENS}
+    return build_manifest(
+        store,
+        p.dataset,
+        p.layout,
+        p.layout.block_keys(),
+        p.modalities(),
+        {**tokenizers, "caption": refs["text"].digest, "det": refs["text"].digest},
+        f"{refs['text'].path}/tokenizer.json",
+        p.patch_px,
+        read_source(store, p.dataset).digest,
+    )
+
+
+def train_fourm(session: Session, name: FourmName) -> ModelRef:
+    """Train 4M, or fine-tune it from the one that serves, as a program of its own."""
+    p, store = session.project, session.store
+    config: PretrainConfig = {"fourm": p.pretrain, "text2im": p.text2im}[name]
+    start = None if name == "fourm" else current(store, p.dataset, "fourm", "fourm/pretrain").path
+    folder = session.folder(f"runs/{name}")
+    spec = TrainSpec(
+        store=p.store,
+        manifest=manifest_path(p.dataset, make_manifest(session).digest),
+        name=name,
+        config=config,
+        init_from=start,
+        run_folder=str(folder / "checkpoints"),
+        threads=p.threads,
+    )
+    report = run_program("fourmill.train", spec, folder, p.threads, session.progress(_STAGES[name]))
+    return _serve(session, name, report)
+
+
+_STAGES = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im"}
+
+
+def _serve(session: Session, name: str, report_path: str) -> ModelRef:
+    """Let the model of a report serve under a name."""
+    report: dict[str, Any] = json.loads(session.store.read(report_path))
+    ref = ModelRef(name=name, digest=report["digest"], path=report["path"], report=report)
+    set_current(session.store, session.project.dataset, ref)
+    return ref

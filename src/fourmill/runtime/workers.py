@@ -1,0 +1,66 @@
+"""Workers made from a project: the factories that actors call. Rooms do not know each other; here they are put together."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fourmill.core.modality import tokens_name
+from fourmill.core.work import ShardWorker
+from fourmill.runtime.project import Project
+
+
+def images(project: Mapping[str, Any], connect_to: Mapping[str, str]) -> ShardWorker:
+    """The downloader of `cc12m/images`."""
+    from fourmill.ingest.worker import ImageWorker
+
+    made = Project.model_validate(project)
+    return ImageWorker(made.store, made.dataset, made.layout, made.ingest, dict(connect_to))
+
+
+def labels(project: Mapping[str, Any], label: str) -> ShardWorker:
+    """The labeller of `labels/{label}`."""
+    from fourmill.pseudolabel.worker import LabelWorker
+
+    made = Project.model_validate(project)
+    return LabelWorker(made.store, made.dataset, label, made.labellers[label])
+
+
+def tokens(project: Mapping[str, Any], name: str, tokenizer_path: str, tokenizer_digest: str) -> ShardWorker:
+    """The tokenizer of `tokens/{name}`; CLIP's features are computed on the way and never stored."""
+    from fourmill.tokenize.worker import TokenWorker
+
+    made = Project.model_validate(project)
+    return TokenWorker(
+        made.store,
+        made.dataset,
+        modality_of(made, name),
+        tokenizer_path,
+        made.input_px,
+        features=clip_features(made) if name == "clip" else None,
+    )
+
+
+def aligned(project: Mapping[str, Any]) -> ShardWorker:
+    """The aligner of `tokens/shards`."""
+    from fourmill.tokenize.align import AlignWorker
+
+    made = Project.model_validate(project)
+    return AlignWorker(made.store, made.dataset, token_modalities(made))
+
+
+def clip_features(project: Project) -> Callable[[np.ndarray], np.ndarray]:
+    """Crops (B, S, S, 3) uint8 to dense CLIP features (B, h, w, C) float32."""
+    from fourmill.pseudolabel.make import make_features
+
+    return make_features(project.labellers["clip"])
+
+
+def modality_of(project: Project, name: str) -> str:
+    """`tok_depth@224` from `depth`; `caption` and `det` are their own."""
+    return name if name in ("caption", "det") else tokens_name(name, project.input_px)
+
+
+def token_modalities(project: Project) -> list[str]:
+    """Every modality that is tokenized, in the table's order."""
+    return [m.name for m in project.modalities().values() if m.kind != "pixels"]

@@ -1,0 +1,45 @@
+"""Fixtures that more than one folder uses: one Ray session for all tests that need one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray with two CPUs, started once and shared; later `ensure_ray` calls find it."""
+    from fourmill.runtime.ray_session import RayConfig, ensure_ray, stop_ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "data"))  # for the echo worker, in the actors
+        ensure_ray(RayConfig(num_workers=2))
+        yield
+        stop_ray()
+
+
+@pytest.fixture(scope="session")
+def smallest_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole chain at its smallest, made once by the command line and read by many tests; do not change it."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    done = run_fourmill("demo", "--out", str(out), "--profile", "smallest")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out
+
+
+def run_fourmill(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The command line in a process of its own, as a user calls it."""
+    command = [sys.executable, "-m", "fourmill.pipelines.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=1200, env={**os.environ, "COLUMNS": "160"})
+
+
+@pytest.fixture(scope="session")
+def fourmill() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`fourmill("status", "--json")` runs the command line and returns what it did."""
+    return run_fourmill

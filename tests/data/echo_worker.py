@@ -1,0 +1,24 @@
+"""A worker for tests of the pool: writes one member, and dies or fails where it is told to."""
+
+import os
+import signal
+
+from fourmill.core.names import sample_key
+from fourmill.core.shards import Item, Receipt, ShardPlace, write_shard
+from fourmill.core.store import open_store
+from fourmill.core.work import ShardJob
+
+
+class EchoWorker:
+    def __init__(self, root: str, kill_at: int = -1, fail_at: int = -1) -> None:
+        self._root, self._kill_at, self._fail_at = root, kill_at, fail_at
+
+    def run(self, job: ShardJob) -> Receipt:
+        store = open_store(self._root)
+        if job.shard == self._fail_at:
+            raise ValueError("this shard cannot be read")
+        if job.shard == self._kill_at and not store.exists("killed"):
+            store.write("killed", b"once")
+            os.kill(os.getpid(), signal.SIGKILL)
+        place = ShardPlace("cc12m", job.split, "echo", job.shard)
+        return write_shard(store, place, job.recipe, [Item(sample_key(job.shard), ext="txt", data=b"x")], job.run_id)

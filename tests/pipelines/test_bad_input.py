@@ -1,0 +1,98 @@
+"""One clear message each, with what to do, before any work is started; nothing half-written."""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fourmill.pipelines.preflight import NotReadyError, check_machine, check_port, only_one
+from fourmill.pipelines.profiles import smallest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def refused(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in " ".join(done.stderr.split()) for word in words), done.stderr
+
+
+def test_a_profile_that_does_not_exist(tmp_path: Path, fourmill: Run) -> None:
+    refused(fourmill("demo", "--out", str(tmp_path / "out"), "--profile", "tiny"), "tiny", "demo, smallest")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_list(tmp_path: Path, fourmill: Run) -> None:
+    done = fourmill("run", "--list", str(tmp_path / "no.tsv"), "--out", str(tmp_path / "out"), "--labellers", "seeded")
+    refused(done, "no list at", "no.tsv", "URL<TAB>caption")
+    assert not (tmp_path / "out").exists()
+
+
+def test_labellers_that_are_neither_a_word_nor_a_folder(tmp_path: Path, fourmill: Run) -> None:
+    (tmp_path / "list.tsv").write_text("http://a.example/1.jpg\ta dog\n")
+    done = fourmill("run", "--list", str(tmp_path / "list.tsv"), "--out", str(tmp_path / "out"), "--labellers", "none")
+    refused(done, "none", "seeded")
+
+
+def test_a_folder_without_a_project(tmp_path: Path, fourmill: Run) -> None:
+    refused(fourmill("status", "--out", str(tmp_path)), "no project at", "fourmill demo")
+
+
+def test_an_unknown_key_in_a_project_is_named(tmp_path: Path, fourmill: Run) -> None:
+    config = smallest(tmp_path).model_dump(mode="json")
+    config["ingest"]["concurency"] = 3
+    (tmp_path / "project.json").write_text(json.dumps(config))
+    refused(fourmill("status", "--out", str(tmp_path)), "ingest.concurency", "Extra inputs are not permitted")
+
+
+def test_an_unwritable_folder(tmp_path: Path, fourmill: Run) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused(fourmill("demo", "--out", str(tmp_path / "file" / "out")), "cannot be written", "--out")
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(NotReadyError, match=rf"port {port} cannot be used.*{port + 1}"):
+            check_port(port)
+
+
+def test_too_little_disk_and_memory(tmp_path: Path) -> None:
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "list.tsv").write_text("http://a.example/1.jpg\ta dog\n")
+    project = smallest(tmp_path)
+    with pytest.raises(NotReadyError, match="MB free and a run needs"):
+        check_machine(project, min_disk_mb=10**9)
+    with pytest.raises(NotReadyError, match="MB of memory are free and a run needs"):
+        check_machine(project, min_memory_mb=10**9)
+
+
+def test_a_ray_address_nobody_answers_on(tmp_path: Path) -> None:
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes" / "list.tsv").write_text("http://a.example/1.jpg\ta dog\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    project = smallest(tmp_path)
+    broken = project.model_copy(update={"ray": project.ray.model_copy(update={"address": address})})
+    with pytest.raises(ValueError, match="no Ray cluster answers"):
+        check_machine(broken)
+
+
+def test_two_drivers_in_one_folder(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(NotReadyError, match="another fourmill is at work"), only_one(tmp_path):
+        pass
+
+
+def test_help_teaches(fourmill: Run) -> None:
+    for command in ("demo", "run", "status", "trace", "ui"):
+        done = fourmill(command, "--help")
+        assert done.returncode == 0
+        assert "--out" in done.stdout
+    assert os.linesep in fourmill("--help").stdout
