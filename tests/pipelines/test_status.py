@@ -37,7 +37,7 @@ def states(defs: dg.Definitions, instance: dg.DagsterInstance, store: LocalStore
 
 def make(defs: dg.Definitions, instance: dg.DagsterInstance, names: list[str], partition: str | None) -> None:
     assets = [defs.resolve_assets_def(dg.AssetKey(name)) for name in ["images", "depth", "normal", "manifest"]]
-    selection = dg.AssetSelection.keys(*[dg.AssetKey(name) for name in names])
+    selection = dg.AssetSelection.assets(*[dg.AssetKey(name) for name in names])
     assert dg.materialize(assets, partition_key=partition, selection=selection, instance=instance).success
 
 

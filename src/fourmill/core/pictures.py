@@ -110,7 +110,8 @@ def semseg_legend(ids_HW: NDArray[np.uint8], width: int, height: int) -> RGB:
         name = "invalid" if class_id == SEMSEG_INVALID else COCO_PANOPTIC[class_id]
         share = 100 * int(counts[index]) / ids_HW.size
         draw.rectangle((1, top, 10, top + 9), fill=_colour(_PALETTE[class_id]))
-        draw_text(draw, (14, top - 1), f"{name.removesuffix('-merged')} {share:.0f}%", 10)
+        percent = f"{share:.0f}%" if share >= 0.5 else "<1%"
+        draw_text(draw, (14, top - 1), f"{name.removesuffix('-merged')} {percent}", 10)
     return np.asarray(image)
 
 
@@ -131,8 +132,7 @@ def boxes_picture(rgb_HWC: RGB, boxes: Sequence[Box], scale: int | None = None) 
         colour = _colour(_PALETTE[_CLASS_IDS.get(box.class_name, SEMSEG_INVALID)])
         left, top = box.xmin * (size[0] - 1), box.ymin * (size[1] - 1)
         right, bottom = box.xmax * (size[0] - 1), box.ymax * (size[1] - 1)
-        draw.rectangle((left, top, right, bottom), outline="white", width=2)
-        draw.rectangle((left, top, right, bottom), outline=colour, width=1)
+        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
         text = f"{box.class_name} {box.score:.2f}"
         x = max(0.0, min(left, size[0] - text_width(text, 10) - 4))
         y = top - 12 if top >= 12 else top

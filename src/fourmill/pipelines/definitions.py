@@ -42,7 +42,7 @@ def build_definitions(
             *token_assets(project, blocks),
             *training_assets(project),
         ]
-    jobs = build_jobs(project, blocks)
+    jobs = build_jobs(project)
     return dg.Definitions(
         assets=assets,
         jobs=jobs,
@@ -54,25 +54,22 @@ def build_definitions(
     )
 
 
-def build_jobs(project: Project, blocks: dg.PartitionsDefinition) -> list[UnresolvedAssetJobDefinition]:
+def build_jobs(project: Project) -> list[UnresolvedAssetJobDefinition]:
     """The stages as jobs, in the order in which a new project runs them."""
     index, images = dg.AssetKey([project.dataset, "source_index"]), dg.AssetKey([project.dataset, "images"])
-    shards = dg.AssetSelection.keys(dg.AssetKey(["tokens", "manifest"]))
+    shards = dg.AssetSelection.assets(dg.AssetKey(["tokens", "manifest"]))
     tokens = dg.AssetSelection.groups("tokens") - shards
     return [
-        dg.define_asset_job("index_list", dg.AssetSelection.keys(index), description="Number the rows of the list."),
+        dg.define_asset_job("index_list", dg.AssetSelection.assets(index), description="Number the rows of the list."),
         dg.define_asset_job(
             "label_block",
-            dg.AssetSelection.keys(images) | dg.AssetSelection.groups("labels"),
-            partitions_def=blocks,
+            dg.AssetSelection.assets(images) | dg.AssetSelection.groups("labels"),
             description="Download one block and label it.",
         ),
         dg.define_asset_job(
             "train_tokenizers", dg.AssetSelection.groups("tokenizers"), description="Fit every tokenizer."
         ),
-        dg.define_asset_job(
-            "tokenize_block", tokens, partitions_def=blocks, description="Tokenize and align one block."
-        ),
+        dg.define_asset_job("tokenize_block", tokens, description="Tokenize and align one block."),
         dg.define_asset_job(
             "train_4m",
             shards | dg.AssetSelection.groups("fourm"),

@@ -17,6 +17,7 @@ from fourmill.tokenize.config import (
     TextTokenizerConfig,
     TrainSetConfig,
     demo_tokenizers,
+    paper_tokenizers,
 )
 from fourmill.train.config import fourm_b_cc12m, fourm_demo, fourm_text2im_b, fourm_text2im_demo
 
@@ -80,8 +81,6 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
     Costs (docs/benchmarks.md): about 144 H100-hours of labels at the paper's sizes, 229 of pretraining at 40 % of the
     peak. Not yet run at scale.
     """
-    from fourmill.tokenize.config import paper_tokenizers
-
     return Project(
         profile="cc12m_4m7",
         store=str(out / "store"),

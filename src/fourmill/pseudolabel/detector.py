@@ -160,8 +160,10 @@ def _tune(network: Any, config: DetectorConfig) -> None:
     """Let a seeded network find a few boxes of several classes and sizes in an image, as a trained one does."""
     pixels_BCHW = probe(config.input_px, 4)
     decoder = network.model.decoder
+    chooser = network.model.enc_score_head  # of the places that become queries
     corners, classes = decoder.bbox_embed[-1].layers[-1], decoder.class_embed[-1]
     with torch.no_grad():
+        spread_last(chooser, last_inputs(chooser, lambda: network(pixel_values=pixels_BCHW)), 0.0, 1.0)
         corners.weight.normal_()
         larger = torch.tensor([0.0, 0.0, 2.0, 2.0])  # than the anchors, a twentieth of the image
         spread_last(corners, last_inputs(corners, lambda: network(pixel_values=pixels_BCHW)), larger, 0.7)

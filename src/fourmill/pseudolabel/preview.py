@@ -57,8 +57,8 @@ def _choose(store: Store, dataset: str, layout: Layout, block: str, label: str, 
     for split in SPLITS:
         for shard in layout.shards_of(block):
             members = list(read_members(store, ShardPlace(dataset, split, label_format(label).folder, shard)))
-            wanted = num - len(chosen)
-            picked = dict(members[:: max(1, -(-len(members) // max(1, wanted)))][:wanted])
+            wanted = min(num - len(chosen), len(members))
+            picked = dict(members[i * len(members) // wanted] for i in range(wanted))
             images = read_members(store, ShardPlace(dataset, split, "images", shard)) if picked else ()
             chosen += [(data, picked[key]) for key, data in images if key in picked]
             if len(chosen) == num:
@@ -75,7 +75,11 @@ def _cells(image: bytes, data: bytes, label: str, cell_px: int) -> list[NDArray[
         case "normal":
             return [rgb, normal_picture(found)]
         case "semseg":
-            step = max(1, -(-max(found.shape) // cell_px))  # by the nearest pixel: mixed colours would be other classes
-            return [rgb, semseg_picture(found[::step, ::step]), semseg_legend(found, cell_px, cell_px)]
+            # By the nearest pixel: mixed colours would be other classes.
+            rows, columns = (
+                np.arange(shown) * full // shown for shown, full in zip(rgb.shape, found.shape, strict=False)
+            )
+            near = found[rows[:, None], columns]
+            return [rgb, semseg_picture(near), semseg_legend(found, cell_px, cell_px)]
         case _:
             return [rgb, boxes_picture(rgb, found, scale=1)]

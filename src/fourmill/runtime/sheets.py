@@ -19,7 +19,7 @@ from fourmill.runtime.generation import Generated
 from fourmill.runtime.heldout import HeldOut
 
 Maps = Mapping[str, NDArray[Any]]
-_CELL_PX = 96
+_CELL_PX = 128
 _COLOURS = 128
 
 PICTURES: dict[str, Callable[[NDArray[Any]], NDArray[np.uint8]]] = {

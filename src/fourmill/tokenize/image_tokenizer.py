@@ -26,7 +26,7 @@ from fourmill.tokenize.samples import LabelError
 from fourmill.tokenize.unet import PatchedUNet
 from fourmill.tokenize.vit import PatchEncoder, VitDecoder, VitEncoder, choose_attention
 
-_BATCH = 64  # images at a time, the last batch filled up: a token must not depend on what else is in its batch
+_BATCH = 32  # images at a time, the last batch filled up: a token must not depend on what else is in its batch
 
 
 class ImageTokenizer(nn.Module):

@@ -1,6 +1,7 @@
 """4M in the store: `models/{name}/{digest}/` with model.safetensors, config.json and card.md."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,31 +20,23 @@ class ModelError(ValueError):
     """A model that cannot be loaded: which key or value, found and expected."""
 
 
-def save_fourm(store: Store, name: str, model: FourM, state: dict[str, torch.Tensor], card: str) -> tuple[str, str]:
+def save_fourm(store: Store, name: str, model: FourM, training: dict[str, Any], card: str) -> tuple[str, str]:
     """Publish a model, config and card first, weights last.
 
     Args:
-        state: weights to publish, by the model's state-dict names. Shared tensors are written under each of their names.
+        model: shared tensors are written under each of their names.
+        training: what it was trained from; kept in config.json.
         card: Markdown; `{digest}` in it is replaced.
 
     Returns:
         Its digest (of weights and config) and its folder.
     """
-    weights = save({key: value.detach().cpu().clone().contiguous() for key, value in sorted(state.items())})
+    weights = save({key: value.detach().cpu().clone() for key, value in sorted(model.state_dict().items())})
     config: dict[str, Any] = {
         "model": model.config.model_dump(mode="json"),
         "patch_px": model.patch_px,
-        "modalities": [
-            {
-                "name": m.name,
-                "kind": m.kind,
-                "folder": m.folder,
-                "ext": m.ext,
-                "grid": m.grid,
-                "vocab_size": m.vocab_size,
-            }
-            for m in model.modalities
-        ],
+        "modalities": [asdict(modality) for modality in model.modalities],
+        "training": training,
     }
     digest = digest_json([digest_bytes(weights), config])
     folder = f"models/{name}/{digest}"
@@ -109,7 +102,7 @@ def load_weights(model: FourM, state: dict[str, torch.Tensor], where: str) -> No
 
 def shared_names(model: FourM) -> list[tuple[str, str]]:
     """Pairs of state-dict names that are one tensor in the model."""
-    names = [name for name in model.decoder_embeddings]
+    names = list(model.decoder_embeddings)
     return [
         *((f"encoder_embeddings.{n}.mod_emb", f"decoder_embeddings.{n}.mod_emb") for n in names),
         *((f"decoder_embeddings.{n}.token_emb.weight", f"decoder_embeddings.{n}.to_logits.weight") for n in names),

@@ -99,6 +99,7 @@ def start(store: Store, manifest: Manifest, config: PretrainConfig, init_from: s
                 f"{init_from} has dim, encoder and decoder depth {_shape(model)} and modalities "
                 f"{', '.join(model.by_name)}; the config and the manifest ask for something else: train it from this manifest"
             )
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     average = Average(dict(model.named_parameters()), config.optim.average_decay)
     return State(model.train(), make_optimizer(model, config.optim), average)
 
@@ -159,7 +160,7 @@ def _run(state: State, loader: Loader, spec: TrainSpec, progress: Progress) -> N
             state.curve.append([state.step, round(sum(state.losses) / len(state.losses), 5)])
             state.losses = []
         if not ended and state.step % config.checkpoint_every == 0:
-            save_checkpoint(Path(spec.run_folder), spec.input_digest, _snapshot(state))
+            save_checkpoint(Path(spec.run_folder), spec.input_digest, _snapshot(state, spec))
         if ended or time.monotonic() - last >= _REPORT_EVERY_S:
             last = time.monotonic()
             progress(state.step, config.steps, f"loss {found['loss']:.3f}")
@@ -180,8 +181,9 @@ def _shape(model: FourM) -> tuple[int, int, int]:
     return model.config.dim, model.config.encoder_depth, model.config.decoder_depth
 
 
-def _snapshot(state: State) -> dict[str, Any]:
+def _snapshot(state: State, spec: TrainSpec) -> dict[str, Any]:
     return {
+        "spec": spec.model_dump_json(),  # manifest, seed and config: for whoever finds the file
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "average": state.average.values,
@@ -197,7 +199,8 @@ def _resume(state: State, snapshot: dict[str, Any] | None) -> None:
         return
     state.model.load_state_dict(snapshot["model"])
     state.optimizer.load_state_dict(snapshot["optimizer"])
-    state.average.values = snapshot["average"]
+    for name, value in snapshot["average"].items():
+        state.average.values[name].copy_(value)
     state.step, state.seconds = snapshot["step"], snapshot["seconds"]
     state.curve, state.losses = snapshot["curve"], snapshot["losses"]
     _log.info("resumed at step %d", state.step)

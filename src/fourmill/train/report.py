@@ -63,7 +63,10 @@ def publish(store: Store, spec: TrainSpec, manifest: Manifest, model: FourM, tra
         ),
         "config": spec.config.model_dump(mode="json"),
     }
-    digest, folder = save_fourm(store, spec.name, model, model.state_dict(), _card(spec, report))
+    training = {
+        key: report[key] for key in ("manifest_digest", "init_from", "seed", "steps", "consumed", "consumed_digest")
+    }
+    digest, folder = save_fourm(store, spec.name, model, training, _card(spec, report))
     report |= {"digest": digest, "path": folder}
     store.write(report_path(spec), json.dumps(report, indent=1).encode())
 

@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+
+from fourmill.tokenize.config import ImageTokenizerConfig, paper_tokenizers, smallest_tokenizers
+from fourmill.tokenize.image_tokenizer import ImageTokenizer
+from fourmill.tokenize.load import ModelError, check_keys
+from fourmill.tokenize.samples import LabelError
+
+rng = np.random.default_rng(0)
+SMALL = smallest_tokenizers(feature_dim=12)
+
+
+def _labels(label: str, number: int) -> np.ndarray:
+    if label == "rgb":
+        return rng.integers(0, 256, (number, 64, 64, 3), dtype=np.uint8)
+    if label == "depth":
+        return rng.random((number, 64, 64), dtype=np.float32)
+    if label == "normal":
+        normal = rng.normal(size=(number, 64, 64, 3)).astype(np.float32)
+        return normal / np.linalg.norm(normal, axis=-1, keepdims=True)
+    if label == "semseg":
+        return rng.choice(np.array([0, 28, 132, 255], np.uint8), (number, 64, 64))
+    return rng.normal(size=(number, 8, 8, 12)).astype(np.float32)
+
+
+def _tokenizer(label: str, **encoder: object) -> ImageTokenizer:
+    torch.manual_seed(0)
+    values = SMALL[label].model_dump()
+    values["encoder"] |= encoder
+    return ImageTokenizer(ImageTokenizerConfig.model_validate(values)).eval()
+
+
+@pytest.mark.parametrize("label", SMALL)
+def test_labels_become_tokens_and_labels_of_the_same_kind_again(label):
+    tokenizer, batch = _tokenizer(label), _labels(label, 3)
+    tokens = tokenizer.tokenize(batch)
+    assert tokens.shape == (3, 64) and tokens.dtype == np.int16
+    assert 0 <= tokens.min() and tokens.max() < 512
+    decoded = tokenizer.detokenize(tokens, seed=1)
+    assert decoded.shape == batch.shape and decoded.dtype == batch.dtype
+    assert np.array_equal(decoded, tokenizer.detokenize(tokens, seed=1))
+    again = tokenizer.tokenize(decoded) if label != "normal" else tokenizer.tokenize(_labels(label, 1))
+    assert again.dtype == np.int16
+
+
+@pytest.mark.parametrize("label", ["semseg", "depth"])
+def test_tokens_do_not_depend_on_what_else_is_in_the_batch(label):
+    tokenizer, batch = _tokenizer(label, kind="vit"), _labels(label, 70)
+    whole = tokenizer.tokenize(batch)
+    assert np.array_equal(whole[[5, 66]], tokenizer.tokenize(batch[[5, 66]]))
+    decoded = tokenizer.detokenize(whole[:5])
+    assert np.allclose(decoded[3], tokenizer.detokenize(whole[3:4])[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("label", "batch", "reason"),
+    [
+        ("rgb", np.zeros((1, 64, 64, 3), np.float32), r"rgb is float32 \(1, 64, 64, 3\), expected uint8"),
+        ("rgb", np.zeros((1, 32, 32, 3), np.uint8), r"expected uint8 \(B, 64, 64, 3\)"),
+        ("depth", np.full((1, 64, 64), 1.5, np.float32), r"depth spans 1\.5\.\.1\.5, expected finite numbers in 0\.0\.\.1\.0"),
+        ("depth", np.full((1, 64, 64), np.nan, np.float32), "finite"),
+        ("normal", np.full((1, 64, 64, 3), -2, np.float32), r"in -1\.0\.\.1\.0"),
+        ("semseg", np.full((1, 64, 64), 133, np.uint8), r"class 133, expected 0\.\.132, or 255"),
+        ("clip", np.zeros((1, 8, 8, 13), np.float32), r"\(B, 8, 8, 12\)"),
+    ],
+)
+def test_what_a_tokenizer_cannot_take_is_said_with_what_it_takes(label, batch, reason):
+    with pytest.raises(LabelError, match=reason):
+        _tokenizer(label).tokenize(batch)
+
+
+def test_tokens_outside_the_codebook_are_refused():
+    tokenizer = _tokenizer("clip")
+    with pytest.raises(LabelError, match=r"0\.\.511"):
+        tokenizer.detokenize(np.full((1, 64), 512))
+    with pytest.raises(LabelError, match=r"\(B, 64\)"):
+        tokenizer.detokenize(np.zeros((1, 49), np.int16))
+
+
+def test_semseg_ids_are_shifted_by_one_and_255_is_row_0():
+    from fourmill.tokenize.conversions import to_network, to_store
+
+    stored = np.array([[[0, 1, 132, 255]]], np.uint8)
+    rows = to_network(stored, "semseg")
+    assert rows.tolist() == [[[1, 2, 133, 0]]]
+    logits = torch.nn.functional.one_hot(rows, 134).movedim(-1, 1)
+    assert np.array_equal(to_store(logits, "semseg", (0, 1)), stored)
+
+
+def test_pixels_are_ordered_alike_in_scoring_and_in_decoding():
+    tokenizer = _tokenizer("semseg")
+    latent = torch.randn(2, 32, 8, 8)
+    with torch.no_grad():
+        features = tokenizer.post_quant_proj(latent)
+        values = tokenizer.decoder(features)
+        flat = tokenizer.decoder.out_proj(tokenizer.decoder.features(features))
+    # Rows of out_proj are ordered class, row, column: token 9 is the patch in row 1, column 1.
+    patch = flat[0, 9].view(134, 8, 8)
+    assert torch.allclose(values[0, :, 8:16, 8:16], patch, atol=1e-5)
+
+
+def test_the_papers_tokenizers_have_the_public_names_and_shapes():
+    config = paper_tokenizers()
+    with torch.device("meta"):
+        models = {label: ImageTokenizer(config[label]) for label in ("rgb", "semseg", "clip")}
+    shapes = {label: {k: tuple(v.shape) for k, v in m.state_dict().items()} for label, m in models.items()}
+    assert {label: len(found) for label, found in shapes.items()} == {"rgb": 604, "semseg": 314, "clip": 313}
+    semseg = {
+        "cls_emb.weight": (134, 64),
+        "encoder.pos_emb": (1, 768, 14, 14),
+        "encoder.proj.weight": (768, 64, 16, 16),
+        "encoder.blocks.11.attn.qkv.weight": (2304, 768),
+        "encoder.blocks.0.mlp.fc1.bias": (3072,),
+        "encoder.norm_mlp.weight": (768,),
+        "encoder.post_mlp.fc2.weight": (768, 3072),
+        "quant_proj.weight": (32, 768, 1, 1),
+        "quantize._codebook.initted": (1,),
+        "quantize._codebook.cluster_size": (4096,),
+        "quantize._codebook.embed": (4096, 32),
+        "post_quant_proj.weight": (768, 32, 1, 1),
+        "decoder.pos_emb": (1, 768, 14, 14),
+        "decoder.blocks.11.norm2.bias": (768,),
+        "decoder.post_mlp.fc1.weight": (3072, 768),
+        "decoder.out_proj.weight": (34304, 768),
+    }
+    assert {key: shapes["semseg"].get(key) for key in semseg} == semseg
+    assert shapes["clip"]["encoder.proj.weight"] == (768, 512, 1, 1)
+    assert shapes["clip"]["decoder.out_proj.weight"] == (512, 768)
+    assert "post_quant_proj.weight" not in shapes["rgb"]
+    # The public weights are counted with their stored positions of 28x28, here they are of 14x14.
+    positions = {"rgb": 1, "clip": 2}
+    counts = {k: sum(p.numel() for p in models[k].parameters()) + n * 768 * (28**2 - 14**2) for k, n in positions.items()}
+    assert counts == {"rgb": pytest.approx(287.35e6, abs=2e4), "clip": pytest.approx(181.60e6, abs=2e4)}
+
+
+def test_weights_that_do_not_fit_are_named():
+    with torch.device("meta"):
+        tokenizer = _tokenizer("clip")
+        state = dict(tokenizer.state_dict())
+        state["decoder.extra"] = state.pop("quant_proj.bias")
+        state["quant_proj.weight"] = torch.zeros(32, 9, 1, 1)
+        with pytest.raises(ModelError) as error:
+            check_keys(state, tokenizer, "here")
+    for part in ("quant_proj.bias: missing, expected (32,)", "decoder.extra: unknown", "quant_proj.weight: shape (32, 9, 1, 1)"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "change", "reason"),
+    [
+        ("rgb", {"patch_px": 7}, "not a multiple of patch_px"),
+        ("rgb", {"feature_dim": 8}, "clip needs one"),
+        ("clip", {"feature_dim": None}, "clip needs one"),
+        ("clip", {"decoder": SMALL["rgb"].decoder.model_dump()}, "no diffusion decoder"),
+        ("rgb", {"input_px": 72, "decoder": SMALL["rgb"].decoder.model_dump() | {"multipliers": (1, 1, 1, 1)}}, "multiple of 32"),
+        ("semseg", {"training": SMALL["rgb"].training.model_dump()}, "cross_entropy is for semseg"),
+        ("semseg", {"encoder": {"width": 130, "heads": 4}}, "multiple of 4 and of its 4 heads"),
+        ("semseg", {"quantizer": {"codebook_size": 40_000}}, "32768"),
+        ("rgb", {"colour": 1}, "Extra inputs"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(label, change, reason):
+    with pytest.raises(ValueError, match=reason):
+        ImageTokenizerConfig.model_validate(SMALL[label].model_dump() | change)
