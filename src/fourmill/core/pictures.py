@@ -120,7 +120,7 @@ def boxes_picture(rgb_HWC: RGB, boxes: Sequence[Box], scale: int | None = None) 
 
     Args:
         rgb_HWC: the image, (H, W, 3) uint8.
-        boxes: in any order; the surest is drawn on top.
+        boxes: in any order. Labels do not cover each other: where there is no room, the less sure have none.
         scale: enlargement, so that the labels stay readable; by default the least that gives a side of 128 pixels.
     """
     height, width = rgb_HWC.shape[:2]
@@ -128,16 +128,20 @@ def boxes_picture(rgb_HWC: RGB, boxes: Sequence[Box], scale: int | None = None) 
     size = (width * times, height * times)
     image = Image.fromarray(np.ascontiguousarray(rgb_HWC)).resize(size, Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
-    for box in sorted(boxes, key=lambda b: b.score):  # the surest on top
-        colour = _colour(_PALETTE[_CLASS_IDS.get(box.class_name, SEMSEG_INVALID)])
+    taken: list[tuple[float, float, float]] = []
+    for box in sorted(boxes, key=lambda b: -b.score):  # the surest gets the best place for its label
         left, top = box.xmin * (size[0] - 1), box.ymin * (size[1] - 1)
         right, bottom = box.xmax * (size[0] - 1), box.ymax * (size[1] - 1)
+        colour = _colour(_PALETTE[_CLASS_IDS.get(box.class_name, SEMSEG_INVALID)])
         draw.rectangle((left, top, right, bottom), outline=colour, width=2)
-        text = f"{box.class_name} {box.score:.2f}"
-        x = max(0.0, min(left, size[0] - text_width(text, 10) - 4))
-        y = top - 12 if top >= 12 else top
-        draw.rectangle((x, y, x + text_width(text, 10) + 3, y + 12), fill=colour)
-        draw_text(draw, (x + 2, y), text, 10, "white" if sum(colour) < 420 else "black")
+        text = box.class_name if box.score == 1 else f"{box.class_name} {box.score:.2f}"
+        label_width = text_width(text, 10) + 3
+        x = max(0.0, min(left, size[0] - label_width - 1))
+        y = _free_height((top - 12, top, bottom - 12, bottom), x, label_width, size[1], taken)
+        if y is not None:
+            taken.append((x, y, label_width))
+            draw.rectangle((x, y, x + label_width, y + 12), fill=colour)
+            draw_text(draw, (x + 2, y), text, 10, "white" if sum(colour) < 420 else "black")
     return np.asarray(image)
 
 
@@ -155,6 +159,17 @@ def features_picture(features_hwC: NDArray[Any]) -> RGB:
     low, high = np.percentile(shown, (2, 98), axis=0)
     shown = (shown - low) / np.maximum(high - low, 1e-9)
     return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8).reshape(height, width, 3)
+
+
+def _free_height(
+    heights: Sequence[float], x: float, width: float, picture_height: int, taken: Sequence[tuple[float, float, float]]
+) -> float | None:
+    """The first height where a label of 12 pixels lies in the picture and on no other label."""
+    for y in heights:
+        inside = 0 <= y <= picture_height - 12
+        if inside and all(abs(y - v) > 12 or x > u + w or u > x + width for u, v, w in taken):
+            return y
+    return None
 
 
 def _make_palette() -> RGB:

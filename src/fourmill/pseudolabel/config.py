@@ -244,7 +244,7 @@ def _clip_of(folder: Path, grid: int) -> ClipConfig:
 
 def _stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of every file, so that a digest is computed again only when one of them may have changed."""
-    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
     kept = [(p, p.stat()) for p in files if not p.relative_to(folder).as_posix().startswith(".")]
     return tuple((p.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns) for p, s in kept)
 

@@ -58,7 +58,7 @@ class DptLabeller:
         """Depth (H, W) float32 in [0, 1] or normals (H, W, 3) float32 in [-1, 1] at each image's size."""
         sizes = [fed_size(size_of(p), self._config.longer_px) for p in pictures]
         guard = ConstantGuard(self.label, self._config.weights)
-        labels: list[Label | Rejected] = [Rejected("not reached")] * len(pictures)
+        labels: dict[int, Label | Rejected] = {}
         for indices in batches(sizes, self.batch_size):
             output_BCHW = self._predict([pictures[i] for i in indices], *sizes[indices[0]])
             for i, output_CHW, constant in zip(indices, output_BCHW, is_constant(output_BCHW), strict=True):
@@ -67,7 +67,7 @@ class DptLabeller:
                     Rejected("the network's output is constant") if dead else self._label(output_CHW, pictures[i])
                 )
         guard.finish()
-        return labels
+        return [labels[i] for i in range(len(pictures))]
 
     def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> Tensor:
         rgb_BCHW = torch.cat([resize(to_tensor([picture], self._device), height, width) for picture in pictures])

@@ -55,7 +55,7 @@ class Mask2FormerLabeller:
         config = self._config
         sizes = [fed_size(size_of(p), config.shorter_px, config.longer_px) for p in pictures]
         guard = ConstantGuard(self.label, config.weights)
-        labels: list[Label | Rejected] = [Rejected("not reached")] * len(pictures)
+        labels: dict[int, Label | Rejected] = {}
         for indices in batches(sizes, self.batch_size):
             height, width = sizes[indices[0]]
             classes_BQC, masks_BQHW = self._predict([pictures[i] for i in indices], height, width)
@@ -67,7 +67,7 @@ class Mask2FormerLabeller:
                 masks_QHW = masks_BQHW[position][:, :height, :width]
                 labels[i] = _semantic(classes_BQC[position], masks_QHW, size_of(pictures[i]))
         guard.finish()
-        return labels
+        return [labels[i] for i in range(len(pictures))]
 
     def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> tuple[Tensor, Tensor]:
         """Class logits (B, Q, C + 1) and mask logits (B, Q, H, W) of the padded input."""
