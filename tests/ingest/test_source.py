@@ -11,6 +11,7 @@ from fourmill.ingest.source import (
     build_source_index,
     count_rows,
     domains,
+    is_current,
     read_source,
     read_source_rows,
     shard_source_digest,
@@ -126,3 +127,14 @@ def test_lists_that_cannot_be_used(tmp_path: Path) -> None:
         number(store, tmp_path, urls(17))
     with pytest.raises(ValueError, match="materialize pics/source_index first"):
         read_source(store, "pics")
+
+
+def test_an_edited_list_is_seen(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    config = SourceConfig(list=str(tmp_path / "list.tsv"), val_fraction=0.3)
+    assert not is_current(store, "pics", config)
+    number(store, tmp_path, urls(5))
+    assert is_current(store, "pics", config)
+    with Path(config.list).open("ab") as file:
+        file.write(b"http://a.example/new.jpg\ta new row\n")
+    assert not is_current(store, "pics", config)

@@ -128,12 +128,14 @@ def boxes_picture(rgb_HWC: RGB, boxes: Sequence[Box], scale: int | None = None) 
     size = (width * times, height * times)
     image = Image.fromarray(np.ascontiguousarray(rgb_HWC)).resize(size, Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
+    surest_first = sorted(boxes, key=lambda b: -b.score)
+    across, down = size[0] - 1, size[1] - 1
+    spans = [(b.xmin * across, b.ymin * down, b.xmax * across, b.ymax * down) for b in surest_first]
+    colours = [_colour(_PALETTE[_CLASS_IDS.get(b.class_name, SEMSEG_INVALID)]) for b in surest_first]
+    for span, colour in zip(reversed(spans), reversed(colours), strict=True):
+        draw.rectangle(span, outline=colour, width=2)
     taken: list[tuple[float, float, float]] = []
-    for box in sorted(boxes, key=lambda b: -b.score):  # the surest gets the best place for its label
-        left, top = box.xmin * (size[0] - 1), box.ymin * (size[1] - 1)
-        right, bottom = box.xmax * (size[0] - 1), box.ymax * (size[1] - 1)
-        colour = _colour(_PALETTE[_CLASS_IDS.get(box.class_name, SEMSEG_INVALID)])
-        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
+    for box, (left, top, _, bottom), colour in zip(surest_first, spans, colours, strict=True):
         text = box.class_name if box.score == 1 else f"{box.class_name} {box.score:.2f}"
         label_width = text_width(text, 10) + 3
         x = max(0.0, min(left, size[0] - label_width - 1))

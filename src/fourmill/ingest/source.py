@@ -110,6 +110,15 @@ def read_source(store: Store, dataset: str) -> SourceIndex:
         raise ValueError(f"{dataset} has no numbered list: materialize {dataset}/source_index first") from None
 
 
+def is_current(store: Store, dataset: str, config: SourceConfig) -> bool:
+    """Whether the numbered list is the file as it is now: a person who edits the list expects the next run to see it."""
+    try:
+        numbered = _read_index(store, read_source(store, dataset).digest)
+    except (ValueError, FileNotFoundError):
+        return False
+    return _survey(config.list)[0] == numbered.list_sha256
+
+
 def read_source_rows(store: Store, dataset: str, shard: int) -> pa.Table:
     """Rows of one shard, both splits, in order; no rows past the end of the list.
 

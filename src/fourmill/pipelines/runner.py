@@ -12,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
+from fourmill.ingest.source import is_current
 from fourmill.pipelines.status import Node, read_status
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
@@ -68,6 +69,8 @@ def materialize_all(
         ]
         job = defs.resolve_job_def(job_name)
         wanted = [n for n in nodes if n.key in job.asset_layer.executable_asset_keys]
+        if job_name == "index_list" and not wanted and not is_current(store, project.dataset, project.source):
+            wanted = [Node(key, None, "stale", "the list has changed") for key in job.asset_layer.executable_asset_keys]
         if wanted:
             announce(job_name, wanted)
             _execute(job, [n.key for n in wanted], partition, instance)

@@ -21,7 +21,7 @@ from fourmill.train.data import Loader, checked_manifest, read_samples
 from fourmill.train.load import ModelError, load_fourm
 from fourmill.train.masking import Mixture
 from fourmill.train.model import FourM
-from fourmill.train.optim import Average, learning_rate, make_optimizer
+from fourmill.train.optim import AdamW, Average, learning_rate
 from fourmill.train.report import Trained, is_done, publish, report_path
 from fourmill.train.validate import validation_losses
 
@@ -39,7 +39,7 @@ class State:
     """All that a step changes."""
 
     model: FourM
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     average: Average
     step: int = 0
     seconds: float = 0.0
@@ -101,7 +101,7 @@ def start(store: Store, manifest: Manifest, config: PretrainConfig, init_from: s
             )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     average = Average(dict(model.named_parameters()), config.optim.average_decay)
-    return State(model.train(), make_optimizer(model, config.optim), average)
+    return State(model.train(), AdamW(model, config.optim), average)
 
 
 def train_step(state: State, batch: Batch, config: PretrainConfig) -> dict[str, float]:
@@ -113,9 +113,6 @@ def train_step(state: State, batch: Batch, config: PretrainConfig) -> dict[str, 
     Raises:
         TrainingError: the loss is no number.
     """
-    rate = learning_rate(config.optim, config.steps, state.step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
     with autocast(state.model, config):
         loss, by_modality = state.model.loss(batch)
     found = {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in by_modality.items()}}
@@ -125,11 +122,11 @@ def train_step(state: State, batch: Batch, config: PretrainConfig) -> dict[str, 
             f"the loss is {found['loss']} at step {state.step} of {config.steps} ({', '.join(bad)}); lower the learning rate "
             f"({config.optim.learning_rate:g}), bound the gradient (optim.clip_grad) or train in fp32"
         )
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad()
     loss.backward()
     if config.optim.clip_grad is not None:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_grad)
-    state.optimizer.step()
+    state.optimizer.step(learning_rate(config.optim, config.steps, state.step))
     state.step += 1
     state.average.update(state.model.parameters(), state.step)
     return found

@@ -1,0 +1,122 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fourmill.core.labels import Box, encode_boxes, encode_depth, encode_normal, encode_semseg
+from fourmill.core.names import SPLITS, Layout, SampleKey, Split, sample_key
+from fourmill.core.shards import Item, Recipe, ShardPlace, write_shard
+from fourmill.core.store import LocalStore, Store
+from fourmill.tokenize.config import TokenizerSpec, TrainSetConfig, smallest_tokenizers
+from fourmill.tokenize.train_set import TrainSet, build_train_set
+
+DATASET = "tiny"
+LAYOUT = Layout(rows_per_shard=12, shards_per_block=2, num_blocks=2)
+SIDES = (80, 72)  # width, height of the images
+FEATURE_DIM = 12
+IMAGE_ROWS = [("caption", "string"), ("width", "int32"), ("height", "int32")]
+LABEL_ROWS = [("width", "int32"), ("height", "int32")]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small are no faster on two threads, and far slower when another program wants the second core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def features(crops_BSSC: np.ndarray) -> np.ndarray:
+    """A stand-in for CLIP: means and corners of 8-pixel patches, mixed into 12 channels."""
+    patches = crops_BSSC.reshape(len(crops_BSSC), 8, 8, 8, 8, 3).astype(np.float32) / 255
+    found = np.concatenate([patches.mean((2, 4)), patches[:, :, 0, :, 0], patches.std((2, 4)), patches[:, :, 7, :, 7]], -1)
+    return found.astype(np.float32)
+
+
+def sample(key: int) -> dict[str, np.ndarray]:
+    """An image of two colours and labels that follow from it."""
+    rng = np.random.default_rng(key)
+    width, height = SIDES
+    inside = np.zeros((height, width), bool)
+    top, left = rng.integers(10, 40, 2)
+    inside[top : top + 25, left : left + 25] = True
+    rgb = np.where(inside[..., None], rng.integers(0, 256, 3), rng.integers(0, 256, 3)).astype(np.uint8)
+    depth = np.where(inside, 0.3, np.linspace(0.5, 1, height)[:, None]).astype(np.float32)
+    normal = np.where(inside[..., None], np.array([1, 0, 0]), np.array([0, 0, 1])).astype(np.float32)
+    return {"rgb": rgb, "depth": depth, "normal": normal, "semseg": np.where(inside, 39, 122).astype(np.uint8)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Images and labels of two blocks, 24 rows each, a fifth of them held out."""
+    store = LocalStore(tmp_path / "store")
+    for shard in range(4):
+        for split in SPLITS:
+            keys = [sample_key(r) for r in LAYOUT.rows_of(shard) if (r % 5 == 0) == (split == "val")]
+            _write(store, split, shard, keys)
+    return store
+
+
+def _write(store: Store, split: Split, shard: int, keys: list[SampleKey]) -> None:
+    from io import BytesIO
+
+    import pyarrow as pa
+    from PIL import Image
+
+    samples = {key: sample(int(key)) for key in keys}
+    size = {"width": SIDES[0], "height": SIDES[1]}
+
+    def png(rgb: np.ndarray) -> bytes:
+        sink = BytesIO()
+        Image.fromarray(rgb).save(sink, "PNG")
+        return sink.getvalue()
+
+    boxes = encode_boxes([Box(0.2, 0.2, 0.6, 0.7, 0.9, "bottle")])
+    members = {
+        "images": {k: ("png", png(s["rgb"])) for k, s in samples.items()},
+        "depth": {k: ("png", encode_depth(s["depth"])) for k, s in samples.items()},
+        "normal": {k: ("png", encode_normal(s["normal"])) for k, s in samples.items()},
+        "semseg": {k: ("png", encode_semseg(s["semseg"])) for k, s in samples.items()},
+        "boxes": {k: ("json", boxes) for k in keys},
+    }
+    for folder, found in members.items():
+        columns = IMAGE_ROWS if folder == "images" else LABEL_ROWS
+        schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns])
+        caption = {"caption": "a bottle on the floor"} if folder == "images" else {}
+        items = [Item(k, ext=ext, data=data, extra={**size, **caption}) for k, (ext, data) in found.items()]
+        write_shard(store, ShardPlace(DATASET, split, folder, shard), Recipe(stage=folder, code_version="1"), items, "r", schema)
+
+
+@pytest.fixture
+def train_set(store: Store) -> TrainSet:
+    config = TrainSetConfig(num_samples=30, num_eval=6, blocks=("block_00", "block_01"))
+    return build_train_set(store, DATASET, LAYOUT, config, 64, features)
+
+
+@pytest.fixture
+def spec(store: Store, train_set: TrainSet, tmp_path: Path) -> Callable[..., TokenizerSpec]:
+    """The smallest training of a label: `spec("depth", steps=4)`."""
+
+    def make(label: str, folder: str = "run", **training: Any) -> TokenizerSpec:
+        config = smallest_tokenizers(FEATURE_DIM)[label]
+        return TokenizerSpec(
+            store=store.root,
+            name=f"tok_{label}",
+            config=config.model_copy(update={"training": config.training.model_copy(update=training)}),
+            train_set=train_set.path,
+            train_set_digest=train_set.digest,
+            run_folder=str(tmp_path / folder),
+            threads=1,
+        )
+
+    return make
+
+
+@pytest.fixture
+def read_report(store: Store) -> Callable[[str], dict[str, Any]]:
+    return lambda path: json.loads(store.read(path))

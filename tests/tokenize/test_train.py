@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fourmill.core.store import LocalStore
+from fourmill.core.work import no_progress
+from fourmill.tokenize import train
+from fourmill.tokenize.__main__ import main
+from fourmill.tokenize.batches import batch_flips, batch_indices
+from fourmill.tokenize.config import TrainingConfig
+from fourmill.tokenize.conversions import mirror
+from fourmill.tokenize.load import ModelError, load_image_tokenizer
+from fourmill.tokenize.train import TrainingError, learning_rate, train_tokenizer
+from fourmill.tokenize.train_set import TrainSetError
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _kill_at(step):
+    def progress(done, total, note):
+        if done >= step:
+            raise _KilledError
+
+    return progress
+
+
+@pytest.mark.parametrize("label", ["depth", "semseg"])
+def test_a_killed_training_resumes_to_the_very_same_tokenizer(spec, read_report, monkeypatch, label):
+    monkeypatch.setattr(train, "_REPORT_EVERY_S", 0)
+    whole = spec(label, folder="whole", checkpoint_every=2)
+    first = read_report(train_tokenizer(whole, no_progress))
+    LocalStore(whole.store).delete(f"models/tok_{label}/trained/{whole.input_digest}/report.json")
+    again = spec(label, folder="again", checkpoint_every=2)
+    for step in (1, 3, 5):
+        with pytest.raises(_KilledError):
+            train_tokenizer(again, _kill_at(step))
+    second = read_report(train_tokenizer(again, no_progress))
+    assert second["digest"] == first["digest"]
+    assert second["curve"] == first["curve"]
+    assert second["figures"] == first["figures"]
+    assert not list(Path(again.run_folder).glob("*"))
+
+
+def test_a_second_training_from_equal_inputs_returns_at_once(spec):
+    once = spec("clip", steps=2)
+    steps = []
+    path = train_tokenizer(once, lambda *event: steps.append(event))
+    assert steps
+    assert train_tokenizer(once, _kill_at(0)) == path
+    other = spec("clip", steps=2, seed=1)
+    assert other.input_digest != once.input_digest
+
+
+def test_a_checkpoint_of_other_inputs_or_a_damaged_one_is_not_resumed(spec, read_report, monkeypatch):
+    monkeypatch.setattr(train, "_REPORT_EVERY_S", 0)
+    with pytest.raises(_KilledError):
+        train_tokenizer(spec("clip", checkpoint_every=2), _kill_at(3))
+    other = spec("clip", seed=1)
+    fresh = read_report(train_tokenizer(other, no_progress))
+    Path(other.run_folder, "checkpoint.pt").write_bytes(b"cut")
+    LocalStore(other.store).delete(f"models/tok_clip/trained/{other.input_digest}/report.json")
+    assert read_report(train_tokenizer(other, no_progress))["digest"] == fresh["digest"]
+
+
+@pytest.mark.parametrize("label", ["rgb", "normal", "clip"])
+def test_training_lowers_the_loss_and_reports_what_came_of_it(spec, store, read_report, label):
+    report = read_report(train_tokenizer(spec(label, steps=12), no_progress))
+    losses = [loss for _, loss in report["curve"]]
+    assert losses[-1] < losses[0]
+    assert report["steps"] == 12 and report["num_train"] == 30 and report["num_eval"] == 6
+    assert report["figures"].keys() == report["baseline"].keys()
+    assert report["headline"]["value"] == report["figures"][report["headline"]["name"]]
+    assert 0 < report["usage"] <= 1 and report["perplexity"] >= 1
+    preview = store.read(report["preview"])
+    assert preview.startswith(b"\x89PNG") and len(preview) < 100_000
+    card = store.read(f"{report['path']}/card.md").decode()
+    assert report["digest"] in card and report["train_set"] in card
+    model = load_image_tokenizer(store, report["path"])
+    assert not model.training and model.config == spec(label, steps=12).config
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(spec, monkeypatch):
+    monkeypatch.setattr(train.ImageTokenizer, "loss", lambda self, x, g: (self.quant_proj.weight.sum() * np.nan, None))
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        train_tokenizer(spec("clip", steps=1), no_progress)
+
+
+def test_the_training_set_must_be_the_one_that_was_named(spec, store, train_set):
+    wrong = spec("rgb").model_copy(update={"train_set_digest": "0" * 64})
+    with pytest.raises(TrainSetError, match="materialize tokenizers/train_set again"):
+        train_tokenizer(wrong, no_progress)
+    missing = spec("rgb").model_copy(update={"train_set": "nowhere"})
+    with pytest.raises(TrainSetError, match="no training set at nowhere"):
+        train_tokenizer(missing, no_progress)
+
+
+def test_a_damaged_model_is_refused(spec, store, read_report):
+    path = read_report(train_tokenizer(spec("clip", steps=1), no_progress))["path"]
+    store.write(f"{path}/model.safetensors", store.read(f"{path}/model.safetensors")[:-100])
+    with pytest.raises(ModelError, match="damaged"):
+        load_image_tokenizer(store, path)
+    with pytest.raises(ModelError, match="train or import"):
+        load_image_tokenizer(store, "models/none")
+
+
+def test_the_program_prints_progress_and_the_report_and_exits_by_what_happened(spec, store, tmp_path, capsys):
+    file = tmp_path / "spec.json"
+    file.write_text(spec("clip", steps=2).model_dump_json())
+    assert main(["--spec", str(file)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0]["total"] == 2 and {"done", "total", "note"} == lines[0].keys()
+    assert store.exists(lines[-1]["report"])
+    file.write_text(spec("clip", steps=3).model_copy(update={"train_set": "nowhere"}).model_dump_json())
+    assert main(["--spec", str(file)]) == 1
+    file.write_text('{"store": "x", "colour": 3}')
+    assert main(["--spec", str(file)]) == 2
+
+
+def test_every_sample_is_seen_once_an_epoch_and_batches_come_from_seed_and_step():
+    seen = np.concatenate([batch_indices(10, 4, seed=3, step=s) for s in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert not np.array_equal(seen[:10], seen[10:])
+    assert np.array_equal(batch_indices(10, 4, 3, 2), seen[8:12])
+    assert not np.array_equal(batch_indices(10, 4, 4, 2), seen[8:12])
+    flips = np.stack([batch_flips(32, 0, s) for s in range(40)])
+    assert 0.4 < flips.mean() < 0.6 and not np.array_equal(flips[0], flips[1])
+
+
+def test_mirroring_turns_normals_round():
+    normal = np.zeros((2, 1, 2, 3), np.float32)
+    normal[:, 0, 0, 0] = 1
+    mirrored = mirror(normal, np.array([True, False]), "normal")
+    assert mirrored[0, 0, 1].tolist() == [-1, 0, 0] and np.array_equal(mirrored[1], normal[1])
+
+
+def test_the_learning_rate_warms_up_and_decays_to_nothing():
+    training = TrainingConfig(loss="mse", steps=100, warmup_steps=10, batch_size=1, learning_rate=2.0)
+    rates = [learning_rate(training, s) for s in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0) and rates[99] < 0.01
+    assert all(b <= a for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_scoring_half_of_the_tokens_scores_all_in_the_mean(spec):
+    torch.manual_seed(0)
+    config = spec("semseg").config
+    model = train.ImageTokenizer(config)
+    x = torch.randint(0, 134, (8, 64, 64))
+    with torch.no_grad():
+        part = np.mean([float(model.eval().loss(x, torch.Generator().manual_seed(i))[0]) for i in range(6)])
+    full = config.model_copy(update={"training": config.training.model_copy(update={"scored_share": 1.0})})
+    model.config = full
+    with torch.no_grad():
+        assert part == pytest.approx(float(model.loss(x, torch.Generator())[0]), rel=0.02)
