@@ -1,6 +1,7 @@
 """Everything that is fitted: the training set, the tokenizers, the vocabulary, the manifest, 4M. Puts rooms together."""
 
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 from fourmill.core.ledger import ledger_path, read_ledger
@@ -55,9 +56,10 @@ def train_tokenizer(session: Session, label: str) -> ModelRef:
         config=p.tokenizers[label],
         train_set=train_set.path,
         train_set_digest=train_set.digest,
-        run_folder=str(folder / "checkpoints"),
+        run_folder="",
         threads=p.threads,
     )
+    spec = spec.model_copy(update={"run_folder": _checkpoints(folder, spec.input_digest)})
     report = run_program("fourmill.tokenize", spec, folder, p.threads, session.progress(f"tokenizers/{label}"))
     return _serve(session, label, report)
 
@@ -105,14 +107,20 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
         name=name,
         config=config,
         init_from=start,
-        run_folder=str(folder / "checkpoints"),
+        run_folder="",
         threads=p.threads,
     )
+    spec = spec.model_copy(update={"run_folder": _checkpoints(folder, spec.input_digest)})
     report = run_program("fourmill.train", spec, folder, p.threads, session.progress(_STAGES[name]))
     return _serve(session, name, report)
 
 
 _STAGES = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im"}
+
+
+def _checkpoints(folder: Path, input_digest: str) -> str:
+    """A folder of its own for each set of inputs: another config must not end an older training's checkpoints."""
+    return str(folder / f"checkpoints-{input_digest[:16]}")
 
 
 def _serve(session: Session, name: str, report_path: str) -> ModelRef:
