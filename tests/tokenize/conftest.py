@@ -1,11 +1,15 @@
+import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from fourmill.core.labels import Box, encode_boxes, encode_depth, encode_normal, encode_semseg
 from fourmill.core.names import SPLITS, Layout, SampleKey, Split, sample_key
@@ -18,8 +22,8 @@ DATASET = "tiny"
 LAYOUT = Layout(rows_per_shard=12, shards_per_block=2, num_blocks=2)
 SIDES = (80, 72)  # width, height of the images
 FEATURE_DIM = 12
-IMAGE_ROWS = [("caption", "string"), ("width", "int32"), ("height", "int32")]
-LABEL_ROWS = [("width", "int32"), ("height", "int32")]
+LABEL_ROWS = pa.schema([("width", pa.int32()), ("height", pa.int32())])
+IMAGE_ROWS = pa.schema([("caption", pa.string()), *LABEL_ROWS])
 
 
 @pytest.fixture(autouse=True)
@@ -63,16 +67,11 @@ def store(tmp_path: Path) -> Store:
 
 
 def _write(store: Store, split: Split, shard: int, keys: list[SampleKey]) -> None:
-    from io import BytesIO
-
-    import pyarrow as pa
-    from PIL import Image
-
     samples = {key: sample(int(key)) for key in keys}
     size = {"width": SIDES[0], "height": SIDES[1]}
 
     def png(rgb: np.ndarray) -> bytes:
-        sink = BytesIO()
+        sink = io.BytesIO()
         Image.fromarray(rgb).save(sink, "PNG")
         return sink.getvalue()
 
@@ -85,8 +84,7 @@ def _write(store: Store, split: Split, shard: int, keys: list[SampleKey]) -> Non
         "boxes": {k: ("json", boxes) for k in keys},
     }
     for folder, found in members.items():
-        columns = IMAGE_ROWS if folder == "images" else LABEL_ROWS
-        schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in columns])
+        schema = IMAGE_ROWS if folder == "images" else LABEL_ROWS
         caption = {"caption": "a bottle on the floor"} if folder == "images" else {}
         items = [Item(k, ext=ext, data=data, extra={**size, **caption}) for k, (ext, data) in found.items()]
         write_shard(store, ShardPlace(DATASET, split, folder, shard), Recipe(stage=folder, code_version="1"), items, "r", schema)
@@ -96,6 +94,22 @@ def _write(store: Store, split: Split, shard: int, keys: list[SampleKey]) -> Non
 def train_set(store: Store) -> TrainSet:
     config = TrainSetConfig(num_samples=30, num_eval=6, blocks=("block_00", "block_01"))
     return build_train_set(store, DATASET, LAYOUT, config, 64, features)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """What tests need to know of the store besides its content."""
+
+    dataset: str
+    layout: Layout
+    label_schema: pa.Schema
+    features: Callable[[np.ndarray], np.ndarray]
+    train_set: TrainSet
+
+
+@pytest.fixture
+def tiny(train_set: TrainSet) -> Tiny:
+    return Tiny(DATASET, LAYOUT, LABEL_ROWS, features, train_set)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,21 @@ def test_a_killed_training_resumes_to_the_very_same_tokenizer(spec, read_report,
     assert second["curve"] == first["curve"]
     assert second["figures"] == first["figures"]
     assert not list(Path(again.run_folder).glob("*"))
+
+
+def test_kill_9_and_resume_give_the_same_tokenizer(spec, read_report, tmp_path):
+    whole = read_report(train_tokenizer(spec("clip", folder="whole", steps=150, checkpoint_every=3), no_progress))
+    again = spec("clip", steps=150, checkpoint_every=3)
+    LocalStore(again.store).delete(f"models/tok_clip/trained/{again.input_digest}/report.json")
+    file = tmp_path / "spec.json"
+    file.write_text(again.model_dump_json())
+    command = [sys.executable, "-m", "fourmill.tokenize", "--spec", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        for _ in process.stdout:
+            if Path(again.run_folder, "checkpoint.pt").exists():
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert read_report(train_tokenizer(again, no_progress))["digest"] == whole["digest"]
 
 
 def test_a_second_training_from_equal_inputs_returns_at_once(spec):

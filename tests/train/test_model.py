@@ -204,7 +204,7 @@ def test_a_step_is_adamw(table: dict[str, Modality]):
     optimizer = AdamW(model, config)
     parameters = {"mask_token": config.weight_decay, "encoder_norm.weight": 0.0}
     expected = {name: model.get_parameter(name).detach().double() for name in parameters}
-    mean, square = dict.fromkeys(parameters, 0.0), dict.fromkeys(parameters, 0.0)
+    mean, square = ({name: torch.zeros_like(value) for name, value in expected.items()} for _ in range(2))
     for step, rate in enumerate((0.1, 0.05), 1):
         optimizer.zero_grad()
         for name, decay in parameters.items():

@@ -56,6 +56,7 @@ def run(
     ] = None,
     num_blocks: Annotated[int, typer.Option(help="Blocks to cut the list into.")] = 1,
     train_minutes: Annotated[float, typer.Option(help="Length of 4M's training, as in `demo`.")] = 0.5,
+    profile: Annotated[str, typer.Option(help="Sizes, as in `demo`.")] = "demo",
 ) -> None:
     """Any CC12M-style list through the same assets, at the demo's sizes."""
     from fourmill.pipelines.demo import run_list

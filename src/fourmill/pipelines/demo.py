@@ -15,10 +15,10 @@ from fourmill.pipelines.runner import close_orphans, materialize_all, open_insta
 from fourmill.pipelines.status import Node
 from fourmill.pipelines.summary import print_summary
 from fourmill.pipelines.workspace import Workspace, routes
-from fourmill.pseudolabel.config import demo_labellers, labellers_from
+from fourmill.pseudolabel.config import feature_dim, labellers_from
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import stop_ray
-from fourmill.tokenize.config import TrainSetConfig
+from fourmill.tokenize.config import demo_tokenizers
 
 SCENE_SEED = 0
 
@@ -52,6 +52,7 @@ def run_list(
     allow_hosts: Sequence[str],
     num_blocks: int,
     train_minutes: float,
+    profile: str,
     console: Console,
 ) -> None:
     """Any list through the same assets, at the demo's sizes.
@@ -60,7 +61,8 @@ def run_list(
         ValueError: the list, the labellers or the machine is not fit for it.
     """
     preflight.check_list(str(list_file))
-    project = list_project(workspace.out, list_file, labellers, allow_hosts, num_blocks, train_minutes)
+    base = profiles.profile(profile, workspace.out, train_minutes)
+    project = list_project(base, list_file, labellers, allow_hosts, num_blocks)
     with preflight.only_one(workspace.out):
         preflight.check_machine(project)
         workspace.keep(project)
@@ -68,10 +70,9 @@ def run_list(
 
 
 def list_project(
-    out: Path, list_file: Path, labellers: str, allow_hosts: Sequence[str], num_blocks: int, train_minutes: float
+    base: Project, list_file: Path, labellers: str, allow_hosts: Sequence[str], num_blocks: int
 ) -> Project:
-    """The demo's profile over another list: shards are cut so that the blocks hold all rows."""
-    base = profiles.demo(out, train_minutes)
+    """A profile over another list: shards are cut so that the blocks hold all rows."""
     rows = count_rows(str(list_file))
     shards_per_block = max(1, min(200, -(-rows // (num_blocks * 500))))
     layout = Layout(
@@ -79,15 +80,18 @@ def list_project(
         shards_per_block=shards_per_block,
         num_blocks=num_blocks,
     )
-    chosen = demo_labellers() if labellers == "scene" else labellers_from(labellers)
+    chosen = {**base.labellers, **labellers_from(labellers)}
+    features = feature_dim(chosen["clip"])
+    fits = base.tokenizers["clip"].feature_dim == features
     return base.model_copy(
         update={
             "profile": f"list-{labellers if labellers in ('seeded', 'scene') else 'weights'}",
             "source": base.source.model_copy(update={"list": str(list_file)}),
             "layout": layout,
             "ingest": base.ingest.model_copy(update={"allow_hosts": tuple(allow_hosts)}),
-            "labellers": {**base.labellers, **chosen},
-            "train_set": TrainSetConfig(num_samples=4000, num_eval=250, blocks=tuple(layout.block_keys()[:6])),
+            "labellers": chosen,
+            "tokenizers": base.tokenizers if fits else demo_tokenizers(features),
+            "train_set": base.train_set.model_copy(update={"blocks": tuple(layout.block_keys()[:6])}),
         }
     )
 
