@@ -62,7 +62,14 @@ def run(
     from fourmill.pipelines.demo import run_list
 
     run_list(
-        Workspace(out.resolve()), list_file.resolve(), labellers, allow_host or [], num_blocks, train_minutes, _console
+        Workspace(out.resolve()),
+        list_file.resolve(),
+        labellers,
+        allow_host or [],
+        num_blocks,
+        train_minutes,
+        profile,
+        _console,
     )
 
 
