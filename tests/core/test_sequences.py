@@ -1,4 +1,5 @@
 import pickle
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -59,7 +60,7 @@ def test_what_is_written_is_read_back_in_order_and_within_a_bin(corners, hflip):
     found = parse_detection(text)
     assert sorted(b.class_name for b in found) == sorted(b.class_name for b in boxes)
     distances = [b.xmin**2 + b.ymin**2 for b in found]
-    assert all(near <= far + 0.003 for near, far in zip(distances, distances[1:], strict=False))
+    assert all(near <= far + 0.003 for near, far in pairwise(distances))
     for box in boxes:
         xmin, xmax = (1 - box.xmax, 1 - box.xmin) if hflip else (box.xmin, box.xmax)
         near = [b for b in found if b.class_name == box.class_name and abs(b.xmin - xmin) + abs(b.xmax - xmax) < 0.002]
@@ -108,5 +109,5 @@ def test_a_file_is_checked_encoded_with_and_decoded_keeping_special_tokens():
 def test_a_file_with_another_layout_is_refused():
     with pytest.raises(SequenceError, match="joint layout"):
         TextTokenizer(_file(["[PAD]", "[UNK]", "[EOS]", "[SOS]", *special_tokens()[4:]]))
-    with pytest.raises(SequenceError, match="not a tokenizer.json"):
+    with pytest.raises(SequenceError, match="not a tokenizer"):
         TextTokenizer(b"{}")

@@ -38,7 +38,9 @@ def one_thread() -> Iterator[None]:
 def features(crops_BSSC: np.ndarray) -> np.ndarray:
     """A stand-in for CLIP: means and corners of 8-pixel patches, mixed into 12 channels."""
     patches = crops_BSSC.reshape(len(crops_BSSC), 8, 8, 8, 8, 3).astype(np.float32) / 255
-    found = np.concatenate([patches.mean((2, 4)), patches[:, :, 0, :, 0], patches.std((2, 4)), patches[:, :, 7, :, 7]], -1)
+    found = np.concatenate(
+        [patches.mean((2, 4)), patches[:, :, 0, :, 0], patches.std((2, 4)), patches[:, :, 7, :, 7]], -1
+    )
     return found.astype(np.float32)
 
 
@@ -87,7 +89,9 @@ def _write(store: Store, split: Split, shard: int, keys: list[SampleKey]) -> Non
         schema = IMAGE_ROWS if folder == "images" else LABEL_ROWS
         caption = {"caption": "a bottle on the floor"} if folder == "images" else {}
         items = [Item(k, ext=ext, data=data, extra={**size, **caption}) for k, (ext, data) in found.items()]
-        write_shard(store, ShardPlace(DATASET, split, folder, shard), Recipe(stage=folder, code_version="1"), items, "r", schema)
+        write_shard(
+            store, ShardPlace(DATASET, split, folder, shard), Recipe(stage=folder, code_version="1"), items, "r", schema
+        )
 
 
 @pytest.fixture

@@ -92,6 +92,6 @@ def test_a_new_network_gives_zeros_and_uses_its_latents_once_trained():
     network = PatchedUNet(config, 3, 8)
     image, steps = torch.randn(2, 3, 16, 16), torch.tensor([3, 900])
     assert not network(image, steps, torch.randn(2, 8, 2, 2)).any()
-    torch.nn.init.normal_(network.out[2].weight)
+    torch.nn.init.normal_(network.get_parameter("out.2.weight"))
     first, second = (network(image, steps, torch.randn(2, 8, 2, 2)) for _ in range(2))
     assert first.shape == (2, 3, 16, 16) and not torch.allclose(first, second)

@@ -58,7 +58,11 @@ def test_tokens_do_not_depend_on_what_else_is_in_the_batch(label):
     [
         ("rgb", np.zeros((1, 64, 64, 3), np.float32), r"rgb is float32 \(1, 64, 64, 3\), expected uint8"),
         ("rgb", np.zeros((1, 32, 32, 3), np.uint8), r"expected uint8 \(B, 64, 64, 3\)"),
-        ("depth", np.full((1, 64, 64), 1.5, np.float32), r"depth spans 1\.5\.\.1\.5, expected finite numbers in 0\.0\.\.1\.0"),
+        (
+            "depth",
+            np.full((1, 64, 64), 1.5, np.float32),
+            r"depth spans 1\.5\.\.1\.5, expected finite numbers in 0\.0\.\.1\.0",
+        ),
         ("depth", np.full((1, 64, 64), np.nan, np.float32), "finite"),
         ("normal", np.full((1, 64, 64, 3), -2, np.float32), r"in -1\.0\.\.1\.0"),
         ("semseg", np.full((1, 64, 64), 133, np.uint8), r"class 133, expected 0\.\.132, or 255"),
@@ -130,7 +134,9 @@ def test_the_papers_tokenizers_have_the_public_names_and_shapes():
     assert "post_quant_proj.weight" not in shapes["rgb"]
     # The public weights are counted with their stored positions of 28x28, here they are of 14x14.
     positions = {"rgb": 1, "clip": 2}
-    counts = {k: sum(p.numel() for p in models[k].parameters()) + n * 768 * (28**2 - 14**2) for k, n in positions.items()}
+    counts = {
+        k: sum(p.numel() for p in models[k].parameters()) + n * 768 * (28**2 - 14**2) for k, n in positions.items()
+    }
     assert counts == {"rgb": pytest.approx(287.35e6, abs=2e4), "clip": pytest.approx(181.60e6, abs=2e4)}
 
 
@@ -142,7 +148,11 @@ def test_weights_that_do_not_fit_are_named():
         state["quant_proj.weight"] = torch.zeros(32, 9, 1, 1)
         with pytest.raises(ModelError) as error:
             check_keys(state, tokenizer, "here")
-    for part in ("quant_proj.bias: missing, expected (32,)", "decoder.extra: unknown", "quant_proj.weight: shape (32, 9, 1, 1)"):
+    for part in (
+        "quant_proj.bias: missing, expected (32,)",
+        "decoder.extra: unknown",
+        "quant_proj.weight: shape (32, 9, 1, 1)",
+    ):
         assert part in str(error.value)
 
 
@@ -153,7 +163,11 @@ def test_weights_that_do_not_fit_are_named():
         ("rgb", {"feature_dim": 8}, "clip needs one"),
         ("clip", {"feature_dim": None}, "clip needs one"),
         ("clip", {"decoder": SMALL["rgb"].decoder.model_dump()}, "no diffusion decoder"),
-        ("rgb", {"input_px": 72, "decoder": SMALL["rgb"].decoder.model_dump() | {"multipliers": (1, 1, 1, 1)}}, "multiple of 32"),
+        (
+            "rgb",
+            {"input_px": 72, "decoder": SMALL["rgb"].decoder.model_dump() | {"multipliers": (1, 1, 1, 1)}},
+            "multiple of 32",
+        ),
         ("semseg", {"training": SMALL["rgb"].training.model_dump()}, "cross_entropy is for semseg"),
         ("semseg", {"encoder": {"width": 130, "heads": 4}}, "multiple of 4 and of its 4 heads"),
         ("semseg", {"quantizer": {"codebook_size": 40_000}}, "32768"),

@@ -30,7 +30,7 @@ def test_codewords_are_looked_up_as_stored_and_gradients_pass_straight_through()
     assert torch.allclose(found.latent_BDhw, quantizer.lookup(found.tokens_Bhw))
     assert torch.allclose(found.latent_BDhw.norm(dim=1), torch.tensor(0.5))
     found.latent_BDhw.sum().backward()
-    assert torch.equal(latent.grad, torch.ones_like(latent))
+    assert latent.grad is not None and torch.equal(latent.grad, torch.ones_like(latent))
     assert not quantizer.codewords_KD.requires_grad
 
 
@@ -40,7 +40,7 @@ def test_commitment_pulls_the_latent_as_it_is_towards_its_codeword():
     codes = quantizer.lookup(found.tokens_Bhw)
     assert torch.isclose(found.commitment, ((latent - codes) ** 2).mean())
     found.commitment.backward()
-    assert torch.allclose(latent.grad, 2 * (latent - codes).detach() / latent.numel())
+    assert latent.grad is not None and torch.allclose(latent.grad, 2 * (latent - codes).detach() / latent.numel())
 
 
 def test_training_moves_codewords_by_the_ema_rule():

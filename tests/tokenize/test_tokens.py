@@ -5,9 +5,18 @@ import numpy as np
 import pytest
 
 from fourmill.core.labels import Box, decode_boxes, encode_boxes, encode_depth
-from fourmill.core.names import SampleKey
+from fourmill.core.names import SampleKey, Split
 from fourmill.core.sequences import TextTokenizer
-from fourmill.core.shards import Item, MissingShardError, Recipe, ShardPlace, finished, read_members, read_rows, write_shard
+from fourmill.core.shards import (
+    Item,
+    MissingShardError,
+    Recipe,
+    ShardPlace,
+    finished,
+    read_members,
+    read_rows,
+    write_shard,
+)
 from fourmill.core.work import ShardJob, no_progress
 from fourmill.tokenize.config import TextTokenizerConfig, TrainSetConfig
 from fourmill.tokenize.load import load_image_tokenizer
@@ -23,11 +32,13 @@ def _trained(spec, read_report, label):
 
 
 def _text(store):
-    report = json.loads(store.read(fit_wordpiece(store, ["a bottle on the floor"], TextTokenizerConfig(vocab_size=4400))))
+    report = json.loads(
+        store.read(fit_wordpiece(store, ["a bottle on the floor"], TextTokenizerConfig(vocab_size=4400)))
+    )
     return report["path"], report["digest"]
 
 
-def _run(store, dataset, modality, path, digest, features=None, split="train", shard=1):
+def _run(store, dataset, modality, path, digest, features=None, split: Split = "train", shard=1):
     recipe = token_recipe(store, dataset, split, shard, modality, digest, 64)
     worker = TokenWorker(store.root, dataset, modality, path, 64, features)
     place = ShardPlace(dataset, split, f"_tokens/{modality}", shard)

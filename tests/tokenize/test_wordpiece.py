@@ -8,7 +8,12 @@ from fourmill.core.store import LocalStore
 from fourmill.tokenize.config import TextTokenizerConfig
 from fourmill.tokenize.wordpiece import TextError, fit_wordpiece, train_wordpiece
 
-CAPTIONS = ["A small dog playing with a red ball", "wine glasses in the doghouse", "a traffic light v2=1000", "vases = 12"]
+CAPTIONS = [
+    "A small dog playing with a red ball",
+    "wine glasses in the greenhouse",
+    "a traffic light v2=1000",
+    "vases = 12",
+]
 CONFIG = TextTokenizerConfig(vocab_size=4400)
 
 
@@ -38,8 +43,11 @@ def test_what_only_looks_special_is_word_pieces(file):
         ids = tokenizer.encode(text)[:-1]
         assert len(ids) > 1 and all(i >= FIRST_WORD_PIECE or i == 1 for i in ids)
     house = tokenizer.encode("doghouse")
-    assert house[0] == 4232
-    assert tokenizer.decode(tokenizer.encode("A small dog playing with a red ball")) == "a small dog playing with a red ball"
+    assert house[0] == 4232 and tokenizer.decode(house) == "doghouse"
+    assert (
+        tokenizer.decode(tokenizer.encode("A small dog playing with a red ball"))
+        == "a small dog playing with a red ball"
+    )
 
 
 def test_the_file_is_of_the_public_kind(file):
@@ -59,7 +67,8 @@ def test_the_file_is_of_the_public_kind(file):
 
 
 def test_equal_captions_in_any_order_give_equal_bytes(file):
-    assert train_wordpiece(CAPTIONS[::-1], CONFIG) == file
+    for _ in range(3):  # the library's hash maps are seeded at random
+        assert train_wordpiece(CAPTIONS[::-1], CONFIG) == file
     assert train_wordpiece([*CAPTIONS, "another one"], CONFIG) != file
 
 

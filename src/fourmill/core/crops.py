@@ -1,7 +1,7 @@
 """Crop settings and how each modality is cropped, resized and mirrored.
 
-A crop is a row (top, left, height, width, hflip) in pixels of the full image; row 0 of a sample's settings is the centre
-square. Labels have their image's pixel size, so one row serves all modalities. Mirroring a normal map also turns its
+A crop is a row (top, left, height, width, hflip) in pixels of the full image; row 0 of a sample's settings is the
+centre square. Labels have their image's pixel size, so one row serves all modalities. Mirroring a normal map also turns its
 x axis round.
 """
 

@@ -6,6 +6,7 @@ Ray Client (`ray://`) is not used: a dropped connection would lose the driver's 
 
 import logging
 import os
+import secrets
 import socket
 from typing import Annotated
 
@@ -59,9 +60,7 @@ def ensure_ray(config: RayConfig) -> None:
     Raises:
         RayUnreachableError: the cluster does not answer.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of shards given up because another one failed first
+    _prepare_environment(config)
     import ray
 
     if ray.is_initialized():
@@ -87,6 +86,16 @@ def ensure_ray(config: RayConfig) -> None:
             if attempt == _INIT_TRIES:
                 raise
             _log.warning("local Ray did not start (%s); try %d of %d", error, attempt + 1, _INIT_TRIES)
+
+
+def _prepare_environment(config: RayConfig) -> None:
+    """Settings that Ray reads when it is first imported; the caller's own win."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of shards given up because another one failed first
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` turns it on for clusters; drivers have to ask for it
+    if config.address in (None, "local") and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this session, never written to disk
 
 
 def stop_ray() -> None:

@@ -1,4 +1,4 @@
-"""Which samples a step sees: a function of (seed, step) alone, so that a resumed training sees what it would have seen."""
+"""Which samples a step sees: a function of (seed, step), so that a resumed training sees what it would have seen."""
 
 import numpy as np
 from numpy.typing import NDArray

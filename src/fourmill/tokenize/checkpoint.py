@@ -1,4 +1,4 @@
-"""Checkpoints of a tokenizer's training on local disk: whole or not at all, and only for the inputs they were made from."""
+"""Checkpoints of a tokenizer's training on local disk: whole or not at all, only for the inputs they were made from."""
 
 import logging
 import os

@@ -32,6 +32,10 @@ _BATCH = 32  # images at a time, the last batch filled up: a token must not depe
 class ImageTokenizer(nn.Module):
     """Labels to tokens and back."""
 
+    cls_emb: nn.Embedding  # semseg only
+    post_quant_proj: nn.Conv2d  # plain decoders only
+    _levels: Tensor  # diffusion decoders only: signal left at each step
+
     def __init__(self, config: ImageTokenizerConfig, depth_span: tuple[float, float] = (-4.0, 4.0)) -> None:
         """A new tokenizer.
 

@@ -100,9 +100,8 @@ class Quantizer(nn.Module):
         if self.config.kmeans_init:
             book.embed.copy_(_draw(unit_ND, len(book.embed), generator))
             for _ in range(_KMEANS_ITERATIONS):
-                tokens_N = self._nearest(unit_ND)
-                book.embed.copy_(_directions(unit_ND, tokens_N, book.embed))
-            book.cluster_size.copy_(_counts(tokens_N, len(book.embed)))
+                book.embed.copy_(_directions(unit_ND, self._nearest(unit_ND), book.embed))
+            book.cluster_size.copy_(_counts(self._nearest(unit_ND), len(book.embed)))
         book.initted.fill_(1)
 
     @torch.no_grad()

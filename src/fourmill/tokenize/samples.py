@@ -1,4 +1,4 @@
-"""A sample's image and labels from their shards: which folder, how decoded, how cropped to what tokenizers take. No torch."""
+"""A sample's image and labels: which folder, how decoded, how cropped to what tokenizers take. No torch."""
 
 from collections.abc import Callable
 from typing import Any

@@ -48,7 +48,7 @@ def figures(
 
 
 def baseline_map(label: ImageLabel, train: NDArray[Any]) -> NDArray[Any]:
-    """What a tokenizer that looks at nothing would give: the per-pixel mean, or most common class, of a training set."""
+    """What looking at nothing would give: the per-pixel mean, or most common class, of a training set."""
     if label == "semseg":
         return metrics.most_common_map(train)
     mean = metrics.mean_map(train)

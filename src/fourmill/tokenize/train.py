@@ -1,4 +1,4 @@
-"""Training one image tokenizer from a packed training set: resumable, and the same weights however often it was killed."""
+"""Training one image tokenizer from a packed training set: the same weights however often it was killed."""
 
 import json
 import logging
@@ -126,18 +126,24 @@ def _run(state: _State, labels: LabelArrays, spec: TokenizerSpec, folder: Path, 
         loss = train_step(state, labels, spec.config)
         state.seconds = before + time.monotonic() - start
         ended = state.step == training.steps
+        keep = state.step % training.checkpoint_every == 0 and not ended
         if state.step % max(1, training.steps // _CURVE_POINTS) == 0 or ended:
             state.curve.append([state.step, round(float(loss), 5)])
-        if not ended and state.step % training.checkpoint_every == 0:
-            save_checkpoint(folder, spec.input_digest, _snapshot(state))
-        if ended or time.monotonic() - last >= _REPORT_EVERY_S:
+        if keep or ended or time.monotonic() - last >= _REPORT_EVERY_S:
             last = time.monotonic()
-            if not math.isfinite(float(loss)):
-                raise TrainingError(
-                    f"{spec.name}: loss is {float(loss)} at step {state.step} of {training.steps}; lower the learning rate "
-                    f"({training.learning_rate:g}) or train in fp32"
-                )
+            _check_finite(spec, state.step, float(loss))
+            if keep:
+                save_checkpoint(folder, spec.input_digest, _snapshot(state))
             progress(state.step, training.steps, f"loss {float(loss):.4f}")
+
+
+def _check_finite(spec: TokenizerSpec, step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        training = spec.config.training
+        raise TrainingError(
+            f"{spec.name}: loss is {loss} at step {step} of {training.steps}; lower the learning rate "
+            f"({training.learning_rate:g}) or train in fp32"
+        )
 
 
 def _snapshot(state: _State) -> dict[str, Any]:

@@ -9,7 +9,8 @@ would blur which codeword is nearest.
 from functools import partial
 
 import torch
-from timm.layers import Mlp
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,11 +122,11 @@ class _MlpBlock(nn.Module):
 
 
 def _block(width: int, heads: int) -> Block:
-    return Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=_norm)
+    return Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=_norm)  # type: ignore[arg-type]
 
 
 def choose_attention(model: nn.Module, device: torch.device) -> None:
     """Use the fused attention kernel except on CPUs, where its bfloat16 backward pass is several times slower."""
     for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = device.type != "cpu"
+        if isinstance(module, Attention):
+            module.fused_attn = device.type != "cpu"  # type: ignore[assignment]

@@ -17,6 +17,7 @@ from fourmill.core.sequences import FIRST_CLASS, FIRST_SENTINEL, FIRST_WORD_PIEC
 from fourmill.core.store import Store
 from fourmill.tokenize.config import TEXT_VERSION, TextTokenizerConfig
 
+_PREFIX = "##"  # of a piece that continues a word
 _MAX_CHARS = 100  # of a word; longer ones are unknown
 
 
@@ -73,19 +74,38 @@ def train_wordpiece(captions: Sequence[str], config: TextTokenizerConfig) -> byt
 
     A small corpus may hold fewer word pieces than the vocabulary has room for; ids above are then never used.
     """
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]", max_input_chars_per_word=_MAX_CHARS))
-    tokenizer.normalizer = BertNormalizer(clean_text=True, handle_chinese_chars=True, lowercase=True)  # type: ignore
-    tokenizer.pre_tokenizer = BertPreTokenizer()  # type: ignore
-    tokenizer.decoder = WordPieceDecoder(prefix="##", cleanup=True)  # type: ignore
+    captions = sorted(captions)
+    tokenizer = _pipeline(WordPiece(unk_token="[UNK]"))
+    # The trainer numbers `##x` pieces in the order of a randomly seeded hash map, and ties between pieces are broken by
+    # these numbers: naming them beforehand, as if special, makes the fit the same every time.
+    named = [*special_tokens(), *_continuations(tokenizer, captions)]
     trainer = WordPieceTrainer(
         vocab_size=config.vocab_size,
         min_frequency=config.min_frequency,
-        special_tokens=[_added(i, token) for i, token in enumerate(special_tokens())],
+        special_tokens=named,
         show_progress=False,
-        continuing_subword_prefix="##",
+        continuing_subword_prefix=_PREFIX,
     )
-    tokenizer.train_from_iterator(sorted(captions), trainer)
-    return tokenizer.to_str().encode()
+    tokenizer.train_from_iterator(captions, trainer)
+    vocab = tokenizer.get_vocab()
+    fitted = _pipeline(WordPiece(vocab=vocab, unk_token="[UNK]", max_input_chars_per_word=_MAX_CHARS))
+    fitted.add_special_tokens([_added(i, token) for i, token in enumerate(special_tokens())])
+    return fitted.to_str().encode()
+
+
+def _pipeline(model: WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = BertNormalizer(clean_text=True, handle_chinese_chars=True, lowercase=True)  # type: ignore
+    tokenizer.pre_tokenizer = BertPreTokenizer()  # type: ignore
+    tokenizer.decoder = WordPieceDecoder(prefix=_PREFIX, cleanup=True)  # type: ignore
+    return tokenizer
+
+
+def _continuations(tokenizer: Tokenizer, captions: Sequence[str]) -> list[str]:
+    """`##x` for every character that stands inside a word, sorted."""
+    normalise, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
+    inside = {char for caption in captions for word, _ in split(normalise(caption)) for char in word[1:]}
+    return [f"{_PREFIX}{char}" for char in sorted(inside)]
 
 
 def _added(token_id: int, token: str) -> AddedToken:

@@ -197,7 +197,7 @@ def fourm_demo(steps: int) -> PretrainConfig:
             num_input_tokens=(80, 80),
             num_target_tokens=(96, 96),
         ),
-        optim=OptimConfig(learning_rate=1.2e-3, warmup_steps=min(100, steps // 10)),
+        optim=OptimConfig(learning_rate=2.4e-3, warmup_steps=min(100, steps // 10), clip_grad=1.0),
         batch_size=16,
         steps=steps,
     )
@@ -208,7 +208,7 @@ def fourm_text2im_demo(steps: int) -> PretrainConfig:
     return PretrainConfig(
         model=_demo_model(),
         masking=MaskingConfig(components=_caption_biased(), num_input_tokens=(32, 96), num_target_tokens=(96, 96)),
-        optim=OptimConfig(learning_rate=6e-4, warmup_steps=min(20, steps // 10)),
+        optim=OptimConfig(learning_rate=1.2e-3, warmup_steps=min(20, steps // 10), clip_grad=1.0),
         batch_size=16,
         steps=steps,
     )

@@ -143,7 +143,7 @@ def be_deterministic() -> None:
     Not by `use_deterministic_algorithms`, which imports the compiler; and without its filling of fresh memory, a sixth of a step.
     """
     torch.set_deterministic_debug_mode("warn")
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def publish_average(state: State) -> None:

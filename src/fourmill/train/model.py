@@ -135,7 +135,8 @@ class FourM(nn.Module):
         for i, where in _by_modality(batch.targets.modality_BM, len(self.modalities)).items():
             wanted = _long(batch.targets.id_BM.reshape(-1)[where], y_TD.device)
             name = self.modalities[i].name
-            found[name] = F.cross_entropy(self.logits(y_TD[_long(where, y_TD.device)], name).float(), wanted)
+            logits_TV = self.logits(y_TD.index_select(0, _long(where, y_TD.device)), name)
+            found[name] = F.cross_entropy(logits_TV.float(), wanted)
         return found
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -186,7 +187,7 @@ class FourM(nn.Module):
         source = np.full(math.prod(shape[:-1]), sum(map(len, order)), np.int64)
         source[np.concatenate(order)] = np.arange(sum(map(len, order)))
         table = torch.cat([*parts, parts[0].new_zeros(1, shape[-1])])
-        return table[_long(source, table.device)].view(shape)
+        return table.index_select(0, _long(source, table.device)).view(shape)
 
     def _start(self) -> None:
         for side in (self.encoder_embeddings, self.decoder_embeddings):
