@@ -6,6 +6,7 @@ from fourmill.tokenize.config import ImageTokenizerConfig, paper_tokenizers, sma
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, check_keys
 from fourmill.tokenize.samples import LabelError
+from fourmill.tokenize.vit import VitDecoder
 
 rng = np.random.default_rng(0)
 SMALL = smallest_tokenizers(feature_dim=12)
@@ -98,6 +99,7 @@ def test_pixels_are_ordered_alike_in_scoring_and_in_decoding():
     with torch.no_grad():
         features = tokenizer.post_quant_proj(latent)
         values = tokenizer.decoder(features)
+        assert isinstance(tokenizer.decoder, VitDecoder)
         flat = tokenizer.decoder.out_proj(tokenizer.decoder.features(features))
     # Rows of out_proj are ordered class, row, column: token 9 is the patch in row 1, column 1.
     patch = flat[0, 9].view(134, 8, 8)

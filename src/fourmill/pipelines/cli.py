@@ -155,6 +155,7 @@ def main() -> None:
     """Run the command line; expected errors are one message, not a traceback."""
     from fourmill.pipelines.runner import RunFailedError
 
+    environment.calm_threads()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     try:
         app()

@@ -8,6 +8,11 @@ PROJECT = "FOURMILL_PROJECT"  # path of project.json
 CONNECT_TO = "FOURMILL_CONNECT_TO"  # "host:port=ip:port,..."
 
 
+def calm_threads() -> None:
+    """Let threads of numeric libraries sleep while they wait, see `runtime.launch`; the caller's own setting wins."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def project_file() -> Path | None:
     """The project that this process serves, if one is named."""
     value = os.environ.get(PROJECT)

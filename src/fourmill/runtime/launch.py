@@ -18,6 +18,9 @@ from pydantic import BaseModel
 from fourmill.core.work import Progress
 
 _PR_SET_PDEATHSIG = 1
+# Threads that spin at a barrier take the core that the one they wait for needs: beside one other busy process a step of
+# 70 ms was seen to take two seconds. Sleeping ones cost nothing measurable (docs/benchmarks.md).
+_CALM = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class ProgramError(RuntimeError):
@@ -40,7 +43,7 @@ def run_program(module: str, spec: BaseModel, folder: Path, threads: int, progre
     folder.mkdir(parents=True, exist_ok=True)
     spec_file, log_file = folder / "spec.json", folder / "log.txt"
     spec_file.write_text(spec.model_dump_json(indent=1))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment = {**os.environ, **_CALM, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with log_file.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", module, "--spec", str(spec_file)],

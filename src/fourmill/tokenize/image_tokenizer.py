@@ -17,7 +17,6 @@ from fourmill.tokenize.config import (
     NUM_CLASS_ROWS,
     DiffusionDecoderConfig,
     ImageTokenizerConfig,
-    VitDecoderConfig,
 )
 from fourmill.tokenize.conversions import Batch, check_batch, to_network, to_store
 from fourmill.tokenize.diffusion import add_noise, sample_ddim, signal_levels
@@ -88,23 +87,23 @@ class ImageTokenizer(nn.Module):
             generator: on the CPU; draws noise, steps and codebook restarts, so equal seeds give equal losses anywhere.
         """
         quantized = self.encode(x, generator)
-        if isinstance(self.config.decoder, DiffusionDecoderConfig):
+        if isinstance(self.decoder, VitDecoder):
+            features_BND = self.decoder.features(self.post_quant_proj(quantized.latent_BDhw))
+            reconstruction = self._plain_loss(self.decoder, features_BND, x, generator)
+        else:
             predicted = self._denoised(x, quantized.latent_BDhw, generator)
             reconstruction = _LOSSES[self.config.training.loss](predicted.float(), x)
-        else:
-            reconstruction = self._plain_loss(x, quantized.latent_BDhw, generator)
         return reconstruction + self.config.quantizer.commitment_weight * quantized.commitment, quantized
 
-    def _plain_loss(self, x: Tensor, latent_BDhw: Tensor, generator: torch.Generator) -> Tensor:
-        """Loss of the plain decoder on a share of each image's tokens, drawn anew for each batch."""
-        features_BND = self.decoder.features(self.post_quant_proj(latent_BDhw))
-        target_BN = _by_token(x, self.decoder.patch_px)
+    def _plain_loss(self, decoder: VitDecoder, features_BND: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss of a plain decoder on a share of each image's tokens, drawn anew for each batch."""
+        target_BN = _by_token(x, decoder.patch_px)
         num = max(1, round(self.config.training.scored_share * target_BN.shape[1]))
         if num < target_BN.shape[1]:
             picks_Bn = torch.rand(target_BN.shape[:2], generator=generator).argsort(1)[:, :num].to(x.device)
             rows_B1 = torch.arange(len(x), device=x.device)[:, None]
             features_BND, target_BN = features_BND[rows_B1, picks_Bn], target_BN[rows_B1, picks_Bn]
-        values = self.decoder.pixel_values(features_BND).float()
+        values = decoder.pixel_values(features_BND).float()
         if self.config.label == "semseg":
             return F.cross_entropy(values.flatten(0, 2), target_BN.flatten())
         return _LOSSES[self.config.training.loss](values, target_BN)
@@ -176,7 +175,7 @@ class ImageTokenizer(nn.Module):
     def _decode(self, tokens_Bhw: Tensor, noise_1CHW: Tensor, sample_steps: int | None) -> Tensor:
         latent_BDhw = self.quantize.lookup(tokens_Bhw)
         decoder = self.config.decoder
-        if isinstance(decoder, VitDecoderConfig):
+        if not isinstance(decoder, DiffusionDecoderConfig):
             return self.decoder(self.post_quant_proj(latent_BDhw))
         return sample_ddim(
             lambda x_BCHW, step_B: self.decoder(x_BCHW, step_B, latent_BDhw),
