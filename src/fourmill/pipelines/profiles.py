@@ -21,9 +21,9 @@ from fourmill.tokenize.config import (
 )
 from fourmill.train.config import fourm_b_cc12m, fourm_demo, fourm_text2im_b, fourm_text2im_demo
 
-STEPS_PER_MINUTE = 980  # of the demo's 4M on an idle 2-core machine; length is set in steps, so that a busy machine
-# is slower but reaches the same model
-DEMO_MINUTES = 2.5
+STEPS_PER_MINUTE = 800  # of the demo's 4M on one idle core; length is set in steps, so that a busy machine is slower
+# but reaches the same model
+DEMO_MINUTES = 3.0
 TEXT2IM_SHARE = 0.12  # of the pretraining steps
 
 
@@ -97,6 +97,7 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         text2im=fourm_text2im_b(),
         ray=RayConfig(address="auto", num_workers=8, cpus_per_worker=4, gpus_per_worker=1.0),
         threads=16,
+        fourm_threads=16,
     )
 
 

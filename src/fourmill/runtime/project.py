@@ -56,7 +56,10 @@ class Project(BaseModel):
     text2im: PretrainConfig
     samples: SamplesConfig = SamplesConfig()
     ray: RayConfig = RayConfig()
-    threads: Annotated[int, Field(gt=0)] = Field(default=2, description="CPU threads of a training program.")
+    threads: Annotated[int, Field(gt=0)] = Field(default=2, description="CPU threads of a tokenizer's training.")
+    fourm_threads: Annotated[int, Field(gt=0)] = Field(
+        default=1, description="CPU threads of 4M's training; at the demo's size a second one gains nothing."
+    )
 
     @property
     def input_px(self) -> int:

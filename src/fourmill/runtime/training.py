@@ -108,10 +108,10 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
         config=config,
         init_from=start,
         run_folder="",
-        threads=p.threads,
+        threads=p.fourm_threads,
     )
     spec = spec.model_copy(update={"run_folder": _checkpoints(folder, spec.input_digest)})
-    report = run_program("fourmill.train", spec, folder, p.threads, session.progress(_STAGES[name]))
+    report = run_program("fourmill.train", spec, folder, p.fourm_threads, session.progress(_STAGES[name]))
     return _serve(session, name, report)
 
 
