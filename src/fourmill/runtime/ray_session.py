@@ -93,6 +93,7 @@ def _prepare_environment(config: RayConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of shards given up because another one failed first
+    os.environ.setdefault("RAY_worker_niceness", "0")  # the shards are the work; by default they yield to all else
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` turns it on for clusters; drivers have to ask for it
     if config.address in (None, "local") and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this session, never written to disk
