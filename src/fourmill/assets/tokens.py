@@ -12,7 +12,7 @@ from fourmill.core.modality import IMAGE_TOKENS, LABELS, TEXTS
 from fourmill.runtime.models import current
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
-from fourmill.runtime.stages import align_stage, token_stage
+from fourmill.runtime.stages import align_stage, features_digest, token_stage
 from fourmill.runtime.training import make_manifest
 from fourmill.runtime.workers import modality_of, token_modalities
 from fourmill.tokenize import align
@@ -61,7 +61,7 @@ def _token_asset(project: Project, blocks: dg.PartitionsDefinition, name: str) -
         owners=OWNERS,
         tags={"modality": name, "stage": "tokens"},
         pool="gpu_label",
-        code_version=TOKENS_VERSION,
+        code_version=f"{TOKENS_VERSION}-{features_digest(project)[:8]}" if name == "clip" else TOKENS_VERSION,
         description=_text(name),
         check_specs=[check_spec(key, "tokens_in_range", "Every id is below the vocabulary, every grid complete.")],
     )

@@ -88,9 +88,7 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         layout=Layout(rows_per_shard=1000, shards_per_block=200, num_blocks=62),
         ingest=IngestConfig(),
         labellers=paper_labellers(out / "weights"),
-        train_set=TrainSetConfig(
-            num_samples=1_000_000, num_eval=5_000, blocks=tuple(f"block_{i:02d}" for i in range(6))
-        ),
+        train_set=TrainSetConfig(num_samples=20_000, num_eval=1_000, blocks=("block_00",)),
         tokenizers=paper_tokenizers(),
         text=TextTokenizerConfig(vocab_size=30_000),
         pretrain=fourm_b_cc12m(),

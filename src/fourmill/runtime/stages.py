@@ -7,7 +7,7 @@ cannot get past, in whichever run it is tried.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from fourmill.core.digest import Json
+from fourmill.core.digest import Json, digest_json
 from fourmill.core.ledger import BlockReport, ledger_path, write_ledger
 from fourmill.core.modality import LABELS
 from fourmill.core.names import SPLITS, Split
@@ -15,9 +15,11 @@ from fourmill.core.shards import Recipe, ShardPlace, finished
 from fourmill.core.work import ShardJob
 from fourmill.ingest.duplicates import finish_block
 from fourmill.ingest.worker import images_recipe
+from fourmill.pseudolabel.config import config_digest, weights_digest
 from fourmill.pseudolabel.worker import label_recipe
 from fourmill.runtime.models import current
 from fourmill.runtime.pool import run_shards
+from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
 from fourmill.runtime.workers import modality_of, token_modalities
 from fourmill.tokenize.align import FOLDER as ALIGNED
@@ -134,9 +136,24 @@ def token_stage(session: Session, name: str) -> BlockStage:
             "tokenizer_path": ref.path,
             "tokenizer_digest": ref.digest,
         },
-        recipe=lambda split, shard: token_recipe(store, p.dataset, split, shard, modality, ref.digest, p.input_px),
+        recipe=lambda split, shard: token_recipe(
+            store,
+            p.dataset,
+            split,
+            shard,
+            modality,
+            ref.digest,
+            p.input_px,
+            features_digest(p) if name == "clip" else "",
+        ),
         needs=needs,
     )
+
+
+def features_digest(project: Project) -> str:
+    """Digest of the CLIP network and its settings: its features are in the clip tokens without being stored."""
+    clip = project.labellers["clip"]
+    return digest_json([weights_digest(clip), config_digest(clip)])
 
 
 def align_stage(session: Session) -> BlockStage:

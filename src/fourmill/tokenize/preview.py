@@ -9,7 +9,7 @@ from fourmill.core.pictures import depth_picture, features_picture, grid_png, no
 from fourmill.tokenize.config import ImageLabel
 
 NUM_SHOWN = 8
-_CELL_PX = 96
+_CELL_PX = 128
 
 
 def preview_png(label: ImageLabel, true: NDArray[Any], predicted: NDArray[Any]) -> bytes:
