@@ -20,7 +20,6 @@ from fourmill.runtime.heldout import HeldOut
 
 Maps = Mapping[str, NDArray[Any]]
 _CELL_PX = 128
-_COLOURS = 128
 
 PICTURES: dict[str, Callable[[NDArray[Any]], NDArray[np.uint8]]] = {
     "rgb": lambda rgb: rgb,
@@ -42,18 +41,18 @@ def modality_sheets(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Gen
             if label in maps:
                 rows.append([draw(one) for one in maps[label]])
                 titles.append(title)
-        sheets[label] = grid_png(rows, list(heldout.keys), titles, _CELL_PX, _COLOURS)
+        sheets[label] = grid_png(rows, list(heldout.keys), titles, _CELL_PX)
     rows = [_boxes(heldout.maps["rgb"], heldout.boxes), _boxes(heldout.maps["rgb"], generated.boxes)]
-    sheets["det"] = grid_png(rows, list(heldout.keys), ["truth", "4M"], 128, _COLOURS)
+    sheets["det"] = grid_png(rows, list(heldout.keys), ["truth", "4M"], 128)
     texts = [_texts(heldout.captions), _texts(generated.captions)]
-    sheets["caption"] = grid_png([images, *texts], list(heldout.keys), ["image", "truth", "4M"], 128, _COLOURS)
+    sheets["caption"] = grid_png([images, *texts], list(heldout.keys), ["image", "truth", "4M"], 128)
     return sheets
 
 
 def caption_sheet(heldout: HeldOut, painted_BHWC: NDArray[np.uint8]) -> bytes:
     """Captions, what the text-to-image fine-tune painted, and the picture each was written for."""
     rows = [_texts(heldout.captions), list(painted_BHWC), list(heldout.maps["rgb"])]
-    return grid_png(rows, list(heldout.keys), ["caption", "text2im", "its picture"], 128, _COLOURS)
+    return grid_png(rows, list(heldout.keys), ["caption", "text2im", "its picture"], 128)
 
 
 def overview(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated) -> bytes:
@@ -68,7 +67,7 @@ def overview(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated)
     columns.append(("caption", _texts(heldout.captions)))
     columns.append(("4M from RGB", _texts(generated.captions)))
     rows = [list(row) for row in zip(*(pictures for _, pictures in columns), strict=True)]
-    return grid_png(rows, [title for title, _ in columns], list(heldout.keys), _CELL_PX, _COLOURS)
+    return grid_png(rows, [title for title, _ in columns], list(heldout.keys), _CELL_PX)
 
 
 def _boxes(rgb_BHWC: NDArray[np.uint8], boxes: Any) -> list[NDArray[np.uint8]]:
