@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,9 +136,11 @@ def ui(
         command = [sys.executable, "-m", "dagster", "dev", "-m", "fourmill.pipelines.definitions"]
         _console.print(f"the UI will be at http://127.0.0.1:{port} in about half a minute; Ctrl-C ends it")
         process = subprocess.Popen([*command, "-h", "127.0.0.1", "-p", str(port)], env=variables)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely, it ends its servers too
         try:
             code = process.wait()
         except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
             code = process.wait()
     raise typer.Exit(code if code > 0 else 0)
 
