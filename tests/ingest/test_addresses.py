@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourmill.ingest.addresses import AddressPolicy, CheckedResolver, RefusedAddressError, is_public
+from fourmill.ingest.addresses import AddressPolicy, RefusedAddressError, is_public
+from fourmill.ingest.resolver import CheckedResolver
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "1.1.1.1"])

@@ -9,11 +9,14 @@ VERSION = "1"  # of what this room writes: raise it when the same list and setti
 NO_EFFECT_ON_CONTENT = {  # how downloads are paced, not what an image becomes
     "concurrency",
     "per_host",
+    "lookups",
     "connect_timeout_s",
+    "first_byte_timeout_s",
     "total_timeout_s",
     "retries",
     "retry_wait_s",
     "max_retry_wait_s",
+    "ca_file",
 }
 
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -38,16 +41,25 @@ class IngestConfig(BaseModel):
 
     concurrency: Annotated[int, Field(gt=0)] = Field(default=64, description="Downloads in flight at once, a worker.")
     per_host: Annotated[int, Field(gt=0)] = Field(
-        default=8, description="Connections to one host and port at once, a worker."
+        default=8,
+        description="Requests to one host at once: over all workers of the cluster, or of a worker by itself.",
+    )
+    lookups: Annotated[int, Field(gt=0)] = Field(
+        default=64, description="Host names resolved at once, a worker; each takes a thread."
     )
     connect_timeout_s: _Seconds = Field(
-        default=10.0, description="Seconds to resolve a host and connect to it, a request."
+        default=10.0, description="Seconds to resolve a host, and again to connect to it, TLS included."
+    )
+    first_byte_timeout_s: _Seconds = Field(
+        default=30.0,
+        description="Seconds to wait for a response's first byte, and for the next one at any later point.",
     )
     total_timeout_s: _Seconds = Field(
-        default=60.0, description="Seconds for one request in all, from its start to the last byte."
+        default=60.0,
+        description="Seconds for one attempt in all: connections, redirects, every byte. Waiting for a turn is not counted.",
     )
     retries: Annotated[int, Field(ge=0, le=10)] = Field(
-        default=2, description="Further attempts after a timeout, a broken connection, HTTP 429 or 5xx."
+        default=2, description="Further attempts after a timeout, a broken connection, HTTP 429 or 5xx, for each URL."
     )
     retry_wait_s: _Wait = Field(
         default=0.5, description="Seconds before the first retry; doubled for each that follows, with jitter."
@@ -69,7 +81,19 @@ class IngestConfig(BaseModel):
         default=95, description="JPEG quality (4:4:4) of images that are encoded again."
     )
     allow_hosts: tuple[str, ...] = Field(
-        default=(), description="Host names that may lie at private or loopback addresses: your own mirrors, tests."
+        default=(),
+        description="Host names that may lie at private or loopback addresses and at any port: your own mirrors, tests.",
+    )
+    allow_ports: tuple[Annotated[int, Field(gt=0, lt=65536)], ...] = Field(
+        default=(80, 443), description="Ports that URLs and redirects may name, for hosts that are not allowed by name."
+    )
+    ca_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file of authorities to trust beside the system's, for mirrors with a private one.",
+    )
+    respect_robots_tag: bool = Field(
+        default=True, description="Leave out images whose X-Robots-Tag says noai, noimageai, noindex or noimageindex."
     )
     user_agent: str = Field(
         default="fourmill/0.1 (image dataset builder)",

@@ -1,38 +1,32 @@
 """One URL to bytes or to the class of its failure: redirects, retries, limits and address checks around aiohttp."""
 
 import asyncio
+import functools
 import random
+import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
-from weakref import WeakValueDictionary
+from typing import Self
 
 import aiohttp
 from yarl import URL
 
-from fourmill.ingest.addresses import AddressPolicy, CheckedResolver, Lookup, RefusedAddressError
+from fourmill.ingest.addresses import AddressPolicy
 from fourmill.ingest.config import IngestConfig
+from fourmill.ingest.failures import FetchFailedError, FetchStatus, bad_response, no_address, no_response
+from fourmill.ingest.hosts import HostLimits, LocalHostLimits
+from fourmill.ingest.resolver import CheckedResolver, Lookup
+from fourmill.ingest.robots import agent_names, refusal
 
-FetchStatus = Literal[
-    "ok",
-    "dns",
-    "refused_address",
-    "connect",
-    "timeout",
-    "http_404",
-    "http_4xx",
-    "http_5xx",
-    "too_large",
-    "redirects",
-    "truncated",
-]
+__all__ = ["Downloader", "FetchStatus", "Fetched"]
 
-_CHUNK = 64 * 1024
-_DNS_CACHE_S = 300
+_KEEP_ALIVE_S = 15.0
+_MOST_KEPT_HOSTS = 128  # whose connections stay open between requests; aiohttp bounds no idle ones by itself
+_READ_BUFFER = 256 * 1024  # most images arrive whole before reading would have to pause
 
 
 @dataclass(frozen=True)
@@ -44,25 +38,9 @@ class Fetched:
     data: bytes
     final_url: str  # after redirects, without credentials
     http_status: int | None  # of the last response, None when there was none
+    content_type: str | None  # as the last response claims it
     attempts: int
     seconds: float  # in all, waits included
-
-
-class _FailedError(Exception):
-    def __init__(
-        self,
-        status: FetchStatus,
-        reason: str,
-        http_status: int | None = None,
-        may_pass: bool = False,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.status: FetchStatus = status
-        self.reason = reason
-        self.http_status = http_status
-        self.may_pass = may_pass
-        self.retry_after_s = retry_after_s
 
 
 @dataclass
@@ -70,16 +48,40 @@ class _Trail:
     """How far one attempt got."""
 
     url: str
+    left_s: float  # of the attempt's time
     http_status: int | None = None
+    content_type: str | None = None
+
+
+@dataclass
+class _KeptHosts:
+    """Hosts whose connections stay open: those seen last, so that a shard of ten thousand hosts keeps few sockets."""
+
+    seen: OrderedDict[str, float] = field(default_factory=OrderedDict)
+
+    def keeps(self, host: str) -> bool:
+        now = time.monotonic()
+        while self.seen and next(iter(self.seen.values())) < now - _KEEP_ALIVE_S:
+            self.seen.popitem(last=False)
+        if host not in self.seen and len(self.seen) >= _MOST_KEPT_HOSTS:
+            return False
+        self.seen[host] = now
+        self.seen.move_to_end(host)
+        return True
 
 
 class Downloader:
     """An HTTP client for one event loop: `async with Downloader(config, {}) as get: await get.fetch(url)`.
 
-    Connections are kept alive and shared. Names are resolved by a resolver that answers with public addresses only
-    (or any, for `allow_hosts`), so that what was checked is what is connected to, at every redirect. Environment
-    proxies and cookies are not used. A connection that breaks before its response is asked once more by aiohttp itself,
-    since a kept one may have gone stale; that does not count as an attempt.
+    Made once a worker process and kept over shards: connections are kept alive, names and the TLS context shared. Names
+    are resolved by a resolver that answers with public addresses only (or any, for `allow_hosts`), so that what was
+    checked is what is connected to, at every redirect. Environment proxies, cookies, referrers and credentials in URLs
+    are not used. A connection that breaks before its response is asked once more by aiohttp itself, since a kept one
+    may have gone stale; that does not count as an attempt.
+
+    A request takes a turn at its host, then resolves the name, then takes one of the `concurrency` slots; it gives both
+    back before it waits for a retry or follows a redirect. So neither busy nor slow nor flapping hosts stop the others,
+    and all URLs of a shard may be fetched at once.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Downloader:
         connect_to: Mapping[str, str] | None = None,
         wait: Callable[[float], Awaitable[object]] = asyncio.sleep,
         lookup: Lookup | None = None,
+        host_limits: HostLimits | None = None,
     ) -> None:
         """Make a client; nothing is opened before `async with`.
 
@@ -97,31 +100,40 @@ class Downloader:
                 the host must be a name, not an address.
             wait: awaited with the seconds before a retry.
             lookup: host name to addresses, in place of the system's.
+            host_limits: who counts the requests to a host, closed together with the downloader; by default it does so
+                itself, `per_host` for each.
         """
         self._config = config
-        self._policy = AddressPolicy(config.allow_hosts)
+        self._policy = AddressPolicy(config.allow_hosts, config.allow_ports)
         self._connect_to = dict(connect_to or {})
         self._wait = wait
         self._lookup = lookup
+        self._hosts = host_limits or LocalHostLimits(config.per_host)
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self._kept = _KeptHosts()
+        self._agents = agent_names(config.user_agent)
+        self._whole = self._timeouts(config.total_timeout_s)
         self._session: aiohttp.ClientSession | None = None
-        self._gates: WeakValueDictionary[tuple[str | None, int | None], asyncio.Semaphore] = WeakValueDictionary()
+        self._resolver: CheckedResolver | None = None
 
     async def __aenter__(self) -> Self:
         config = self._config
+        tls = _tls_context(config.ca_file) if config.ca_file else True
+        self._resolver = CheckedResolver(
+            self._policy, self._connect_to, self._lookup, config.lookups, config.connect_timeout_s
+        )
+        # limits are kept here, where waiting for them comes before the timeouts; names are cached by the resolver
         connector = aiohttp.TCPConnector(
-            resolver=CheckedResolver(self._policy, self._connect_to, self._lookup),
-            limit=config.concurrency,
-            limit_per_host=config.per_host,
-            ttl_dns_cache=_DNS_CACHE_S,
+            resolver=self._resolver, limit=0, use_dns_cache=False, keepalive_timeout=_KEEP_ALIVE_S, ssl=tls
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=config.total_timeout_s, connect=config.connect_timeout_s),
             # identity: an image gains nothing from compression, and the byte cap then counts what is held
             headers={"User-Agent": config.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
+            read_bufsize=_READ_BUFFER,
         )
         return self
 
@@ -131,24 +143,49 @@ class Downloader:
         if self._session:
             await self._session.close()
             self._session = None
+        if self._resolver:
+            await self._resolver.close()
+            self._resolver = None
+        await self._hosts.close()
 
     async def fetch(self, url: str) -> Fetched:
         """Download one URL. Never raises for what a URL or a server may do; the status says it."""
+        async with self.held(url) as fetched:
+            return fetched
+
+    @asynccontextmanager
+    async def held(self, url: str) -> AsyncIterator[Fetched]:
+        """As `fetch`, with the slot of a body kept while the block runs: `async with get.held(url) as fetched: ...`.
+
+        So there are at most `concurrency` bodies in flight or in hand, however slowly they are used up.
+        """
+        fetched = await self._fetch(url)
+        try:
+            yield fetched
+        finally:
+            if fetched.status == "ok":
+                self._slots.release()
+
+    async def _fetch(self, url: str) -> Fetched:
         start = time.monotonic()
-        jitter = random.Random(url)  # enough chance: only URLs have to differ
-        attempt, fetched = 0, None
-        while fetched is None:
+        attempt = 0
+        jitter: random.Random | None = None
+        while True:
             attempt += 1
-            trail = _Trail(url)
+            trail = _Trail(url, self._config.total_timeout_s)
+            status: FetchStatus = "ok"
+            reason, data = None, b""
             try:
                 data = await self._follow(trail)
-                fetched = Fetched("ok", None, data, trail.url, trail.http_status, attempt, 0.0)
-            except _FailedError as error:
+            except FetchFailedError as error:
                 if error.may_pass and attempt <= self._config.retries:
+                    jitter = jitter or random.Random(url)  # enough chance: only URLs have to differ
                     await self._wait(self._pause_s(attempt, error.retry_after_s, jitter))
                     continue
-                fetched = Fetched(error.status, error.reason, b"", trail.url, error.http_status, attempt, 0.0)
-        return replace(fetched, seconds=round(time.monotonic() - start, 4))
+                status, reason = error.status, error.reason
+                trail.http_status = error.http_status
+            seconds = round(time.monotonic() - start, 4)
+            return Fetched(status, reason, data, trail.url, trail.http_status, trail.content_type, attempt, seconds)
 
     def _pause_s(self, attempt: int, retry_after_s: float | None, jitter: random.Random) -> float:
         pause = self._config.retry_wait_s * 2 ** (attempt - 1) * (0.5 + jitter.random())
@@ -157,102 +194,119 @@ class Downloader:
     async def _follow(self, trail: _Trail) -> bytes:
         try:
             target = URL(trail.url)
-            trail.url = str(target.with_user(None))
+            if target.raw_user is not None or target.raw_password is not None:
+                target = target.with_user(None)
+                trail.url = str(target)
         except ValueError as error:
-            raise _FailedError("dns", f"no host can be read from the URL: {error}") from error
+            raise FetchFailedError("dns", f"no host can be read from the URL: {error}") from error
         for _ in range(self._config.max_redirects + 1):
             answer = await self._request(target, trail)
             if isinstance(answer, bytes):
                 return answer
             target, trail.url = answer, str(answer)
-        raise _FailedError("redirects", f"more than {self._config.max_redirects} redirects", trail.http_status)
+        raise FetchFailedError("redirects", f"more than {self._config.max_redirects} redirects", trail.http_status)
 
     async def _request(self, url: URL, trail: _Trail) -> bytes | URL:
-        """One request: the body, or where it redirects to."""
-        gate = self._gates.get((url.host, url.port))
-        if gate is None:
-            # aiohttp's own limit counts the wait for a free connection into the timeouts; this one comes before them
-            gate = self._gates[url.host, url.port] = asyncio.Semaphore(self._config.per_host)
-        trail.http_status = None
-        try:
-            self._policy.check_literal(url.host or "")
-            async with gate:
-                return await self._ask(url, trail)
-        except RefusedAddressError as error:
-            raise _FailedError("refused_address", str(error)) from error
-        except aiohttp.ClientConnectorDNSError as error:
-            if isinstance(error.os_error, RefusedAddressError):
-                raise _FailedError("refused_address", str(error.os_error)) from error
-            raise _FailedError("dns", f"{url.host}: {error.os_error.strerror or error.os_error}") from error
-        except TimeoutError as error:
-            raise _FailedError("timeout", f"{url.host} took too long", trail.http_status, may_pass=True) from error
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise _FailedError("connect", f"{url.host}: certificate: {error.certificate_error}") from error
-        except aiohttp.ClientPayloadError as error:
-            raise _FailedError("truncated", f"the body ended early: {_said(error)}", trail.http_status) from error
-        except aiohttp.InvalidURL as error:
-            raise _FailedError("dns", f"not a host to connect to: {url.host!r}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise _FailedError("connect", f"{url.host}: {_said(error)}", trail.http_status, may_pass=True) from error
-        except ValueError as error:  # host names that no encoding takes
-            raise _FailedError("dns", f"{url.host!r}: {_said(error)}") from error
-
-    async def _ask(self, url: URL, trail: _Trail) -> bytes | URL:
-        if self._session is None:
+        """One request: where it redirects to, or the body, and then its slot is still taken."""
+        host = url.raw_host
+        if self._session is None or self._resolver is None:
             raise RuntimeError("use the Downloader inside `async with`")
-        async with self._session.get(url, allow_redirects=False) as response:
+        if not host:
+            raise FetchFailedError("dns", "the URL names no host")
+        trail.http_status = trail.content_type = None
+        await self._hosts.acquire(host)
+        try:
+            try:
+                await self._resolver.resolve(host, url.port or 0)  # before a slot: a slow name server stops nobody else
+            except OSError as error:
+                raise no_address(host, error) from error
+            await self._slots.acquire()
+            answer = None
+            try:
+                answer = await self._timed(self._session, url, trail)
+                return answer
+            finally:
+                if not isinstance(answer, bytes):
+                    self._slots.release()
+        finally:
+            self._hosts.release(host)
+
+    async def _timed(self, session: aiohttp.ClientSession, url: URL, trail: _Trail) -> bytes | URL:
+        is_first = trail.left_s == self._config.total_timeout_s
+        timeouts = self._whole if is_first else self._timeouts(trail.left_s)
+        start = time.monotonic()
+        try:
+            return await self._ask(session, url, trail, timeouts)
+        except aiohttp.ClientConnectorDNSError as error:  # what was resolved before has left the cache meanwhile
+            raise no_address(url.raw_host or "", error.os_error) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise no_response(url.raw_host, error, trail.http_status) from error
+        finally:
+            trail.left_s -= time.monotonic() - start
+
+    async def _ask(
+        self, session: aiohttp.ClientSession, url: URL, trail: _Trail, timeout: aiohttp.ClientTimeout
+    ) -> bytes | URL:
+        headers = None if self._kept.keeps(url.raw_host or "") else {"Connection": "close"}
+        async with session.get(url, allow_redirects=False, headers=headers, timeout=timeout) as response:
             status = trail.http_status = response.status
+            kind = response.headers.get("Content-Type")
+            trail.content_type = kind[:200] if kind else None
             if 300 <= status < 400:
                 return _next_url(url, response)
             if status >= 400:
-                raise _http_failure(response)
-            cap = self._config.max_bytes
-            if (response.content_length or 0) > cap:
-                raise _FailedError("too_large", f"{response.content_length} bytes announced, over {cap}", status)
-            body = bytearray()
-            async for chunk in response.content.iter_chunked(_CHUNK):
-                body += chunk
-                if len(body) > cap:
-                    response.close()
-                    raise _FailedError("too_large", f"more than {cap} bytes", status)
-            return bytes(body)
+                raise bad_response(response)
+            if self._config.respect_robots_tag and "X-Robots-Tag" in response.headers:
+                said = refusal(response.headers.getall("X-Robots-Tag"), self._agents)
+                if said:
+                    raise FetchFailedError("robots", f"X-Robots-Tag: {said}", status)
+            return await self._body(response)
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        cap, announced = self._config.max_bytes, response.content_length
+        if announced is not None and announced > cap:
+            raise FetchFailedError("too_large", f"{announced} bytes announced, over {cap}", response.status)
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await response.content.readany():
+            pieces.append(piece)
+            size += len(piece)
+            if size > cap:
+                response.close()
+                raise FetchFailedError("too_large", f"more than {cap} bytes", response.status)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _timeouts(self, total_s: float) -> aiohttp.ClientTimeout:
+        config = self._config
+        return aiohttp.ClientTimeout(
+            total=max(total_s, 0.001),  # 0 would mean none
+            connect=config.connect_timeout_s,
+            sock_read=config.first_byte_timeout_s,
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _tls_context(ca_file: str) -> ssl.SSLContext:
+    """One context a process and file: making one costs 20 ms of CPU."""
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as error:  # ssl.SSLError among them
+        raise ValueError(
+            f"ca_file {ca_file!r} cannot be read as PEM certificates ({error}); give the file of your mirror's authority"
+        ) from error
+    return context
 
 
 def _next_url(url: URL, response: aiohttp.ClientResponse) -> URL:
     location = response.headers.get("Location")
     if not location:
-        raise _FailedError("redirects", f"HTTP {response.status} without a Location", response.status)
+        raise FetchFailedError("redirects", f"HTTP {response.status} without a Location", response.status)
     try:
         target = url.join(URL(location)).with_fragment(None)
         target = target.with_user(None) if target.host else target
     except ValueError as error:
-        raise _FailedError("redirects", f"Location {location[:200]!r} is not a URL", response.status) from error
+        raise FetchFailedError("redirects", f"Location {location[:200]!r} is not a URL", response.status) from error
     if target.scheme not in ("http", "https") or not target.host:
-        raise _FailedError("redirects", f"redirects to {location[:200]!r}, not http or https", response.status)
+        raise FetchFailedError("redirects", f"redirects to {location[:200]!r}, not http or https", response.status)
     return target
-
-
-def _http_failure(response: aiohttp.ClientResponse) -> _FailedError:
-    status, reason = response.status, f"HTTP {response.status}"
-    if status == 404:
-        return _FailedError("http_404", reason, status)
-    if status >= 500:
-        return _FailedError("http_5xx", reason, status, True, _retry_after_s(response))
-    return _FailedError("http_4xx", reason, status, status == 429, _retry_after_s(response))
-
-
-def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        asked = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
-        return None
-    if asked.tzinfo is None:
-        asked = asked.replace(tzinfo=UTC)
-    return max(0.0, (asked - datetime.now(UTC)).total_seconds())
-
-
-def _said(error: BaseException) -> str:
-    return (str(error) or type(error).__name__)[:200]
