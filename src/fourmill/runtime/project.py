@@ -58,7 +58,11 @@ class Project(BaseModel):
     ray: RayConfig = RayConfig()
     threads: Annotated[int, Field(gt=0)] = Field(default=2, description="CPU threads of a tokenizer's training.")
     fourm_threads: Annotated[int, Field(gt=0)] = Field(
-        default=1, description="CPU threads of 4M's training; at the demo's size a second one gains nothing."
+        default=1,
+        description="CPU threads of each process of 4M's training; at the demo's size a second one gains nothing.",
+    )
+    fourm_processes: Annotated[int, Field(gt=0)] = Field(
+        default=1, description="Processes that share every batch of 4M's training."
     )
 
     @property

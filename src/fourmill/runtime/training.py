@@ -109,9 +109,11 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
         init_from=start,
         run_folder="",
         threads=p.fourm_threads,
+        processes=p.fourm_processes,
     )
     spec = spec.model_copy(update={"run_folder": _checkpoints(folder, spec.input_digest)})
-    report = run_program("fourmill.train", spec, folder, p.fourm_threads, session.progress(_STAGES[name]))
+    progress = session.progress(_STAGES[name])
+    report = run_program("fourmill.train", spec, folder, p.fourm_threads, progress, p.fourm_processes)
     return _serve(session, name, report)
 
 

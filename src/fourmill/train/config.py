@@ -137,13 +137,16 @@ class TrainSpec(_Config):
         default=None, description="Store folder models/{name}/{digest} of the weights to start from."
     )
     run_folder: str = Field(description="Local folder for checkpoints, so that a killed training resumes.")
-    threads: Positive = Field(default=2, description="CPU threads.")
+    threads: Positive = Field(default=2, description="CPU threads of each process.")
+    processes: Positive = Field(
+        default=1, description="Processes that share every batch, as torchrun's nproc-per-node."
+    )
 
     @property
     def input_digest(self) -> str:
         """Digest of all that the weights depend on: equal inputs, equal model."""
         config = self.config.model_dump(mode="json", exclude={"checkpoint_every"})
-        return digest_json([VERSION, self.name, config, self.manifest, self.init_from, self.threads])
+        return digest_json([VERSION, self.name, config, self.manifest, self.init_from, self.threads, self.processes])
 
 
 def fourm_b_cc12m() -> PretrainConfig:

@@ -118,10 +118,24 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class Loader:
     """Batches of a sample set by step. Cheap to ask again: nothing is consumed."""
 
-    def __init__(self, samples: SampleSet, mixture: Mixture, batch_size: int, seed: int, patch_px: int) -> None:
+    def __init__(
+        self,
+        samples: SampleSet,
+        mixture: Mixture,
+        batch_size: int,
+        seed: int,
+        patch_px: int,
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        """A loader.
+
+        Args:
+            rows: those of every batch that are made here, where several processes share it; all by default.
+        """
         if not len(samples):
             raise DataError("the manifest's training split is empty; there is nothing to train on")
         self.samples, self.mixture, self.batch_size, self.seed = samples, mixture, batch_size, seed
+        self._rows = range(batch_size) if rows is None else rows
         self._patch_bytes = patch_px * patch_px * 3
         self._orders: dict[int, NDArray[np.int64]] = {}
 
@@ -134,12 +148,13 @@ class Loader:
         return [int(self._orders[place // size][place % size]) for place in places]
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step."""
-        return self.masked(self.indices(step), step)
+        """The batch of a step: this loader's rows of it, the same however many share it."""
+        indices = self.indices(step)
+        return self.masked([indices[row] for row in self._rows], step, self._rows)
 
-    def masked(self, indices: Sequence[int], step: int) -> Batch:
+    def masked(self, indices: Sequence[int], step: int, rows: Sequence[int]) -> Batch:
         """Given samples with the masks that a step's rows draw."""
-        rngs = [np.random.default_rng([self.seed, step, row]) for row in range(len(indices))]
+        rngs = [np.random.default_rng([self.seed, step, row]) for row in rows]
         return assemble([self.samples.sample(i) for i in indices], self.mixture, rngs, self._patch_bytes)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from fourmill.core.manifest import Manifest
 from fourmill.core.store import Store, open_store
-from fourmill.core.work import Progress
+from fourmill.core.work import Progress, no_progress
 from fourmill.train.batch import Batch
 from fourmill.train.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.train.config import PretrainConfig, TrainSpec
@@ -22,12 +22,14 @@ from fourmill.train.load import ModelError, load_fourm
 from fourmill.train.masking import Mixture
 from fourmill.train.model import FourM
 from fourmill.train.optim import AdamW, Average, learning_rate
+from fourmill.train.ranks import Ranks, join_ranks
 from fourmill.train.report import Trained, is_done, publish, report_path
 from fourmill.train.validate import validation_losses
 
 _log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 1.0
 _CURVE_POINTS = 50
+_ALONE = Ranks()
 
 
 class TrainingError(RuntimeError):
@@ -64,12 +66,27 @@ def train_fourm(spec: TrainSpec, progress: Progress) -> str:
         return report_path(spec)
     torch.set_num_threads(spec.threads)
     be_deterministic()
+    with join_ranks() as ranks:
+        if ranks.size != spec.processes:
+            raise TrainingError(
+                f"{spec.name} is to be trained by {spec.processes} processes and there are {ranks.size}: start it with "
+                f"`torchrun --standalone --nproc-per-node {spec.processes} -m fourmill.train --spec FILE`"
+            )
+        _train(store, spec, ranks, progress if ranks.is_first else no_progress)
+    return report_path(spec)
+
+
+def _train(store: Store, spec: TrainSpec, ranks: Ranks, progress: Progress) -> None:
     config, manifest = spec.config, checked_manifest(store, spec.manifest)
-    state = start(store, manifest, config, spec.init_from)
+    rows = ranks.rows(config.batch_size)
+    state = start(store, manifest, config, spec.init_from, ranks.device)
     _resume(state, load_checkpoint(Path(spec.run_folder), spec.input_digest))
     mixture = Mixture(config.masking, state.model.modalities)
     train = read_samples(store, manifest, "train")
-    _run(state, Loader(train, mixture, config.batch_size, config.seed, manifest.patch_px), spec, progress)
+    loader = Loader(train, mixture, config.batch_size, config.seed, manifest.patch_px, rows)
+    _run(state, loader, spec, ranks, progress)
+    if not ranks.is_first:
+        return
     progress(state.step, state.step, "scoring")
     publish_average(state)
     val = read_samples(store, manifest, "val", config.num_val)
@@ -77,10 +94,11 @@ def train_fourm(spec: TrainSpec, progress: Progress) -> str:
     trained = Trained(state.step, state.seconds, state.curve, len(train), len(val), losses)
     publish(store, spec, manifest, state.model, trained)
     drop_checkpoint(Path(spec.run_folder))
-    return report_path(spec)
 
 
-def start(store: Store, manifest: Manifest, config: PretrainConfig, init_from: str | None = None) -> State:
+def start(
+    store: Store, manifest: Manifest, config: PretrainConfig, init_from: str | None = None, device: str = "cpu"
+) -> State:
     """Weights and optimiser before the first step.
 
     Raises:
@@ -99,13 +117,16 @@ def start(store: Store, manifest: Manifest, config: PretrainConfig, init_from: s
                 f"{init_from} has dim, encoder and decoder depth {_shape(model)} and modalities "
                 f"{', '.join(model.by_name)}; the config and the manifest ask for something else: train it from this manifest"
             )
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
     average = Average(dict(model.named_parameters()), config.optim.average_decay)
     return State(model.train(), AdamW(model, config.optim), average)
 
 
-def train_step(state: State, batch: Batch, config: PretrainConfig) -> dict[str, float]:
+def train_step(state: State, batch: Batch, config: PretrainConfig, ranks: Ranks = _ALONE) -> dict[str, float]:
     """One optimiser step.
+
+    Args:
+        batch: this process's rows of it.
 
     Returns:
         The loss as `loss`, and each modality's by name, in nats.
@@ -115,7 +136,10 @@ def train_step(state: State, batch: Batch, config: PretrainConfig) -> dict[str, 
     """
     with autocast(state.model, config):
         loss, by_modality = state.model.loss(batch)
-    found = {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in by_modality.items()}}
+    found = {
+        "loss": float(ranks.mean(loss.detach())),
+        **{name: float(value.detach()) for name, value in by_modality.items()},
+    }
     if not math.isfinite(found["loss"]):
         bad = [name for name, value in found.items() if name != "loss" and not math.isfinite(value)]
         raise TrainingError(
@@ -124,6 +148,7 @@ def train_step(state: State, batch: Batch, config: PretrainConfig) -> dict[str, 
         )
     state.optimizer.zero_grad()
     loss.backward()
+    ranks.average_gradients(state.model.parameters())
     if config.optim.clip_grad is not None:
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip_grad)
     state.optimizer.step(learning_rate(config.optim, config.steps, state.step))
@@ -154,18 +179,18 @@ def publish_average(state: State) -> None:
                 parameter.copy_(state.average.values[name])
 
 
-def _run(state: State, loader: Loader, spec: TrainSpec, progress: Progress) -> None:
+def _run(state: State, loader: Loader, spec: TrainSpec, ranks: Ranks, progress: Progress) -> None:
     config, before, begun, last = spec.config, state.seconds, time.monotonic(), 0.0
     every = max(1, config.steps // _CURVE_POINTS)
     for batch in _ahead(loader, state.step, config.steps):
-        found = train_step(state, batch, config)
+        found = train_step(state, batch, config, ranks)
         state.seconds = before + time.monotonic() - begun
         state.losses.append(found["loss"])
         ended = state.step == config.steps
         if state.step % every == 0 or ended:
             state.curve.append([state.step, round(sum(state.losses) / len(state.losses), 5)])
             state.losses = []
-        if not ended and state.step % config.checkpoint_every == 0:
+        if ranks.is_first and not ended and state.step % config.checkpoint_every == 0:
             save_checkpoint(Path(spec.run_folder), spec.input_digest, _snapshot(state, spec))
         if ended or time.monotonic() - last >= _REPORT_EVERY_S:
             last = time.monotonic()
