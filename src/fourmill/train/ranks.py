@@ -1,0 +1,85 @@
+"""The processes of one data-parallel training: which one this is, and how they come to the same step.
+
+Each process of `torchrun` (or of `runtime.launch`) takes its share of every batch's rows; losses and gradients are averaged
+over all, so every process takes the same step from the same weights. One process is the common case and costs nothing.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_PATIENCE = timedelta(minutes=10)  # for a process that does not come: reading the samples may take some
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a training."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # on this machine: the GPU to use
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process reports, keeps checkpoints and publishes."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> str:
+        """The device of this process."""
+        return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"
+
+    def rows(self, batch_size: int) -> range:
+        """The rows of a batch that fall to this process.
+
+        Raises:
+            ValueError: a batch that cannot be shared evenly.
+        """
+        if batch_size % self.size:
+            raise ValueError(
+                f"a batch of {batch_size} cannot be shared by {self.size} processes; choose a multiple of {self.size}"
+            )
+        return range(self.rank, batch_size, self.size)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """A number averaged over all processes; all of them get the same."""
+        if self.size == 1:
+            return value
+        shared = value.detach().clone()
+        dist.all_reduce(shared)
+        return shared / self.size
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over all processes; one that took no part on any of them counts as zero."""
+        if self.size == 1:
+            return
+        trained = [p for p in parameters if p.requires_grad]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """The processes that torchrun's variables name, connected while the block runs; one process without them."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Ranks()
+        return
+    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local_rank)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, rank=ranks.rank, world_size=size, timeout=_PATIENCE)
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
