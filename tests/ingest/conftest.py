@@ -2,17 +2,24 @@
 
 import io
 import socket
+import ssl
 import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from PIL import Image
 
 from fourmill.core.ledger import BlockReport, write_ledger
@@ -34,11 +41,16 @@ class Answer:
 
     body: bytes = b""
     status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str | list[str]] = field(default_factory=dict)  # a list makes a line for each
     announce: int | None = None  # Content-Length, when it is not the body's
     chunked: bool = False
+    endless: bool = False  # the body again and again as chunks, until the client leaves
     hang: bool = False  # never answers
+    stall: bool = False  # never goes on after the body, of which one byte more was announced
+    drip: bool = False  # the body byte by byte, ten a second
     reset: bool = False  # breaks the connection off
+    cut: bool = False  # breaks the connection off after the body, of which more was announced
+    meet: int = 0  # waits until so many requests are here at once
 
 
 class Site(ThreadingHTTPServer):
@@ -49,11 +61,13 @@ class Site(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {}
         self.asked: list[tuple[str, dict[str, str]]] = []
+        self.scheme, self.url_port = "http", 80
         self.connections = 0
         self.most_at_once = 0
         self.ending = threading.Event()
+        self.left = threading.Event()  # a client left in the middle of an endless body
         self._busy = 0
-        self._lock = threading.Lock()
+        self._change = threading.Condition()
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
@@ -62,7 +76,7 @@ class Site(ThreadingHTTPServer):
 
     @property
     def connect_to(self) -> dict[str, str]:
-        return {f"{HOST}:80": f"127.0.0.1:{self.port}"}
+        return {f"{HOST}:{self.url_port}": f"127.0.0.1:{self.port}"}
 
     @property
     def counts(self) -> Counter[str]:
@@ -71,18 +85,31 @@ class Site(ThreadingHTTPServer):
     def put(self, path: str, *answers: Answer) -> str:
         """Set what a path answers; returns its URL."""
         self.answers[path] = list(answers)
-        return f"http://{HOST}{path}"
+        return f"{self.scheme}://{HOST}{path}"
+
+    def use_tls(self, certificate: Path) -> None:
+        """Speak https from now on; before the first connection."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate)
+        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.scheme, self.url_port = "https", 443
 
     def take(self, path: str, headers: dict[str, str]) -> Answer:
-        with self._lock:
+        with self._change:
             self.asked.append((path, headers))
             self._busy += 1
             self.most_at_once = max(self.most_at_once, self._busy)
+            self._change.notify_all()
             answers = self.answers.get(path, [Answer(status=404)])
             return answers.pop(0) if len(answers) > 1 else answers[0]
 
+    def wait_for(self, num_requests: int) -> None:
+        """Wait until so many requests are being answered at once."""
+        with self._change:
+            assert self._change.wait_for(lambda: self._busy >= num_requests or self.ending.is_set(), 180)
+
     def done(self) -> None:
-        with self._lock:
+        with self._change:
             self._busy -= 1
 
     def get_request(self):
@@ -107,41 +134,121 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.done()
 
     def _send(self, answer: Answer) -> None:
+        if answer.meet:
+            self.server.wait_for(answer.meet)
         if answer.hang:
-            self.server.ending.wait(30)
+            self.server.ending.wait(180)
             self.close_connection = True
             return
         if answer.reset:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
+            self._break_off()
             return
+        self._send_head(answer)
+        with suppress(OSError):
+            self._send_body(answer)
+            self.wfile.flush()
+        if answer.cut:
+            self._break_off()
+        self.close_connection = self.close_connection or answer.announce is not None
+
+    def _send_head(self, answer: Answer) -> None:
         self.send_response(answer.status)
         for name, value in answer.headers.items():
-            self.send_header(name, value)
-        if answer.chunked:
+            for line in [value] if isinstance(value, str) else value:
+                self.send_header(name, line)
+        more = 500 if answer.cut else 1 if answer.stall else 0
+        if answer.chunked or answer.endless:
             self.send_header("Transfer-Encoding", "chunked")
+        elif answer.announce is None:
+            self.send_header("Content-Length", str(len(answer.body) + more))
         else:
-            self.send_header("Content-Length", str(len(answer.body) if answer.announce is None else answer.announce))
+            self.send_header("Content-Length", str(answer.announce))
         self.end_headers()
-        body = f"{len(answer.body):x}\r\n".encode() + answer.body + b"\r\n0\r\n\r\n" if answer.chunked else answer.body
-        with suppress(ConnectionError):
-            self.wfile.write(body)
-        self.close_connection = answer.announce is not None
+
+    def _send_body(self, answer: Answer) -> None:
+        chunk = f"{len(answer.body):x}\r\n".encode() + answer.body + b"\r\n"
+        if answer.endless:
+            with suppress(OSError):
+                while not self.server.ending.is_set():
+                    self.wfile.write(chunk)
+            self.server.left.set()
+            self.close_connection = True
+        elif answer.drip:
+            for byte in answer.body:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if self.server.ending.wait(0.1):
+                    break
+        else:
+            self.wfile.write(chunk + b"0\r\n\r\n" if answer.chunked else answer.body)
+        if answer.stall:
+            self.wfile.flush()
+            self.server.ending.wait(180)
+            self.close_connection = True
+
+    def _break_off(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
 
 
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with Site() as server:
+@contextmanager
+def running(server: Site) -> Iterator[Site]:
+    """Serve while the block runs."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server
         server.ending.set()
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with running(Site()) as server:
+        yield server
+
+
+@pytest.fixture
+def other_site() -> Iterator[Site]:
+    """A second one, for redirects between hosts."""
+    with running(Site()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PEM file with the key and the certificate of `pictures.test`, its own authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(HOST)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "pictures.pem"
+    plain_key = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(plain_key + made.public_bytes(Encoding.PEM))
+    return path
+
+
+@pytest.fixture
+def secure_site(certificate: Path) -> Iterator[Site]:
+    server = Site()
+    server.use_tls(certificate)
+    with running(server):
+        yield server
 
 
 def quick_config(**changes: object) -> IngestConfig:

@@ -67,6 +67,11 @@ class CheckedResolver(AbstractResolver):
         self._turns = asyncio.Semaphore(lookups)
         self._threads = ThreadPoolExecutor(lookups, thread_name_prefix="dns")
 
+    def knows(self, host: str) -> bool:
+        """Whether a name's good answer is at hand. Its port is still to be checked, as every connection does."""
+        answer = self._cache.get(host)
+        return answer is not None and answer.error is None and answer.until > self._clock()
+
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
