@@ -1,27 +1,31 @@
 """Training programs as processes: a spec file in, progress lines on stdout, a report path in the last line.
 
-A program is `python -m MODULE --spec FILE`; it runs as well by hand. It dies with its launcher, resumes from its own
+A program is `python -m MODULE --spec FILE` and runs so by hand. Here it is forked from a process that has imported torch
+and timm already: each would spend twenty CPU seconds on that alone. It dies with its launcher, resumes from its own
 checkpoints, and leaves its stderr in `log.txt` of the run folder. Where several processes share a training, each is given
-torchrun's variables; torchrun itself would cost its own import of torch.
+torchrun's variables.
 """
 
 import ctypes
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import IO
 
 from pydantic import BaseModel
 
 from fourmill.core.work import Progress
 
 _PR_SET_PDEATHSIG = 1
+_PRELOAD = ["fourmill.tokenize.train", "fourmill.train.loop"]
 # Threads that spin at a barrier take the core that the one they wait for needs: beside one other busy process a step of
 # 70 ms was seen to take two seconds. Sleeping ones cost nothing measurable (docs/benchmarks.md).
 _CALM = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -50,41 +54,59 @@ def run_program(
     folder.mkdir(parents=True, exist_ok=True)
     spec_file, log_file = folder / "spec.json", folder / "log.txt"
     spec_file.write_text(spec.model_dump_json(indent=1))
-    command = [sys.executable, "-m", module, "--spec", str(spec_file)]
-    with log_file.open("w") as log, ExitStack() as running:
+    log_file.write_text("")
+    with ExitStack() as running:
         started = [
-            running.enter_context(_started(command, environment, log, subprocess.DEVNULL if rank else subprocess.PIPE))
-            for rank, environment in enumerate(_environments(threads, processes))
+            running.enter_context(_started(module, spec_file, environment, log_file))
+            for environment in _environments(threads, processes)
         ]
-        report = _follow(started[0].stdout, progress)
-        codes = [process.wait() for process in started]
+        report = _follow(started[0][1], progress)
+        for process, _ in started:
+            process.join()
+        codes = [process.exitcode for process, _ in started]
     if any(codes) or report is None:
         tail = "\n".join(log_file.read_text().splitlines()[-15:])
-        raise ProgramError(f"python -m {module} ended with code {max(codes, key=abs)}; its log is {log_file}:\n{tail}")
+        code = next((code for code in codes if code), 0)
+        raise ProgramError(f"python -m {module} ended with code {code}; its log is {log_file}:\n{tail}")
     return report
 
 
 @contextmanager
 def _started(
-    command: list[str], environment: dict[str, str], log: IO[str], stdout: int
-) -> Iterator[subprocess.Popen[str]]:
+    module: str, spec_file: Path, environment: dict[str, str], log_file: Path
+) -> Iterator[tuple[ForkServerProcess, Connection]]:
     """A process that does not outlive the block: neither an interrupt from the UI nor a failed sibling leaves one behind."""
-    process = subprocess.Popen(
-        command, stdout=stdout, stderr=log, text=True, env=environment, preexec_fn=_die_with_parent
-    )
+    os.environ.update(_CALM)  # read when the libraries are loaded, in the process that is forked from
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    said, saying = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(module, str(spec_file), environment, str(log_file), saying))
+    process.start()
+    saying.close()
     try:
-        yield process
+        yield process, said
     finally:
-        if process.poll() is None:
+        if process.is_alive():
             process.terminate()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
+        process.join()
+        said.close()
+
+
+def _child(module: str, spec_file: str, environment: dict[str, str], log_file: str, saying: Connection) -> None:
+    """What the forked process does: become the program."""
+    _die_with_parent()
+    os.environ.update(environment)
+    log = os.open(log_file, os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 2)
+    os.dup2(saying.fileno(), 1)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.exit(importlib.import_module(f"{module}.__main__").main(["--spec", spec_file]))
 
 
 def _environments(threads: int, processes: int) -> list[dict[str, str]]:
     """The environment of each process of a program; those of several know each other by torchrun's variables."""
-    shared = {**os.environ, **_CALM, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    shared = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     if processes == 1:
         return [shared]
     with socket.socket() as probe:
@@ -96,17 +118,18 @@ def _environments(threads: int, processes: int) -> list[dict[str, str]]:
     return [{**shared, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def _follow(stdout: IO[str] | None, progress: Progress) -> str | None:
+def _follow(said: Connection, progress: Progress) -> str | None:
     report = None
-    for line in stdout or ():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a library that prints; it is in nobody's way
-        if "report" in event:
-            report = event["report"]
-        elif "done" in event:
-            progress(event["done"], event["total"], event.get("note", ""))
+    with os.fdopen(os.dup(said.fileno())) as lines:
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # a library that prints; it is in nobody's way
+            if "report" in event:
+                report = event["report"]
+            elif "done" in event:
+                progress(event["done"], event["total"], event.get("note", ""))
     return report
 
 
