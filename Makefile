@@ -6,10 +6,11 @@ TRAIN_MINUTES ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+SERVERS := .venv-s3/.stamp .venv-moto/.stamp
 UV_COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --no-header --quiet
 
-.PHONY: help setup demo ui test lint format types check bench chaos lock clean
+.PHONY: help setup servers demo ui test lint format types check bench chaos lock clean
 
 help: ## these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -23,13 +24,19 @@ $(STAMP): requirements/all.txt requirements/bootstrap.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
+servers: $(SERVERS) ## the S3 servers that the tests use, each in an environment of its own
+.venv-%/.stamp: requirements/%.txt | $(STAMP)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	$(BIN)/uv pip sync --quiet --python $(@D)/bin/python --require-hashes $<
+	touch $@
+
 demo: setup ## the whole chain on generated scenes, then a page to look at
 	$(BIN)/fourmill demo --out $(OUT) $(if $(TRAIN_MINUTES),--train-minutes $(TRAIN_MINUTES))
 
 ui: setup ## Dagster's UI over the demo's state, on http://127.0.0.1:$(PORT)
 	$(BIN)/fourmill ui --out $(OUT) --port $(PORT)
 
-test: setup ## all tests
+test: setup servers ## all tests
 	$(BIN)/python -m pytest
 
 lint: setup ## style and import rules
@@ -56,6 +63,8 @@ chaos: setup ## kill the demo at random moments; its digests must not change
 lock: setup ## compile requirements/*.txt again
 	$(UV_COMPILE) requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(UV_COMPILE) pyproject.toml --extra pipeline --extra ml --extra dev -o requirements/all.txt
+	$(UV_COMPILE) requirements/s3.in -o requirements/s3.txt
+	$(UV_COMPILE) requirements/moto.in -o requirements/moto.txt
 
 clean: ## remove the environment and what the demo made
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) .venv-s3 .venv-moto $(OUT)

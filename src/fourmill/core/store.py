@@ -1,19 +1,30 @@
 """Where everything lives: one root, relative POSIX paths, files that appear whole or not at all.
 
-`LocalStore` is the only one so far; the protocol is what an object store must offer to take its place.
+`LocalStore` is a folder. Other stores are opened by their scheme: whoever knows how registers an opener.
 """
 
 import os
 import shutil
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
+from fourmill.core.draft import Draft, tell_when_full
+from fourmill.core.store_errors import StoreError, StoreFullError
 
-class StoreError(ValueError):
-    """A store that cannot be used, said with the next step."""
+__all__ = [
+    "LocalStore",
+    "Store",
+    "StoreError",
+    "StoreFullError",
+    "check_writable",
+    "is_local",
+    "open_store",
+    "register_opener",
+    "relative_path",
+]
 
 
 class Store(Protocol):
@@ -52,9 +63,28 @@ class Store(Protocol):
         """Remove a file; nothing happens when it is not there."""
         ...
 
+    def check(self) -> None:
+        """Prove that the store can be written, within seconds. Raises StoreError with the reason."""
+        ...
+
+
+def relative_path(path: str) -> PurePosixPath:
+    """A path as stores take it.
+
+    Raises:
+        StoreError: it would leave the root.
+    """
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise StoreError(f"{path!r} leaves the store; paths are relative and hold no '..'")
+    return parts
+
 
 class LocalStore:
-    """A folder. Writes go to a hidden sibling, are synced, then renamed over the target."""
+    """A folder. Writes go to a hidden sibling, are synced, then renamed over the target.
+
+    A write that finds no room raises StoreFullError and leaves nothing behind.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self._root = Path(root).resolve()
@@ -69,10 +99,7 @@ class LocalStore:
         Raises:
             StoreError: the path would leave the root.
         """
-        parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise StoreError(f"{path!r} leaves the store; paths are relative and hold no '..'")
-        return self._root / parts
+        return self._root / relative_path(path)
 
     def exists(self, path: str) -> bool:
         return self.path(path).is_file()
@@ -90,30 +117,23 @@ class LocalStore:
     @contextmanager
     def create(self, path: str) -> Generator[BinaryIO]:
         target = self.path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # The process id and a random part: a killed writer's orphan may still be at work beside its successor.
-        draft = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with draft.open("wb") as file:
+        with _draft_of(target) as draft:
+            with Draft.begin(draft, target) as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())
+                file.sync()
             draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def copy(self, source: str, target: str) -> None:
-        to = self.path(target)
-        to.parent.mkdir(parents=True, exist_ok=True)
-        draft = to.with_name(f".{to.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
+        from_, to = self.path(source), self.path(target)
+        with _draft_of(to) as draft:
             try:
-                os.link(self.path(source), draft)
+                os.link(from_, draft)
+            except FileNotFoundError:
+                raise
             except OSError:  # another file system, or one without hard links
-                shutil.copyfile(self.path(source), draft)
+                with tell_when_full(to, from_.stat().st_size):
+                    shutil.copyfile(from_, draft)
             draft.replace(to)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def list(self, folder: str) -> list[str]:
         base = self.path(folder)
@@ -126,18 +146,60 @@ class LocalStore:
     def delete(self, path: str) -> None:
         self.path(path).unlink(missing_ok=True)
 
+    def check(self) -> None:
+        probe = f"_probe-{uuid.uuid4().hex[:8]}"
+        try:
+            self.write(probe, b"fourmill")
+            self.delete(probe)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"store {self.root!r} cannot be written ({error.strerror}); choose another root or mend its rights"
+            ) from error
+
+
+@contextmanager
+def _draft_of(target: Path) -> Generator[Path]:
+    """The hidden sibling that a file is written to first; gone afterwards, whatever happens."""
+    with tell_when_full(target, 0):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    # The process id and a random part: a killed writer's orphan may still be at work beside its successor.
+    draft = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+_openers: dict[str, Callable[[str], Store]] = {}
+
+
+def register_opener(scheme: str, opener: Callable[[str], Store]) -> None:
+    """Let `opener(root)` open the roots that begin with `scheme://`; the last one registered serves."""
+    _openers[scheme] = opener
+
+
+def is_local(root: str) -> bool:
+    """Whether a root is a folder of this machine."""
+    return "://" not in root or root.startswith("file://")
+
 
 def open_store(root: str) -> Store:
-    """The store behind a root URL.
+    """The store behind a root: a folder, `file://...`, or `scheme://...` of a registered opener.
 
     Raises:
         StoreError: a scheme that is not served.
     """
-    if "://" in root and not root.startswith("file://"):
+    if is_local(root):
+        return LocalStore(root.removeprefix("file://"))
+    scheme = root.partition("://")[0]
+    if scheme not in _openers:
+        served = ", ".join(f"{known}://" for known in sorted(_openers))
         raise StoreError(
-            f"store root {root!r}: only local folders are served so far; give a path such as out/demo/store"
+            f"store root {root!r}: {scheme}:// is not served; give a folder such as out/demo/store, or one of: {served or 'none'}"
         )
-    return LocalStore(root.removeprefix("file://"))
+    return _openers[scheme](root)
 
 
 def check_writable(root: str) -> None:
@@ -146,12 +208,4 @@ def check_writable(root: str) -> None:
     Raises:
         StoreError: it cannot, with the reason.
     """
-    store = open_store(root)
-    probe = f"_probe-{uuid.uuid4().hex[:8]}"
-    try:
-        store.write(probe, b"fourmill")
-        store.delete(probe)
-    except OSError as error:
-        raise StoreError(
-            f"store {root!r} cannot be written ({error.strerror}); choose another root or mend its rights"
-        ) from error
+    open_store(root).check()
