@@ -5,7 +5,8 @@ World and camera frames have x to the right, y up; the world's z points forward,
 
 # N rays (H*W), 3 world coordinates; t distance along a ray, inf where it meets nothing
 
-from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,41 +22,66 @@ _MIN_BOX_SHARE = 12 / 64**2  # of the picture's pixels; less of a solid is not w
 _BIAS = 1e-4
 
 
-@dataclass(frozen=True)
 class Rendering:
-    """A picture and its labels."""
+    """A picture and its labels, each drawn when it is first asked for: the shadows of a picture cost more than its labels."""
 
-    rgb_HWC: NDArray[np.uint8]
-    depth_HW: NDArray[np.float32]  # [0, 1], near small, the sky 1
-    normal_HWC: NDArray[np.float32]  # unit vectors in the camera's frame; the sky faces the camera
-    classes_HW: NDArray[np.uint8]  # raw COCO panoptic ids
-    boxes: list[Box]  # around the visible pixels of each solid, in the scene's order
+    def __init__(self, scene: Scene, size_px: int) -> None:
+        """Cast the rays."""
+        self._scene, self._size_px = scene, size_px
+        self._origin, self._rays = _camera(scene, size_px)
+        hits = [_meet(solid, self._origin, self._rays) for solid in scene.solids]
+        ground = _meet_ground(self._origin, self._rays)
+        distances = np.stack([ground[0], *(t for t, _ in hits)])
+        self._nearest = distances.argmin(0)
+        self._t = distances.min(0)
+        self._seen = np.isfinite(self._t)
+        self._normals = np.stack([ground[1], *(n for _, n in hits)])[self._nearest, np.arange(len(self._rays))]
+
+    @cached_property
+    def rgb_HWC(self) -> NDArray[np.uint8]:
+        """The picture."""
+        points = self._origin + np.where(self._seen, self._t, 0)[:, None] * self._rays
+        colours = _surface_colours(self._scene, self._nearest, points)
+        lit = colours * _light(self._scene, points, self._normals)[:, None]
+        rgb = np.where(self._seen[:, None], lit, _sky(self._scene, self._rays))
+        return self._square(np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8))
+
+    @cached_property
+    def depth_HW(self) -> NDArray[np.float32]:
+        """[0, 1], near small, the sky 1."""
+        with np.errstate(divide="ignore"):
+            depth = 1 - NEAR_M / np.where(self._seen, np.maximum(self._t, NEAR_M), np.inf)
+        return self._square(np.clip(depth, 0, 1).astype(np.float32))
+
+    @cached_property
+    def normal_HWC(self) -> NDArray[np.float32]:
+        """Unit vectors in the camera's frame; the sky faces the camera."""
+        up, forward = _axes(self._scene)
+        normals = self._normals
+        turned = np.stack([normals[:, 0], normals @ up, -(normals @ forward)], -1)
+        turned = np.where(self._seen[:, None], turned, np.array([0.0, 0.0, 1.0]))
+        return self._square((turned / np.linalg.norm(turned, axis=-1, keepdims=True)).astype(np.float32))
+
+    @cached_property
+    def classes_HW(self) -> NDArray[np.uint8]:
+        """Raw COCO panoptic ids."""
+        ids = np.array([GROUND_ID, *(CLASS_IDS[s.shape] for s in self._scene.solids)], np.uint8)[self._nearest]
+        return self._square(np.where(self._seen, ids, np.uint8(SKY_ID)))
+
+    @cached_property
+    def boxes(self) -> list[Box]:
+        """Around the visible pixels of each solid, in the scene's order."""
+        visible = [(self._nearest == i + 1) & self._seen for i in range(len(self._scene.solids))]
+        found = [_box(s, pixels, self._size_px) for s, pixels in zip(self._scene.solids, visible, strict=True)]
+        return [box for box in found if box is not None]
+
+    def _square(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values.reshape(self._size_px, self._size_px, *values.shape[1:])
 
 
 def render(scene: Scene, size_px: int) -> Rendering:
     """Draw a scene as a square picture with all labels."""
-    origin, rays = _camera(scene, size_px)
-    hits = [_meet(solid, origin, rays) for solid in scene.solids]
-    ground = _meet_ground(origin, rays)
-    distances = np.stack([ground[0], *(t for t, _ in hits)])
-    nearest = distances.argmin(0)
-    t = distances.min(0)
-    seen = np.isfinite(t)
-    normals = np.stack([ground[1], *(n for _, n in hits)])[nearest, np.arange(len(rays))]
-    points = origin + np.where(seen, t, 0)[:, None] * rays
-    colours = _surface_colours(scene, nearest, points)
-    lit = colours * _light(scene, points, normals)[:, None]
-    rgb = np.where(seen[:, None], lit, _sky(scene, rays))
-    classes = np.array([GROUND_ID, *(CLASS_IDS[s.shape] for s in scene.solids)], np.uint8)[nearest]
-    classes = np.where(seen, classes, np.uint8(SKY_ID)).reshape(size_px, size_px)
-    boxes = [_box(scene.solids[i], (nearest == i + 1) & seen, size_px) for i in range(len(scene.solids))]
-    return Rendering(
-        rgb_HWC=np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8).reshape(size_px, size_px, 3),
-        depth_HW=_depth(scene, rays, t, seen).reshape(size_px, size_px),
-        normal_HWC=_camera_normals(scene, normals, seen).reshape(size_px, size_px, 3),
-        classes_HW=classes,
-        boxes=[box for box in boxes if box is not None],
-    )
+    return Rendering(scene, size_px)
 
 
 def _axes(scene: Scene) -> tuple[Floats, Floats]:
@@ -159,19 +185,6 @@ def _light(scene: Scene, points: Floats, normals: Floats) -> Floats:
 def _sky(scene: Scene, rays: Floats) -> Floats:
     height = np.clip(rays[:, 1] / np.linalg.norm(rays, axis=-1), 0, 1)[:, None]
     return np.array(scene.sky) * height**0.5 + (0.55 * np.array(scene.sky) + 0.4) * (1 - height**0.5)
-
-
-def _depth(scene: Scene, rays: Floats, t: Floats, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    with np.errstate(divide="ignore"):
-        depth = 1 - NEAR_M / np.where(seen, np.maximum(t, NEAR_M), np.inf)
-    return np.clip(depth, 0, 1).astype(np.float32)
-
-
-def _camera_normals(scene: Scene, normals: Floats, seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    up, forward = _axes(scene)
-    turned = np.stack([normals[:, 0], normals @ up, -(normals @ forward)], -1)
-    turned = np.where(seen[:, None], turned, np.array([0.0, 0.0, 1.0]))
-    return (turned / np.linalg.norm(turned, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def _box(solid: Solid, visible: NDArray[np.bool_], size_px: int) -> Box | None:
