@@ -50,7 +50,7 @@ class Answer:
     drip: bool = False  # the body byte by byte, ten a second
     reset: bool = False  # breaks the connection off
     cut: bool = False  # breaks the connection off after the body, of which more was announced
-    meet: int = 0  # waits until so many requests are here at once
+    gate: threading.Event | None = None  # answers once it is set
 
 
 class Site(ThreadingHTTPServer):
@@ -106,7 +106,7 @@ class Site(ThreadingHTTPServer):
     def wait_for(self, num_requests: int) -> None:
         """Wait until so many requests are being answered at once."""
         with self._change:
-            assert self._change.wait_for(lambda: self._busy >= num_requests or self.ending.is_set(), 180)
+            assert self._change.wait_for(lambda: self._busy >= num_requests, 180)
 
     def done(self) -> None:
         with self._change:
@@ -134,8 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.done()
 
     def _send(self, answer: Answer) -> None:
-        if answer.meet:
-            self.server.wait_for(answer.meet)
+        if answer.gate is not None:
+            answer.gate.wait(180)
         if answer.hang:
             self.server.ending.wait(180)
             self.close_connection = True

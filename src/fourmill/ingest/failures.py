@@ -70,6 +70,8 @@ def no_response(host: str | None, error: Exception, http_status: int | None) -> 
     if isinstance(error, aiohttp.InvalidURL):
         return FetchFailedError("dns", f"not a host to connect to: {host!r}")
     if isinstance(error, aiohttp.ClientResponseError):
+        if _goes_on_after_its_end(error):
+            return FetchFailedError("truncated", "the body is longer than its Content-Length says", http_status)
         return FetchFailedError("connect", f"{host}: not an HTTP response: {_said(error)}", http_status)
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise OSError(error.errno, "too many open files: raise the limit (ulimit -n) or lower `concurrency`") from error
@@ -86,6 +88,14 @@ def bad_response(response: aiohttp.ClientResponse) -> FetchFailedError:
     if status >= 500:
         return FetchFailedError("http_5xx", reason, status, True, _retry_after_s(response))
     return FetchFailedError("http_4xx", reason, status, status == 429, _retry_after_s(response))
+
+
+def _goes_on_after_its_end(error: aiohttp.ClientResponseError) -> bool:
+    """Whether a whole response was followed by bytes that are none. When they arrive in one packet aiohttp drops the
+    response and only its message tells: the place of the fault, under the quoted bytes, is not their beginning.
+    """
+    kind, place = error.message.partition(":")[0], error.message.rpartition("\n")[2]
+    return kind.startswith("Data after") or (kind == "Bad status line" and place.find("^") > len("  b'"))
 
 
 def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
