@@ -1,5 +1,10 @@
+import os
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +12,9 @@ from hypothesis import strategies as st
 from fourmill.core.names import Layout, split_of
 from fourmill.core.store import LocalStore
 from fourmill.ingest.config import SourceConfig
+from fourmill.ingest.listing import url_rows
+from fourmill.ingest.numbering import Numberer, repeated_hashes, url_hashes
+from fourmill.ingest.rows import open_rows
 from fourmill.ingest.source import (
     build_source_index,
     count_rows,
@@ -63,7 +71,7 @@ def test_every_line_is_a_row_whatever_it_holds(tmp_path_factory: pytest.TempPath
     store = LocalStore(folder / "store")
     index = number(store, folder, lines)
     rows = all_rows(store)
-    assert index.num_rows == len(rows) == len(lines) == count_rows(str(folder / "list.tsv"))
+    assert index.num_rows == len(rows) == len(lines) == count_rows(SourceConfig(list=str(folder / "list.tsv")))
     assert index.num_bad_rows == sum(row["status"] == "bad_row" for row in rows)
     assert all((row["reason"] is None) == (row["status"] == "ok") for row in rows)
 
@@ -116,13 +124,16 @@ def test_an_interrupted_build_starts_again(tmp_path: Path) -> None:
 
 def test_lists_that_cannot_be_used(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
-    empty = tmp_path / "empty.tsv"
+    (tmp_path / "folder.tsv").mkdir()
+    empty, bare = tmp_path / "empty.tsv", tmp_path / "bare.tsv"
     empty.touch()
-    for path, message in ((tmp_path / "gone.tsv", "no list at"), (tmp_path, "is a folder"), (empty, "is empty")):
+    bare.write_text("url\tcaption\n")
+    unusable = {tmp_path / "gone.tsv": "no list at", tmp_path / "folder.tsv": "is a folder", empty: "is empty"}
+    for path, message in {**unusable, bare: "is empty"}.items():
         with pytest.raises(ValueError, match=message):
             build_source_index(store, "pics", SourceConfig(list=str(path)), LAYOUT)
         with pytest.raises(ValueError, match=message):
-            count_rows(str(path))
+            count_rows(SourceConfig(list=str(path)))
     with pytest.raises(ValueError, match=r"17 rows, the layout holds 16 .*raise num_blocks"):
         number(store, tmp_path, urls(17))
     with pytest.raises(ValueError, match="materialize pics/source_index first"):
@@ -138,3 +149,114 @@ def test_an_edited_list_is_seen(tmp_path: Path) -> None:
     with Path(config.list).open("ab") as file:
         file.write(b"http://a.example/new.jpg\ta new row\n")
     assert not is_current(store, "pics", config)
+
+
+def test_an_unchanged_list_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path / "store")
+    config = SourceConfig(list=str(tmp_path / "list.tsv"), val_fraction=0.3)
+    number(store, tmp_path, urls(5))
+    with monkeypatch.context() as patch:
+        patch.setattr("fourmill.ingest.source.open_rows", None)  # reading would fail
+        assert is_current(store, "pics", config)
+    os.utime(config.list, ns=(1, 1))
+    assert is_current(store, "pics", config)  # touched: read again, and the same
+
+
+def test_a_list_in_another_format_is_the_same_source(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    plain = number(store, tmp_path, urls(10))
+    with open_rows(SourceConfig(list=str(tmp_path / "list.tsv"))) as rows:
+        table = pa.Table.from_batches(rows()).select(["url", "caption"])
+    pq.write_table(table, tmp_path / "list.parquet", row_group_size=3)
+    other = SourceConfig(list=str(tmp_path / "list.parquet"), val_fraction=0.3)
+    assert is_current(store, "pics", other)
+    assert build_source_index(store, "pics", other, LAYOUT) == plain
+
+
+def test_a_list_that_grows_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    path = tmp_path / "list.tsv"
+    path.write_bytes(b"\n".join(urls(6)) + b"\n")
+
+    def write_on(done: int, total: int, note: str) -> None:
+        if note == "rows written" and done == 4:
+            with path.open("ab") as file:
+                file.write(b"http://new.test/1\tx\n")
+
+    with pytest.raises(ValueError, match="changed while it was read"):
+        build_source_index(store, "pics", SourceConfig(list=str(path)), LAYOUT, write_on)
+    with pytest.raises(ValueError, match="materialize pics/source_index first"):
+        read_source(store, "pics")
+
+
+def test_progress_says_how_far_it_is(tmp_path: Path) -> None:
+    heard: list[tuple[int, int, str]] = []
+    path = tmp_path / "list.tsv"
+    path.write_bytes(b"\n".join(urls(9)) + b"\n")
+    build_source_index(
+        LocalStore(tmp_path / "store"), "pics", SourceConfig(list=str(path)), LAYOUT, lambda *said: heard.append(said)
+    )
+    assert heard == [(9, 16, "rows read"), (4, 9, "rows written"), (8, 9, "rows written"), (9, 9, "rows written")]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=16), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_a_repeated_url_names_the_first_row_that_has_it(
+    tmp_path_factory: pytest.TempPathFactory, picks: list[int], batch_rows: int
+) -> None:
+    urls = pa.array([f"http://a.test/{pick}" for pick in picks])
+    hashes = url_hashes(urls)
+    numberer = Numberer(0.4, repeated_hashes([hashes[:3, 0], hashes[3:, 0]]))
+    rows = url_rows(urls, urls)
+    found = [
+        row
+        for start in range(0, len(picks), batch_rows)
+        for row in numberer.number(rows.slice(start, batch_rows)).to_pylist()
+    ]
+    assert [row["row"] for row in found] == list(range(len(picks)))
+    for row, pick in zip(found, picks, strict=True):
+        first = picks.index(pick)
+        assert row["url_duplicate_of"] == (None if first == row["row"] else f"{first:09d}")
+        assert row["split"] == split_of(row["url"], 0.4)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(0, 1))
+def test_the_split_is_the_one_that_names_define(url: str, val_fraction: float) -> None:
+    rows = url_rows(pa.array([url]), pa.array([""]))
+    found = Numberer(val_fraction, np.empty(0, np.uint64)).number(rows)
+    assert found["split"].to_pylist() == [split_of(found["url"][0].as_py(), val_fraction)]
+
+
+def test_half_a_hash_in_common_is_no_repeat() -> None:
+    numberer = Numberer(0.0, np.array([7], np.uint64))
+    hashes = np.array([[7, 1], [7, 2], [7, 1], [3, 1]], np.uint64)
+    marks = numberer._duplicates(np.arange(4), hashes, np.array([True, True, True, True]))
+    assert marks.to_pylist() == [None, None, "000000000", None]
+
+
+def peak_bytes(folder: Path, num_rows: int) -> int:
+    """The most that Python, numpy and Arrow held while a list of so many rows was numbered."""
+    path = folder / f"{num_rows}.tsv"
+    path.write_bytes(
+        b"".join(b"http://h%d.test/%d.jpg\t%s\n" % (i % 50, i, b"a caption " * 8) for i in range(num_rows))
+    )
+    arrow = [pa.total_allocated_bytes()]
+    layout = Layout(rows_per_shard=500, shards_per_block=10, num_blocks=8)
+    tracemalloc.start()
+    try:
+        build_source_index(
+            LocalStore(folder / "store"),
+            "pics",
+            SourceConfig(list=str(path)),
+            layout,
+            lambda *_: arrow.append(pa.total_allocated_bytes()),
+        )
+        return tracemalloc.get_traced_memory()[1] + max(arrow) - arrow[0]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_list_but_for_its_hashes(tmp_path: Path) -> None:
+    peak_bytes(tmp_path, 5_000)  # what is imported and cached once
+    small, large = peak_bytes(tmp_path, 10_000), peak_bytes(tmp_path, 40_000)
+    assert large - small < 30_000 * 40, (small, large)  # the rows' text is over 110 bytes a row

@@ -1,10 +1,11 @@
 """Settings of the ingest room. Imports nothing heavy, so that definitions load in a blink."""
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-VERSION = "1"  # of what this room writes: raise it when the same list and settings give other bytes
+VERSION = "2"  # of what this room writes: raise it when the same list and settings give other bytes
 
 NO_EFFECT_ON_CONTENT = {  # how downloads are paced, not what an image becomes
     "concurrency",
@@ -17,21 +18,100 @@ NO_EFFECT_ON_CONTENT = {  # how downloads are paced, not what an image becomes
     "retry_wait_s",
     "max_retry_wait_s",
     "ca_file",
+    "waiting_mb",
+    "opt_out",  # its entries are inputs of the shards that they match
 }
+
+WHERE_IT_LIES = {"list", "root", "class_names"}  # of a source: places, whose content the source's digest covers
 
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Wait = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SourceConfig(BaseModel):
-    """The list that a dataset is made of."""
+    """Where a dataset's pictures and captions come from: a list of URLs, a folder tree, or webdataset tars."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    list: str = Field(min_length=1, description="Path of the list: a TSV without a header, `URL<TAB>caption` a row.")
+    kind: Literal["list", "folder", "webdataset"] = Field(
+        default="list", description="A list of URLs, or pictures at hand: a tree of class folders, or a folder of tars."
+    )
+    list: str = Field(
+        default="",
+        description="The list: a path, s3://... or https://...; TSV, CSV (either may be .gz or .zst) or Parquet.",
+    )
+    root: str = Field(default="", description="Folder of the pictures at hand; nothing outside it is ever read.")
+    format: Literal["auto", "tsv", "csv", "parquet"] = Field(
+        default="auto",
+        description="Of the list; auto goes by its ending. A TSV has no quotes, a CSV quotes as RFC 4180 says.",
+    )
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        default=None, description="One ASCII character between columns; a tab in a TSV and a comma in a CSV if not set."
+    )
+    header: Literal["auto", "yes", "no"] = Field(
+        default="auto",
+        description="Whether the first row names the columns. auto: yes when a column is named here or the first row has "
+        "a cell `url` or `image_url`, whatever its case. Without a header a row is URL and caption.",
+    )
+    url_column: str | None = Field(
+        default=None, description="Name of the column with the URL; `url` or `image_url` if not set, whatever its case."
+    )
+    caption_column: str | None = Field(
+        default=None, description="Name of the column with the caption; `caption` or `text` if not set."
+    )
+    captions: Literal["auto", "class", "txt", "json", "none"] = Field(
+        default="auto",
+        description="Captions of pictures at hand: class (the folder's class in the template), txt or json (the file "
+        "beside the picture, json's `caption`), none. auto: class in a folder tree; txt, else json, in tars.",
+    )
+    caption_template: str = Field(
+        default="a photo of a {name}", description="Caption of a picture in a class folder; {name} is the class's name."
+    )
+    class_names: str | None = Field(
+        default=None,
+        description="Path of a file with the classes' names: `n01440764 tench, Tinca tinca` a line, or JSON. Of several "
+        "names the first counts. Without it a folder's own name is taken, underscores as spaces.",
+    )
     val_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.002, description="Share of URLs, 0..1, that go to the validation split by their hash."
     )
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        here, other = ("list", "root") if self.kind == "list" else ("root", "list")
+        if not getattr(self, here):
+            raise ValueError(
+                f"a source of kind {self.kind!r} needs `{here}`: the path of its {'list' if here == 'list' else 'folder'}"
+            )
+        if getattr(self, other):
+            raise ValueError(f"a source of kind {self.kind!r} takes `{here}`, not `{other}`; leave `{other}` out")
+        of_lists = ("format", "delimiter", "header", "url_column", "caption_column")
+        of_images = ("captions", "caption_template", "class_names")
+        for name in of_images if self.kind == "list" else of_lists:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"`{name}` has no meaning for a source of kind {self.kind!r}; leave it out")
+        if self.header == "no" and (self.url_column or self.caption_column):
+            raise ValueError("columns are named but header is 'no'; leave the names out, or set header to 'auto'")
+        if self.delimiter and (not self.delimiter.isascii() or self.delimiter in '\r\n"'):
+            raise ValueError(f"delimiter {self.delimiter!r} cannot part columns; take another ASCII character")
+        if self.kind == "webdataset" and self.captions == "class":
+            raise ValueError("tars have no class folders; set captions to 'txt', 'json', 'none' or 'auto'")
+        if "{name}" not in self.caption_template:
+            raise ValueError(f"caption_template {self.caption_template!r} has no {{name}}; put it where the class goes")
+        return self
+
+    @property
+    def where(self) -> str:
+        """The list or the root as it may be shown: without a URL's credentials and query."""
+        return shown_place(self.list or self.root)
+
+
+def shown_place(place: str) -> str:
+    """A path or URL without user, password, query and fragment, which may be secrets."""
+    if "://" not in place:
+        return place
+    parts = urlsplit(place)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class IngestConfig(BaseModel):
@@ -58,6 +138,13 @@ class IngestConfig(BaseModel):
         default=60.0,
         description="Seconds for one attempt in all: connections, redirects, every byte. Waiting for a turn is not counted.",
     )
+    waiting_mb: Annotated[int, Field(gt=0)] = Field(
+        default=128, description="Images done before an earlier row of their shard, MB, at which no further row begins."
+    )
+    opt_out: str | None = Field(
+        default=None,
+        description="Path of a list of domains, URLs and sha256 that must not be in the data set, see `ingest/optout.py`.",
+    )
     retries: Annotated[int, Field(ge=0, le=10)] = Field(
         default=2, description="Further attempts after a timeout, a broken connection, HTTP 429 or 5xx, for each URL."
     )
@@ -78,7 +165,13 @@ class IngestConfig(BaseModel):
         default=768, description="Longer side of a stored image, pixels; larger ones are reduced, none enlarged."
     )
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = Field(
-        default=95, description="JPEG quality (4:4:4) of images that are encoded again."
+        default=95, description="JPEG quality (chroma 4:2:0) of images that are encoded again."
+    )
+    min_side_px: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Shorter side that an original must have, pixels; 0 takes all. Others are `too_small`."
+    )
+    max_aspect: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+        default=None, description="Longer side over shorter side at most; unset takes all. Others are `too_elongated`."
     )
     allow_hosts: tuple[str, ...] = Field(
         default=(),

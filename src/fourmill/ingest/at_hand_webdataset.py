@@ -1,0 +1,147 @@
+"""Webdataset tars as a source, img2dataset's output among them: every sample is a row, in the tars' own order."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from fourmill.ingest.at_hand import IMAGE_ENDINGS, AtHandError, ending, open_inside, tar_address, walk
+from fourmill.ingest.at_hand_captions import MAX_CAPTION_BYTES, CaptionError, json_caption, text_caption
+from fourmill.ingest.at_hand_tar import BrokenTarError, Member, scan_tar
+from fourmill.ingest.config import SourceConfig
+from fourmill.ingest.listing import BATCH_ROWS, at_hand_rows
+
+_MAX_MEMBERS = 64  # of a sample that are looked at
+
+
+@dataclass(frozen=True)
+class _Row:
+    offset: int
+    size: int
+    caption: bytes = b""
+    fault: str | None = None
+
+
+@dataclass
+class _Sample:
+    """Members with one stem, which follow each other."""
+
+    stem: str
+    members: dict[str, Member] = field(default_factory=dict)  # by ending; the first of each counts
+
+    @property
+    def first(self) -> Member:
+        return next(iter(self.members.values()))
+
+
+def read_webdataset(config: SourceConfig) -> Iterator[pa.RecordBatch]:
+    """Rows of all tars below the root, by the tars' paths, then as they lie in each.
+
+    A sample is the members that follow each other and whose names are equal up to the first dot. Its picture is the
+    first member with a picture's ending, its caption the `.txt`, or `caption` of the `.json`. A sample without either,
+    a link, a compressed tar, and the place where a broken tar ends are bad rows; the other tars are still read. Only
+    headers and captions are read.
+
+    Raises:
+        ValueError: the root or a folder in it cannot be read.
+    """
+    root = Path(config.root)
+    for entry in walk(root):
+        if entry.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):
+            relative = os.path.relpath(entry.path, root)
+            batch: list[_Row] = []
+            for row in _tar_rows(root, relative, config.captions):
+                batch.append(row)
+                if len(batch) == BATCH_ROWS:
+                    yield _batch(relative, batch)
+                    batch = []
+            if batch:
+                yield _batch(relative, batch)
+
+
+def _batch(relative: str, rows: list[_Row]) -> pa.RecordBatch:
+    place = os.fsencode(relative).decode(errors="backslashreplace")
+    return at_hand_rows(
+        [tar_address(relative, row.offset, row.size) for row in rows],
+        [row.caption for row in rows],
+        [place] * len(rows),
+        {number: row.fault for number, row in enumerate(rows) if row.fault},
+    )
+
+
+def _tar_rows(root: Path, relative: str, captions: str) -> Iterator[_Row]:
+    if ending(relative) != "tar":
+        yield _Row(0, 0, fault="a compressed tar, in which no picture has a place of its own; unpack it")
+        return
+    end = 0
+    try:
+        with open_inside(root, relative) as file:
+            length = os.fstat(file.fileno()).st_size
+            for sample in _samples(file):
+                yield _row(file, sample, captions, length)
+                last = list(sample.members.values())[-1]
+                end = last.offset + last.size
+    except BrokenTarError as error:
+        yield _Row(end, 0, fault=str(error))
+    except AtHandError as error:
+        yield _Row(0, 0, fault=error.reason)
+    except OSError as error:
+        yield _Row(end, 0, fault=f"the tar cannot be read on ({error.strerror})")
+
+
+def _samples(file: BinaryIO) -> Iterator[_Sample]:
+    sample: _Sample | None = None
+    try:
+        for member in scan_tar(file):
+            stem, extension = _parts(member.name)
+            if sample is None or stem != sample.stem:
+                if sample is not None:
+                    yield sample
+                sample = _Sample(stem)
+            if len(sample.members) < _MAX_MEMBERS:
+                sample.members.setdefault(extension, member)
+    except BrokenTarError:
+        if sample is not None:
+            yield sample
+        raise
+    if sample is not None:
+        yield sample
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """`dir/0001` and `seg.png` of `dir/0001.seg.PNG`: webdataset's rule."""
+    folder, _, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}/{stem}", extension.lower()
+
+
+def _row(file: BinaryIO, sample: _Sample, captions: str, length: int) -> _Row:
+    picture = next((member for extension, member in sample.members.items() if extension in IMAGE_ENDINGS), None)
+    if picture is None:
+        there = ", ".join(f".{extension[:20]}" for extension in list(sample.members)[:8])
+        return _Row(sample.first.offset, 0, fault=f"no picture among its members: {there}")
+    if not picture.is_file:
+        return _Row(picture.offset, 0, fault="its picture is no regular member but a link or a device")
+    if picture.offset + picture.size > length:
+        return _Row(picture.offset, picture.size, fault=f"the tar ends at byte {length}, inside the picture")
+    try:
+        return _Row(picture.offset, picture.size, _caption(file, sample, captions))
+    except CaptionError as error:
+        return _Row(picture.offset, picture.size, fault=str(error))
+
+
+def _caption(file: BinaryIO, sample: _Sample, captions: str) -> bytes:
+    if captions == "none":
+        return b""
+    for extension, read in (("txt", text_caption), ("json", json_caption)):
+        member = sample.members.get(extension)
+        if captions not in ("auto", extension) or member is None or not member.is_file:
+            continue
+        if member.size > MAX_CAPTION_BYTES:
+            raise CaptionError(f"no caption: its .{extension} is over {MAX_CAPTION_BYTES} bytes")
+        file.seek(member.offset)
+        return read(file.read(member.size))
+    raise CaptionError("no caption: " + ("neither .txt nor .json" if captions == "auto" else f"no .{captions}"))
