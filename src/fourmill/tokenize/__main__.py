@@ -1,49 +1,21 @@
-"""`python -m fourmill.tokenize --spec spec.json`: train one image tokenizer.
+"""`python -m fourmill.tokenize --spec spec.json`: train one image tokenizer; see `core.program` for what it prints and returns."""
 
-Prints JSON lines: {"done", "total", "note"} as it goes, {"report": store path} at the end. Exit code 1 on failure, with
-the reason on stderr.
-"""
-
-import argparse
-import json
-import logging
 import sys
-from pathlib import Path
 
-from pydantic import ValidationError
-
+from fourmill.core.program import run_spec_program
+from fourmill.core.work import Progress
 from fourmill.tokenize.config import TokenizerSpec
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; returns the exit code: 0 done, 1 failed, 2 misused."""
-    parser = argparse.ArgumentParser(prog="python -m fourmill.tokenize", description="Train one image tokenizer.")
-    parser.add_argument("--spec", type=Path, required=True, help="JSON file of a TokenizerSpec")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        spec = TokenizerSpec.model_validate_json(given.spec.read_text())
-    except (OSError, ValidationError) as error:
-        logging.error("%s is not a tokenizer spec: %s", given.spec, error)
-        return 2
-    from fourmill.tokenize.train import TrainingError, train_tokenizer
-
-    try:
-        report = train_tokenizer(spec, _say)
-    except (TrainingError, ValueError, OSError) as error:
-        logging.error("%s", error)
-        return 1
-    _line({"report": report})
-    return 0
+    return run_spec_program("fourmill.tokenize", "Train one image tokenizer.", TokenizerSpec, _train, arguments)
 
 
-def _say(done: int, total: int, note: str) -> None:
-    _line({"done": done, "total": total, "note": note})
+def _train(spec: TokenizerSpec, progress: Progress) -> str:
+    from fourmill.tokenize.train import train_tokenizer  # torch, once the spec is known to be one
 
-
-def _line(event: dict[str, str | int]) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
+    return train_tokenizer(spec, progress)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.core.metrics import codebook_use, standardise_depth
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress
 from fourmill.tokenize.batches import batch_flips, batch_indices
-from fourmill.tokenize.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.tokenize.config import ImageTokenizerConfig, TokenizerSpec, TrainingConfig
 from fourmill.tokenize.conversions import mirror, to_network
 from fourmill.tokenize.image_tokenizer import ImageTokenizer

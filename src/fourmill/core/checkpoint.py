@@ -1,4 +1,4 @@
-"""Checkpoints of a training on local disk: whole or not at all, and only for the inputs they were made from."""
+"""Checkpoints of a training on local disk (torch is imported here): whole or not at all, and only for the inputs they were made from."""
 
 import logging
 import os
