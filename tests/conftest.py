@@ -1,6 +1,7 @@
 """Fixtures that more than one folder uses: one Ray session for all tests that need one."""
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -43,3 +44,46 @@ def run_fourmill(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def fourmill() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """`fourmill("status", "--json")` runs the command line and returns what it did."""
     return run_fourmill
+
+
+class SmallDisk:
+    """A folder with little room: a file system of its own where this user may mount one, a limit on a file's size else."""
+
+    def __init__(self, folder: Path, total: int, longest_file: int) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.is_mounted = self._mount(f"size={total},nr_inodes=60")
+        if not self.is_mounted:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, self._limits[1]))
+
+    def enlarge(self) -> None:
+        """Make room, as a person does who deletes something."""
+        if not (self.is_mounted and self._mount("remount,size=64m,nr_inodes=10000")):
+            resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+    def remove(self) -> None:
+        self.enlarge()
+        if self.is_mounted:
+            subprocess.run(["umount", self.folder], check=True)
+
+    def _mount(self, options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", options, "fourmill-test", str(self.folder)]
+        try:
+            return subprocess.run(command, capture_output=True).returncode == 0
+        except FileNotFoundError:
+            return False
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int, int], SmallDisk]]:
+    """`small_disk(total, longest_file)` makes a folder that holds no more bytes than that."""
+    made: list[SmallDisk] = []
+
+    def make(total: int, longest_file: int) -> SmallDisk:
+        made.append(SmallDisk(tmp_path / "small", total, longest_file))
+        return made[-1]
+
+    yield make
+    for disk in made:
+        disk.remove()

@@ -1,16 +1,21 @@
-"""S3 servers over real connections: ministack, which keeps its data over a restart, and moto as the second opinion."""
+"""Servers that tests here use over real connections: S3 (ministack, and moto as the second opinion), and pictures."""
 
 import http.client
+import io
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fourmill.core.store import Store, open_store
 from fourmill.runtime.s3_client import forget_client, make_client
@@ -21,7 +26,7 @@ _DEADLINE_S = 180
 
 
 class S3Server:
-    """One server on loopback, or one that `FOURMILL_TEST_S3` names."""
+    """One server on loopback, or the one that `FOURMILL_TEST_S3` names (for ministack, which keeps its data over a restart)."""
 
     def __init__(self, product: str, folder: Path, endpoint: str | None = None) -> None:
         self.product, self._folder = product, folder
@@ -157,3 +162,68 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     server: S3Server = request.getfixturevalue(request.param)
     yield open_store(server.fresh_root(monkeypatch))
     forget_client()
+
+
+class Pictures(ThreadingHTTPServer):
+    """A list of pictures and the server they are on; `on_request` is told the number of each request, before its answer."""
+
+    daemon_threads = True
+    host = "pictures.test"
+
+    def __init__(self, folder: Path, num: int, side_px: int) -> None:
+        self.asked = 0
+        self.on_request: Callable[[int], None] = lambda number: None
+        self._lock = threading.Lock()
+        self.files = {f"/{i}.jpg": _jpeg(i, side_px) for i in range(num)}
+        self.files[f"/{num - 1}.jpg"] = self.files["/1.jpg"]  # a duplicate
+        self.files["/html.jpg"] = b"<html>"
+        self.list = folder / "list.tsv"
+        rows = [f"http://{self.host}{path}\tpicture {path}" for path in self.files]
+        rows += ["no tab", f"http://{self.host}/dead.jpg\tdead", f"http://{self.host}/0.jpg\tagain"]
+        self.list.write_text("".join(f"{row}\n" for row in rows))
+        super().__init__(("127.0.0.1", 0), _PictureHandler)
+
+    @property
+    def connect_to(self) -> dict[str, str]:
+        return {f"{self.host}:80": f"127.0.0.1:{self.server_address[1]}"}
+
+    def count(self) -> None:
+        with self._lock:
+            self.asked += 1
+            number = self.asked
+        self.on_request(number)
+
+
+class _PictureHandler(BaseHTTPRequestHandler):
+    server: Pictures  # pyright: ignore[reportIncompatibleVariableOverride]
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+
+    def do_GET(self) -> None:
+        self.server.count()
+        body = self.server.files.get(self.path)
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+def _jpeg(seed: int, side_px: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "JPEG", quality=90)
+    return sink.getvalue()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Iterator[Pictures]:
+    """44 pictures of about 15 kB and a few rows that fail: six shards of eight rows."""
+    with Pictures(tmp_path, num=44, side_px=128) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

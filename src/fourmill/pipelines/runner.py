@@ -101,15 +101,17 @@ def _execute(
         tags={_PID_TAG: str(os.getpid())},
     )
     if not result.success:
-        raise RunFailedError(_first_error(result, job.name, partition))
+        raise RunFailedError(first_error(result, job.name, partition))
 
 
-def _first_error(result: dg.ExecuteInProcessResult, job: str, partition: str | None) -> str:
+def first_error(result: dg.ExecuteInProcessResult, job: str, partition: str | None) -> str:
+    """The first step that failed, and why, in one message."""
     where = f"{job} {partition or ''}".strip()
     for event in result.all_events:
         if event.is_step_failure:
             error = event.step_failure_data.error
-            while error is not None and error.cause is not None:
+            # Dagster wraps what an asset raises; what that was caused by in turn is already in its words.
+            while error is not None and error.cause is not None and str(error.cls_name).startswith("Dagster"):
                 error = error.cause
             message = error.message.strip() if error else event.message
             return f"{where}, {event.step_key}: {message}"

@@ -1,0 +1,27 @@
+"""What a person is told when a run fails."""
+
+import dagster as dg
+
+from fourmill.core.store import StoreFullError
+from fourmill.pipelines.runner import first_error
+from fourmill.runtime.pool import ShardError
+
+
+def test_a_failed_run_is_told_in_the_words_of_the_package() -> None:
+    @dg.asset
+    def images() -> None:
+        try:
+            try:
+                raise OSError(28, "No space left on device")
+            except OSError as error:
+                raise StoreFullError("no room for /data/shard-00002.tar: it needs at least 8,000 bytes") from error
+        except StoreFullError as error:
+            raise ShardError(f"images train shard 00002: {error}") from error
+
+    job = dg.Definitions(assets=[images], jobs=[dg.define_asset_job("label_block")]).resolve_job_def("label_block")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+    told = first_error(result, "label_block", "block_00")
+    assert told.startswith("label_block block_00, images: ")
+    assert "images train shard 00002: no room for /data/shard-00002.tar: it needs at least 8,000 bytes" in told
+    assert "Errno 28" not in told
