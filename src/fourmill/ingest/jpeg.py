@@ -1,0 +1,203 @@
+"""JPEG by libjpeg-turbo: the header read before anything is decoded, strict decoding, at a reduced scale where that is as good."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fourmill.ingest.pixels import ImageError, Pixels, Size, reduce_to
+
+_SOI, _SOS, _EOI, _APP1, _APP2 = 0xD8, 0xDA, 0xD9, 0xE1, 0xE2
+_STANDALONE = {0x01, *range(0xD0, 0xD8)}
+_CODINGS: dict[int, Literal["baseline", "progressive"]] = {0xC0: "baseline", 0xC1: "baseline", 0xC2: "progressive"}
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # 0xC4, 0xC8, 0xCC are tables and reserved
+_ORIENTATION = 0x0112
+
+MAX_SCANS = 100
+"""Scans a picture may have. Encoders make about ten; each costs a pass over all pixels, however few bytes it has."""
+
+# Reduced decoding keeps the low frequencies of each 8 x 8 block, area averaging a little of the others too, so what they
+# differ by grows with the sharpness of the picture and falls with the pixels averaged after it. Fitted from above on 82
+# photographs and on noise, text, edges and zone plates of 600 to 4000 pixels; tests/ingest/test_image_quality.py holds it.
+_ERROR_OF_SHARPNESS = {2: 0.04, 4: 0.08, 8: 0.08}
+_ERROR_FALL = 2.2
+_MAX_ERROR = 255**2 / 10**3.95  # mean square that is 39.5 dB; the aim is 38
+_SURE_MARGIN = 1.8  # times the target's size: from here most photographs pass at the first attempt
+_SOFT_BITS = 2.0  # of the file, a pixel: a softer picture passes with less margin
+_SAMPLED_ROWS = 32
+
+_CUT = ("premature end", "empty")
+_BROKEN = ("corrupt jpeg data", "corrupt", "inconsistent progression", "bogus")
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """What the markers before the first scan say. Sizes in pixels, as stored: not yet turned upright."""
+
+    width: int
+    height: int
+    components: int
+    coding: Literal["baseline", "progressive"]
+    orientation: int  # of EXIF, 1..8
+    profile: bytes  # ICC, empty when there is none
+    more_frames: bool  # further pictures follow the first one
+
+
+class UnsupportedJpegError(ValueError):
+    """A JPEG that this decoder does not know; another one may."""
+
+
+def read_header(data: bytes) -> JpegHeader | None:
+    """The header of a JPEG of 8 bits, or None for what is no JPEG or an unusual one.
+
+    Raises:
+        ImageError: more than `MAX_SCANS` scans.
+    """
+    frame, orientation, xmp_turns, more_frames = None, 0, False, False
+    profile: dict[int, bytes] = {}
+    for marker, start, end in _segments(data):
+        if marker in _FRAMES:
+            if frame is not None or marker not in _CODINGS or end - start < 6:
+                return None
+            bits, height, width, components = struct.unpack_from(">BHHB", data, start)
+            if bits != 8 or not height or not width:
+                return None
+            frame = (width, height, components, _CODINGS[marker])
+        elif marker == _APP1 and data.startswith(b"Exif\0\0", start):
+            orientation = orientation or _orientation(data[start + 6 : end])
+        elif marker == _APP1 and data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
+            xmp_turns = xmp_turns or b"tiff:Orientation" in data[start:end]
+        elif marker == _APP2 and data.startswith(b"ICC_PROFILE\0", start) and end - start > 14:
+            profile.setdefault(data[start + 12], data[start + 14 : end])
+        elif marker == _APP2 and data.startswith(b"MPF\0", start):
+            more_frames = True
+        elif marker == _SOS:
+            break
+    else:
+        return None
+    if frame is None or (xmp_turns and not orientation):
+        return None
+    scans = data.count(b"\xff\xda") if frame[3] == "progressive" else 1
+    if scans > MAX_SCANS:
+        raise ImageError("decode_error", f"JPEG: {scans} scans, more than {MAX_SCANS}, which no encoder makes")
+    whole_profile = b"".join(part for _, part in sorted(profile.items()))
+    return JpegHeader(*frame, orientation or 1, whole_profile, more_frames)
+
+
+def check_whole(data: bytes) -> None:
+    """Read every bit of a JPEG strictly, at the smallest scale and without its colours, a third of the cost of decoding.
+
+    Raises:
+        ImageError: cut or damaged.
+        UnsupportedJpegError: this decoder does not know it.
+    """
+    _decode(data, 1, 1, 8, "GRAY")
+
+
+def decode_reduced(data: bytes, header: JpegHeader, size: Size) -> Pixels:
+    """Decode strictly to RGB (height, width, 3) of `size`, as stored (not turned), never enlarged.
+
+    Decoded at a half, a quarter or an eighth where that gives what a full decode reduced by area gives (38 dB and more);
+    a picture too sharp for it is decoded again at twice the size, in the end in full.
+
+    Args:
+        size: width and height wanted, in the picture's proportions.
+
+    Raises:
+        ImageError: cut or damaged.
+        UnsupportedJpegError: this decoder does not know it.
+    """
+    ratio = max(header.width, header.height) / max(size)
+    for factor in _factors(ratio, len(data) * 8 / (header.width * header.height)):
+        rgb = _decode(data, -(-header.height // factor), -(-header.width // factor), factor, "RGB")
+        if _expected_error(rgb, header, factor, ratio / factor) <= _MAX_ERROR:
+            return reduce_to(rgb, size)
+    return reduce_to(_decode(data, header.height, header.width, 1, "RGB"), size)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, and where its content begins and ends, up to the first scan."""
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+            continue
+        if marker in _STANDALONE:
+            at += 2
+            continue
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        end = at + 2 + length
+        if marker in (_SOI, _EOI) or length < 2 or end > len(data):
+            return
+        yield marker, at + 4, end
+        at = end
+
+
+def _orientation(tiff: bytes) -> int:
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 0
+    try:
+        (folder,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, folder)
+        for at in range(folder + 2, folder + 2 + 12 * count, 12):
+            tag, kind, _ = struct.unpack_from(order + "HHI", tiff, at)
+            if tag == _ORIENTATION:
+                (value,) = struct.unpack_from(order + ("I" if kind == 4 else "H"), tiff, at + 8)
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # broken EXIF is taken as none
+    return 0
+
+
+def _factors(ratio: float, bits_a_pixel: float) -> list[int]:
+    """Reductions worth an attempt, the largest first."""
+    coarse = [factor for factor in (8, 4, 2) if ratio / factor >= _SURE_MARGIN]
+    if not coarse and ratio >= 2 and bits_a_pixel <= _SOFT_BITS:
+        coarse = [2]
+    return coarse
+
+
+def _expected_error(rgb: Pixels, header: JpegHeader, factor: int, margin: float) -> float:
+    """Upper estimate of the mean square that reduced decoding puts in, in 8-bit steps, after reducing by `margin`.
+
+    Two parts: sharpness, the mean square second difference of neighbours (a sharper picture has more of the frequencies
+    that reduced decoding drops), and the picture's shift where its size is no multiple of the factor.
+    """
+    height, width = rgb.shape[:2]
+    if height < 3 or width < 3:
+        return np.inf
+    step = max(1, height // _SAMPLED_ROWS)
+    rows, below, further = rgb[:-2:step], rgb[1:-1:step], rgb[2::step]
+    across, across_2 = _difference(rows[:, 1:], rows[:, :-1]), _difference(rows[:, 2:], rows[:, :-2])
+    down, down_2 = _difference(below, rows), _difference(further, rows)
+    sharpness = (4 * (across + down) - across_2 - down_2) / 2
+    shift = (width - header.width / factor) ** 2 * across + (height - header.height / factor) ** 2 * down
+    return _ERROR_OF_SHARPNESS[factor] * margin**-_ERROR_FALL * sharpness + shift / 3 / margin**0.5
+
+
+def _difference(one: Pixels, other: Pixels) -> float:
+    import cv2
+
+    return cv2.norm(one, other, cv2.NORM_L2SQR) / one.size
+
+
+def _decode(data: bytes, min_height: int, min_width: int, factor: int, colours: Literal["RGB", "GRAY"]) -> Pixels:
+    import simplejpeg
+
+    try:
+        return simplejpeg.decode_jpeg(
+            data, colours, min_height=min_height, min_width=min_width, min_factor=factor, strict=True
+        )
+    except ValueError as error:
+        said = str(error)
+        if any(sign in said.lower() for sign in _CUT):
+            raise ImageError("truncated", f"JPEG: {said[:200]}") from error
+        if any(sign in said.lower() for sign in _BROKEN):
+            raise ImageError("decode_error", f"JPEG: {said[:200]}") from error
+        raise UnsupportedJpegError(said) from error
