@@ -32,10 +32,12 @@ def check_machine(
     check_list(project.source.list)
     check_writable(project.store)
     check_reachable(project.ray)
-    free_mb = shutil.disk_usage(project.store).free // 1_000_000
+    folder = project.local_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    free_mb = shutil.disk_usage(folder).free // 1_000_000
     if free_mb < min_disk_mb:
         raise NotReadyError(
-            f"{project.store} has {free_mb} MB free and a run needs {min_disk_mb}; free some or choose another --out"
+            f"{folder} has {free_mb} MB free and a run needs {min_disk_mb}; free some or choose another --out"
         )
     memory_mb = psutil.virtual_memory().available // 1_000_000
     if memory_mb < min_memory_mb:

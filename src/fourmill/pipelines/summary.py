@@ -1,6 +1,5 @@
 """The table at the end: stage, samples, seconds, figure, baseline, and where to look."""
 
-import shutil
 from typing import Any
 
 import dagster as dg
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fourmill.core.modality import IMAGE_TOKENS, LABELS, TEXTS
+from fourmill.core.store import open_store
 from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.project import Project
 
@@ -30,8 +30,9 @@ def publish_report(project: Project, instance: dg.DagsterInstance, workspace: Wo
     facts = _facts(instance, dg.AssetKey(["fourm", "samples"]), None)
     workspace.page.parent.mkdir(parents=True, exist_ok=True)
     targets = workspace.page, workspace.page.with_name("samples.png")
+    store = open_store(project.store)
     for name, target in zip(("page", "grid"), targets, strict=True):
-        shutil.copyfile(facts[name], target)
+        target.write_bytes(store.read(facts[name].removeprefix(f"{store.root}/")))
     return str(targets[0]), str(targets[1])
 
 

@@ -6,10 +6,11 @@ Each room owns its own config; this is only where they meet.
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fourmill.core.modality import IMAGE_TOKENS, Modality, modality_table
 from fourmill.core.names import Layout
+from fourmill.core.store import is_local
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.pseudolabel.config import LabellerConfig
 from fourmill.runtime.ray_session import RayConfig
@@ -41,7 +42,10 @@ class Project(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     profile: str = Field(description="Name of the profile that this config came from.")
-    store: str = Field(description="Root of the store: a folder.")
+    store: str = Field(description="Root of the store: a folder, or s3://bucket/prefix.")
+    scratch: str | None = Field(
+        default=None, description="Local folder for training programs' specs, logs and checkpoints; None: the store."
+    )
     dataset: str = Field(
         default="cc12m", pattern=r"^[a-z][a-z0-9_]*$", description="Name in asset keys and store paths."
     )
@@ -64,6 +68,19 @@ class Project(BaseModel):
     fourm_processes: Annotated[int, Field(gt=0)] = Field(
         default=1, description="Processes that share every batch of 4M's training."
     )
+
+    @model_validator(mode="after")
+    def _scratch_is_local(self) -> "Project":
+        if not is_local(self.scratch or self.store):
+            raise ValueError(
+                f"the store {self.store!r} is no local folder: give `scratch` one, for logs and checkpoints of trainings"
+            )
+        return self
+
+    @property
+    def local_folder(self) -> Path:
+        """Where training programs keep what need not be shared."""
+        return Path((self.scratch or self.store).removeprefix("file://"))
 
     @property
     def input_px(self) -> int:

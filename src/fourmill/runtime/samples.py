@@ -136,8 +136,8 @@ def make_samples(session: Session) -> Samples:
     session.store.write("runs/samples/samples.png", grid)
     page = write_page(session, manifest, sheets, _figures(session))
     return Samples(
-        page=str(session.folder(page)),
-        grid=str(session.folder("runs/samples/samples.png")),
+        page=f"{session.store.root}/{page}",
+        grid=f"{session.store.root}/runs/samples/samples.png",
         digest=digest_json([digest_bytes(grid), manifest.digest]),
         pictures=sheets,
     )

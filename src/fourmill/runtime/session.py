@@ -35,5 +35,5 @@ class Session:
         return lambda done, total, note: self.listener(stage, done, total, note)
 
     def folder(self, path: str) -> Path:
-        """A local folder for specs and logs of training programs."""
-        return Path(self.project.store) / path
+        """A local folder for specs, logs and checkpoints of training programs."""
+        return self.project.local_folder / path
