@@ -52,3 +52,26 @@ def test_modality_ids_are_those_of_the_public_code() -> None:
         "det": 30982,
     }
     assert table["tok_depth@224"].max_tokens == 196
+
+
+def test_a_second_resolution_stands_beside_the_first_under_public_names() -> None:
+    vocab = {"rgb": 16384, "depth": 8192, "normal": 8192, "semseg": 4096, "clip": 8192}
+    table = modality_table(224, 16, vocab, 30_000, 448, tuple(vocab))
+    ids = {
+        "rgb": 27924,
+        "tok_rgb": 1057,
+        "tok_depth": 11499,
+        "tok_normal": 32321,
+        "tok_semseg": 10291,
+        "tok_clip": 3585,
+    }
+    second = [m for m in table.values() if m.px == 448]
+    assert {m.label: m.id for m in second} == ids
+    assert {m.max_tokens for m in second} == {784} and table["rgb@448"].folder == "rgb"
+    assert list(table)[-2:] == ["caption", "det"] and table["caption"].px is None
+    some = modality_table(64, 8, vocab, 30_000, 32, ("depth",))
+    assert set(some) - set(modality_table(64, 8, vocab, 30_000)) == {"tok_depth@32"}
+    with pytest.raises(ValueError, match="crops of 36 pixels"):
+        modality_table(64, 8, vocab, 30_000, 36, ("rgb",))
+    with pytest.raises(ValueError, match="the side of the first, 64"):
+        modality_table(64, 8, vocab, 30_000, 64, ("rgb",))

@@ -60,5 +60,7 @@ def test_a_new_manifest_starts_training_once(tmp_path: Path) -> None:
         first = sensor.evaluate_tick(context)
         (request,) = first.run_requests or []
         assert request.run_key == "abc"
+        names = {key.to_user_string() for key in request.asset_selection or []}
+        assert names == {f"fourm/{n}" for n in ("pretrain", "text2im", "superres", "evaluation", "samples")}
         later = dg.build_sensor_context(instance, cursor=first.cursor, repository_def=definitions.get_repository_def())
         assert not sensor.evaluate_tick(later).run_requests

@@ -82,6 +82,17 @@ def test_changing_one_labeller_changes_the_code_version_of_its_label_alone(tmp_p
     assert {name for name in versions[0] if versions[0][name] != versions[1][name]} == {"labels/depth"}
 
 
+def test_a_project_of_one_resolution_has_no_superres(tmp_path: Path) -> None:
+    update = {"second_px": None, "second_labels": (), "superres": None}
+    definitions = build_definitions(demo(tmp_path).model_copy(update=update))
+    found = {
+        s.key.to_user_string(): [d.asset_key.to_user_string() for d in s.deps]
+        for s in definitions.resolve_all_asset_specs()
+    }
+    assert set(json.loads(GRAPH.read_text())) - set(found) == {"fourm/superres", "tokens/rgb_32"}
+    assert "fourm/superres" not in found["fourm/samples"] and "tokens/rgb_32" not in found["tokens/shards"]
+
+
 def test_a_profile_that_does_not_exist_is_said_with_those_that_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no profile 'demoo'; there are demo, smallest, cc12m_4m7"):
         profile("demoo", tmp_path)

@@ -92,6 +92,19 @@ def test_a_checkpoint_is_traced_to_a_url(smallest_demo: Path, fourmill: Run) -> 
     assert json.loads(by_digest.stdout) == tree
 
 
+def test_a_fine_tune_is_traced_to_both_resolutions(smallest_demo: Path, fourmill: Run) -> None:
+    done = fourmill("trace", "superres", "--out", str(smallest_demo), "--json")
+    tree = json.loads(done.stdout)
+    (sample,) = [value for key, value in tree.items() if key.startswith("sample ")]
+    assert (
+        sample["tokens/tok_rgb@32"]["weights"]
+        == sample["tokens/tok_rgb@64"]["weights"]
+        == tree["tokenizers"]["rgb"]["digest"]
+    )
+    assert tree["manifest"]["digest"] == manifest_of(smallest_demo).digest
+    assert manifest_of(smallest_demo).modalities["tok_rgb@32"].grid == 4
+
+
 def test_a_dead_link_is_traced_to_its_reason(smallest_demo: Path, fourmill: Run) -> None:
     ledger = read_ledger(store_of(smallest_demo), "cc12m", "train", "images", "block_00").to_pylist()
     key = next(row["key"] for row in ledger if row["status"] == "http_404")

@@ -12,17 +12,17 @@ rng = np.random.default_rng(0)
 SMALL = smallest_tokenizers(feature_dim=12)
 
 
-def _labels(label: str, number: int) -> np.ndarray:
+def _labels(label: str, number: int, side: int = 64) -> np.ndarray:
     if label == "rgb":
-        return rng.integers(0, 256, (number, 64, 64, 3), dtype=np.uint8)
+        return rng.integers(0, 256, (number, side, side, 3), dtype=np.uint8)
     if label == "depth":
-        return rng.random((number, 64, 64), dtype=np.float32)
+        return rng.random((number, side, side), dtype=np.float32)
     if label == "normal":
-        normal = rng.normal(size=(number, 64, 64, 3)).astype(np.float32)
+        normal = rng.normal(size=(number, side, side, 3)).astype(np.float32)
         return normal / np.linalg.norm(normal, axis=-1, keepdims=True)
     if label == "semseg":
-        return rng.choice(np.array([0, 28, 132, 255], np.uint8), (number, 64, 64))
-    return rng.normal(size=(number, 8, 8, 12)).astype(np.float32)
+        return rng.choice(np.array([0, 28, 132, 255], np.uint8), (number, side, side))
+    return rng.normal(size=(number, side // 8, side // 8, 12)).astype(np.float32)
 
 
 def _tokenizer(label: str, **encoder: object) -> ImageTokenizer:
@@ -57,8 +57,13 @@ def test_tokens_do_not_depend_on_what_else_is_in_the_batch(label):
 @pytest.mark.parametrize(
     ("label", "batch", "reason"),
     [
-        ("rgb", np.zeros((1, 64, 64, 3), np.float32), r"rgb is float32 \(1, 64, 64, 3\), expected uint8"),
-        ("rgb", np.zeros((1, 32, 32, 3), np.uint8), r"expected uint8 \(B, 64, 64, 3\)"),
+        (
+            "rgb",
+            np.zeros((1, 64, 64, 3), np.float32),
+            r"rgb is float32 \(1, 64, 64, 3\), expected uint8 \(B, S, S, 3\)",
+        ),
+        ("rgb", np.zeros((1, 64, 32, 3), np.uint8), r"rgb is uint8 \(1, 64, 32, 3\), expected uint8 \(B, S, S, 3\)"),
+        ("rgb", np.zeros((1, 60, 60, 3), np.uint8), "rgb crops of 60 pixels: .* multiple of 8; it was trained on 64"),
         (
             "depth",
             np.full((1, 64, 64), 1.5, np.float32),
@@ -67,7 +72,7 @@ def test_tokens_do_not_depend_on_what_else_is_in_the_batch(label):
         ("depth", np.full((1, 64, 64), np.nan, np.float32), "finite"),
         ("normal", np.full((1, 64, 64, 3), -2, np.float32), r"in -1\.0\.\.1\.0"),
         ("semseg", np.full((1, 64, 64), 133, np.uint8), r"class 133, expected 0\.\.132, or 255"),
-        ("clip", np.zeros((1, 8, 8, 13), np.float32), r"\(B, 8, 8, 12\)"),
+        ("clip", np.zeros((1, 8, 8, 13), np.float32), r"\(B, S, S, 12\)"),
     ],
 )
 def test_what_a_tokenizer_cannot_take_is_said_with_what_it_takes(label, batch, reason):
@@ -79,8 +84,34 @@ def test_tokens_outside_the_codebook_are_refused():
     tokenizer = _tokenizer("clip")
     with pytest.raises(LabelError, match=r"0\.\.511"):
         tokenizer.detokenize(np.full((1, 64), 512))
-    with pytest.raises(LabelError, match=r"\(B, 64\)"):
-        tokenizer.detokenize(np.zeros((1, 49), np.int16))
+    with pytest.raises(LabelError, match="N a square number, 64 at the training's 64 pixels"):
+        tokenizer.detokenize(np.zeros((1, 48), np.int16))
+
+
+@pytest.mark.parametrize("label", SMALL)
+@pytest.mark.parametrize("side", [32, 96])
+def test_other_sizes_become_grids_of_their_own_and_maps_of_their_side_again(label, side):
+    tokenizer, batch = _tokenizer(label, kind="vit"), _labels(label, 2, side)
+    tokens = tokenizer.tokenize(batch)
+    assert tokens.shape == (2, (side // 8) ** 2) and tokens.dtype == np.int16
+    decoded = tokenizer.detokenize(tokens)
+    assert decoded.shape == batch.shape and decoded.dtype == batch.dtype
+
+
+def test_a_patch_has_the_same_token_in_a_crop_of_any_size():
+    tokenizer, batch = _tokenizer("rgb"), _labels("rgb", 2)  # the patch encoder sees one patch at a time
+    whole = tokenizer.tokenize(batch).reshape(2, 8, 8)
+    assert np.array_equal(tokenizer.tokenize(batch[:, :32, :32].copy()), whole[:, :4, :4].reshape(2, 16))
+
+
+def test_a_unet_with_more_levels_takes_fewer_sizes():
+    decoder = SMALL["rgb"].decoder.model_dump() | {"multipliers": (1, 1, 1), "attention_levels": ()}
+    tokenizer = ImageTokenizer(ImageTokenizerConfig.model_validate(SMALL["rgb"].model_dump() | {"decoder": decoder}))
+    assert tokenizer.config.side_multiple == 16 and SMALL["rgb"].side_multiple == SMALL["semseg"].side_multiple == 8
+    with pytest.raises(LabelError, match=r"rgb crops of 40 pixels: .* a multiple of 16"):
+        tokenizer.tokenize(_labels("rgb", 1, 40))
+    with pytest.raises(LabelError, match=r"rgb crops of 40 pixels: .* a multiple of 16"):
+        tokenizer.detokenize(np.zeros((1, 25), np.int16))
 
 
 def test_semseg_ids_are_shifted_by_one_and_255_is_row_0():

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from fourmill.core.labels import Box, decode_boxes, encode_boxes, encode_depth
+from fourmill.core.crops import centre_crop, crop_rgb
+from fourmill.core.labels import Box, decode_boxes, decode_image, encode_boxes, encode_depth
 from fourmill.core.names import SampleKey, Split
 from fourmill.core.sequences import TextTokenizer
 from fourmill.core.shards import (
@@ -14,6 +15,7 @@ from fourmill.core.shards import (
     ShardPlace,
     finished,
     read_members,
+    read_receipt,
     read_rows,
     write_shard,
 )
@@ -38,9 +40,9 @@ def _text(store):
     return report["path"], report["digest"]
 
 
-def _run(store, dataset, modality, path, digest, features=None, split: Split = "train", shard=1):
-    recipe = token_recipe(store, dataset, split, shard, modality, digest, 64)
-    worker = TokenWorker(store.root, dataset, modality, path, 64, features)
+def _run(store, dataset, modality, path, digest, features=None, split: Split = "train", shard=1, px=64):
+    recipe = token_recipe(store, dataset, split, shard, modality, digest, px)
+    worker = TokenWorker(store.root, dataset, modality, path, px, features)
     place = ShardPlace(dataset, split, f"_tokens/{modality}", shard)
     assert finished(store, place, recipe) is None
     receipt = worker.run(ShardJob(split, shard, recipe, "run"))
@@ -71,6 +73,22 @@ def _run_again(store, tiny, label, path, digest, features):
     recipe = token_recipe(store, tiny.dataset, "train", 1, f"tok_{label}@64", digest, 64)
     worker = TokenWorker(store.root, tiny.dataset, f"tok_{label}@64", path, 64, features)
     return worker.run(ShardJob("train", 1, recipe, "later")).tar_sha256
+
+
+def test_a_second_resolution_is_the_same_crop_at_another_size(store, tiny, spec, read_report):
+    path, digest = _trained(spec, read_report, "rgb")
+    large, _ = _run(store, tiny.dataset, "tok_rgb@64", path, digest)
+    small, receipt = _run(store, tiny.dataset, "tok_rgb@32", path, digest, px=32)
+    assert receipt.recipe.config != read_receipt(store, large).recipe.config
+    tokens = {k: np.load(io.BytesIO(v), allow_pickle=False) for k, v in read_members(store, small)}
+    assert list(tokens) == [k for k, _ in read_members(store, large)]
+    assert all(t.shape == (1, 16) and t.dtype == np.int16 for t in tokens.values())
+    key, data = next(read_members(store, ShardPlace(tiny.dataset, "train", "images", 1)))
+    image = decode_image(data).rgb_HWC
+    crop = crop_rgb(image, centre_crop(image.shape[1], image.shape[0]), 32)
+    assert np.array_equal(load_image_tokenizer(store, path).tokenize(crop[None]), tokens[key])
+    with pytest.raises(ValueError, match="rgb crops of 36 pixels"):
+        TokenWorker(store.root, tiny.dataset, "tok_rgb@36", path, 36)
 
 
 def test_unfit_labels_are_rejected_with_their_reason_and_the_others_pass(store, tiny, spec, read_report):
@@ -126,7 +144,7 @@ def test_a_changed_label_or_tokenizer_stops_the_work(store, tiny, spec, read_rep
     for wrong in ({"inputs": {"semseg": "0"}}, {"weights": "0" * 64}):
         with pytest.raises(ValueError, match="start the run again"):
             worker.run(ShardJob("val", 0, recipe.model_copy(update=wrong), "run"))
-    with pytest.raises(ValueError, match="is a tokenizer of semseg at 64 pixels, needed is rgb at 64"):
+    with pytest.raises(ValueError, match="is a tokenizer of semseg, needed is one of rgb"):
         TokenWorker(store.root, tiny.dataset, "tok_rgb@64", path, 64)
     with pytest.raises(ValueError, match="clip needs them"):
         TokenWorker(store.root, tiny.dataset, "tok_clip@64", path, 64)

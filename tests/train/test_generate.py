@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from fourmill.core.modality import Modality
+from fourmill.core.modality import Modality, modality_table
 from fourmill.core.sequences import EOS, FIRST_SENTINEL, NUM_SENTINELS
 from fourmill.train.config import ModelConfig
-from fourmill.train.generate import Decoding, generate, generate_from_caption, generate_from_rgb
+from fourmill.train.generate import Decoding, generate, generate_from_caption, generate_from_rgb, super_resolve
 from fourmill.train.model import FourM
 from fourmill.train.visible import Visible, visible_inputs, visible_rgb
 
@@ -80,6 +80,46 @@ def test_unknown_tokens_are_not_shown(model: FourM):
         [4284, EOS, 7],
         [1, 2, 0],
     ]
+
+
+@pytest.fixture
+def two_sizes() -> FourM:
+    torch.manual_seed(2)
+    config = ModelConfig(dim=32, encoder_depth=1, decoder_depth=1, num_heads=2, embedding_std=1.0)
+    table = modality_table(32, 8, {"rgb": 12, "depth": 12}, 4292, 16, ("rgb",))
+    return FourM(config, table.values(), 8, predicted=["tok_rgb@32", "tok_depth@32"]).eval()
+
+
+def test_small_grids_become_large_ones_that_depend_on_them(two_sizes: FourM):
+    low = np.random.default_rng(1).integers(0, 12, (3, 4)).astype(np.int16)
+    made = super_resolve(two_sizes, {"tok_rgb@16": low}, ["tok_rgb@32"], temperature=0.0)["tok_rgb@32"]
+    assert isinstance(made, np.ndarray) and made.shape == (3, 16) and 0 <= made.min() and made.max() < 12
+    other = low.copy()
+    other[1] = (other[1] + 5) % 12
+    changed = np.asarray(super_resolve(two_sizes, {"tok_rgb@16": other}, ["tok_rgb@32"], temperature=0.0)["tok_rgb@32"])
+    assert np.array_equal(changed[[0, 2]], made[[0, 2]]) and not np.array_equal(changed[1], made[1])
+    texts = {"caption": [[4284, EOS]] * 3}
+    several = super_resolve(two_sizes, {"tok_rgb@16": low}, ["tok_depth@32", "tok_rgb@32"], texts=texts)
+    assert list(several) == ["tok_depth@32", "tok_rgb@32"]
+
+
+def test_pixels_of_either_size_are_seen_as_their_own_modality(two_sizes: FourM):
+    small = RGB[:, :16, :16].copy()
+    assert list(visible_rgb(two_sizes, small).patches) == ["rgb@16"]
+    assert list(visible_rgb(two_sizes, RGB).patches) == ["rgb@32"]
+    with pytest.raises(ValueError, match=r"takes uint8 \(B, 16, 16, 3\) or \(B, 32, 32, 3\)"):
+        visible_rgb(two_sizes, RGB[:, :24, :24].copy())
+
+
+def test_what_cannot_be_super_resolved_is_refused(two_sizes: FourM):
+    with pytest.raises(ValueError, match="at least one low-resolution modality"):
+        super_resolve(two_sizes, {}, ["tok_rgb@32"])
+    with pytest.raises(ValueError, match=r"tok_rgb@16 tokens of shape \(3, 16\); this model takes \(B, 4\)"):
+        super_resolve(two_sizes, {"tok_rgb@16": np.zeros((3, 16), np.int16)}, ["tok_rgb@32"])
+    with pytest.raises(ValueError, match=r"tok_rgb@8 .* takes one of"):
+        super_resolve(two_sizes, {"tok_rgb@8": np.zeros((3, 1), np.int16)}, ["tok_rgb@32"])
+    with pytest.raises(ValueError, match="'tok_rgb@16' is not predicted"):
+        super_resolve(two_sizes, {"tok_rgb@16": np.zeros((3, 4), np.int16)}, ["tok_rgb@16"])
 
 
 def test_wrong_requests_are_refused(model: FourM):

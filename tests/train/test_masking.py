@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fourmill.core.modality import modality_table
 from fourmill.core.sequences import EOS, FIRST_WORD_PIECE, sentinel
-from fourmill.train.config import MaskingConfig, MixtureComponent, fourm_b_cc12m, fourm_demo
+from fourmill.train.config import MaskingConfig, MixtureComponent, fourm_b_cc12m, fourm_demo, fourm_superres_b
 from fourmill.train.masking import (
     MaskingError,
     Mixture,
@@ -15,6 +16,7 @@ from fourmill.train.masking import (
     mask_spans,
     mask_text,
     merge_spans,
+    resolution_names,
     split_budget,
 )
 
@@ -55,6 +57,48 @@ def test_texts_stay_within_their_budgets(ids: list[int], inputs: int, targets: i
     assert set(visible.tolist()) <= {*ids, *(sentinel(i) for i in range(1, 70))}
     if keep == "all" and len(ids) <= inputs:
         assert visible.tolist() == ids
+
+
+def test_resolutions_are_addressed_without_their_sizes():
+    alphas = {"high:tok_rgb": 1.0, "low:*": 2.0, "tok_rgb": 3.0, "*": 4.0, "tok_clip@448": 5.0, "high:tok_*": 6.0}
+    expected = {
+        "rgb@224": 2.0,
+        "rgb@448": 4.0,
+        "tok_rgb@224": 3.0,
+        "tok_rgb@448": 1.0,
+        "tok_clip@448": 5.0,
+        "tok_depth@448": 6.0,
+        "caption": 4.0,
+    }
+    both = modality_table(224, 16, {"rgb": 16384, "depth": 8192, "clip": 8192}, 30_000, 448, ("rgb", "depth", "clip"))
+    names = resolution_names(list(both.values()))
+    assert {name: alpha_of(alphas, name, names.get(name, "")) for name in expected} == expected
+    # Which of them was tokenized first plays no part.
+    assert resolution_names(list(modality_table(448, 16, {"rgb": 9}, 9, 224, ("rgb",)).values()))["rgb@448"] == "high"
+    assert resolution_names(MODALITIES) == {}
+    with pytest.raises(ValidationError, match="a resolution is low or high"):
+        MixtureComponent(input_alphas={"hgh:tok_rgb": 1.0}, target_alphas={"*": 1.0})
+
+
+def test_a_superres_mixture_needs_two_resolutions_and_predicts_the_higher():
+    labels = {"rgb": 16384, "depth": 8192, "normal": 8192, "semseg": 4096, "clip": 8192}
+    both = modality_table(224, 16, labels, 30_000, 448, tuple(labels))
+    mixture = Mixture(fourm_superres_b().masking, sorted(both.values(), key=lambda m: m.name))
+    assert mixture.predicted == sorted(f"tok_{label}@448" for label in labels)
+    visible = [m.name for m, a in zip(mixture.modalities, mixture.components[0].input_alphas, strict=True) if a == 5.0]
+    assert visible == ["tok_rgb@224", "tok_rgb@448"]
+    with pytest.raises(MaskingError, match="one resolution: low: and high: name none of them"):
+        Mixture(fourm_superres_b().masking, MODALITIES)
+
+
+@given(seeds)
+def test_a_second_resolution_that_takes_no_part_changes_no_draw(seed: int):
+    both = modality_table(224, 16, {"rgb": 16384, "depth": 8192, "clip": 8192}, 30_000, 448, ("rgb",))
+    base = [m for m in both.values() if m.px != 448]
+    config = fourm_b_cc12m().masking
+    one = Mixture(config, MODALITIES).draw(np.random.default_rng(seed))
+    other = Mixture(config, sorted(base, key=lambda m: m.name)).draw(np.random.default_rng(seed))
+    assert np.array_equal(one.inputs, other.inputs) and np.array_equal(one.targets, other.targets)
 
 
 @given(texts, st.integers(1, 60), seeds)

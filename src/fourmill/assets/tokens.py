@@ -8,13 +8,15 @@ import dagster as dg
 from fourmill.assets.result import Verdict, check_spec, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.manifest import write_manifest
-from fourmill.core.modality import IMAGE_TOKENS, LABELS, TEXTS
+from fourmill.core.modality import LABELS
 from fourmill.runtime.models import current
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import align_stage, features_digest, token_stage
+from fourmill.runtime.token_assets import TokenAsset
+from fourmill.runtime.token_assets import token_assets as list_token_assets
 from fourmill.runtime.training import make_manifest
-from fourmill.runtime.workers import modality_of, token_modalities
+from fourmill.runtime.workers import token_modalities
 from fourmill.tokenize import align
 from fourmill.tokenize.checks import aligned_problems, token_figures, token_preview, token_problems
 from fourmill.tokenize.config import TOKENS_VERSION
@@ -24,20 +26,19 @@ MIN_COVERAGE = 0.2
 
 def token_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
     """The tokens group of a project."""
-    names = (*IMAGE_TOKENS, *TEXTS)
     return [
-        *(_token_asset(project, blocks, name) for name in names),
+        *(_token_asset(project, blocks, asset) for asset in list_token_assets(project).values()),
         _shards_asset(project, blocks),
         _manifest(project),
     ]
 
 
-def _token_asset(project: Project, blocks: dg.PartitionsDefinition, name: str) -> dg.AssetsDefinition:
+def _token_asset(project: Project, blocks: dg.PartitionsDefinition, asset: TokenAsset) -> dg.AssetsDefinition:
+    name, label, tokenizer = asset.name, asset.label, asset.tokenizer
     key = dg.AssetKey(["tokens", name])
-    tokenizer = "text" if name in TEXTS else name
-    source = dg.AssetKey(["labels", name]) if name in LABELS else dg.AssetKey([project.dataset, "images"])
+    source = dg.AssetKey(["labels", label]) if label in LABELS else dg.AssetKey([project.dataset, "images"])
 
-    modality = project.modalities()[modality_of(project, name)]
+    modality = project.modalities()[asset.modality]
 
     def judge(session: Session, block: str) -> Sequence[Verdict]:
         problems = token_problems(session.store, project.dataset, project.layout, block, modality)
@@ -59,10 +60,10 @@ def _token_asset(project: Project, blocks: dg.PartitionsDefinition, name: str) -
         group_name="tokens",
         kinds={"ray", "webdataset"},
         owners=OWNERS,
-        tags={"modality": name, "stage": "tokens"},
+        tags={"modality": label, "stage": "tokens"},
         pool="gpu_label",
-        code_version=f"{TOKENS_VERSION}-{features_digest(project)[:8]}" if name == "clip" else TOKENS_VERSION,
-        description=_text(name),
+        code_version=f"{TOKENS_VERSION}-{features_digest(project)[:8]}" if label == "clip" else TOKENS_VERSION,
+        description=_text(asset),
         check_specs=[check_spec(key, "tokens_in_range", "Every id is below the vocabulary, every grid complete.")],
     )
     def tokens(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
@@ -71,14 +72,16 @@ def _token_asset(project: Project, blocks: dg.PartitionsDefinition, name: str) -
     return tokens
 
 
-def _text(name: str) -> str:
-    if name == "clip":
-        return "CLIP tokens: crop to features to tokens in one go; the features are never stored."
-    if name == "caption":
+def _text(asset: TokenAsset) -> str:
+    if asset.label == "clip":
+        return (
+            f"CLIP tokens of {asset.px}-pixel crops: crop to features to tokens in one go; features are never stored."
+        )
+    if asset.label == "caption":
         return "Captions that encode in the joint vocabulary, as text; the trainer encodes them."
-    if name == "det":
+    if asset.label == "det":
         return "Boxes as the detection sequences' source; the trainer orders and encodes them after its crop."
-    return f"Tokens of {name}: one codebook index a patch of the centre crop, int16."
+    return f"Tokens of {asset.label}: one codebook index a patch of the centre crop at {asset.px} pixels, int16."
 
 
 def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.AssetsDefinition:
@@ -93,7 +96,10 @@ def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.Asset
 
     @dg.asset(
         key=key,
-        deps=[dg.AssetKey([project.dataset, "images"]), *(dg.AssetKey(["tokens", n]) for n in (*IMAGE_TOKENS, *TEXTS))],
+        deps=[
+            dg.AssetKey([project.dataset, "images"]),
+            *(dg.AssetKey(["tokens", name]) for name in list_token_assets(project)),
+        ],
         partitions_def=blocks,
         backfill_policy=dg.BackfillPolicy.multi_run(1),
         group_name="tokens",

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fourmill.core.digest import digest_json
-from fourmill.core.modality import Modality
+from fourmill.core.modality import Modality, Resolutions
 from fourmill.core.names import Split
 from fourmill.core.store import Store
 
@@ -44,7 +44,7 @@ class Manifest(BaseModel):
 
     version: Literal[1] = 1
     dataset: str
-    input_px: int
+    input_px: int = Field(description="Side of the crops of the base resolution.")
     patch_px: int
     source_digest: str
     modalities: dict[str, ModalityEntry]
@@ -66,6 +66,11 @@ class Manifest(BaseModel):
         """The modality as the model sees it. Raises KeyError."""
         entry = self.modalities[name]
         return Modality(name, entry.kind, entry.folder, entry.ext, entry.grid, entry.vocab_size)
+
+    def at(self, resolutions: Resolutions) -> list[Modality]:
+        """The texts, and the images of the base resolution alone (`input_px`) or of both."""
+        found = [self.modality(name) for name in self.modalities]
+        return [m for m in found if resolutions == "both" or m.px in (None, self.input_px)]
 
 
 def manifest_path(dataset: str, digest: str) -> str:

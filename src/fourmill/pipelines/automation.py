@@ -52,7 +52,8 @@ def sensors(project: Project, jobs: Sequence[Any]) -> list[dg.SensorDefinition]:
         if version is None:
             yield dg.SkipReason("the manifest carries no data version")
             return
-        models = [dg.AssetKey(["fourm", name]) for name in ("pretrain", "text2im", "evaluation", "samples")]
+        fine_tunes = ["text2im"] if project.superres is None else ["text2im", "superres"]
+        models = [dg.AssetKey(["fourm", name]) for name in ("pretrain", *fine_tunes, "evaluation", "samples")]
         yield dg.RunRequest(run_key=version, asset_selection=models)
 
     return [train_on_new_manifest]

@@ -100,7 +100,7 @@ def status(out: Out = _DEMO_OUT, as_json: AsJson = False) -> None:
 @app.command()
 def trace(
     what: Annotated[
-        str, typer.Argument(help="A model (fourm, text2im, a digest) or a sample key (nine digits).")
+        str, typer.Argument(help="A model (fourm, text2im, superres, a digest) or a sample key (nine digits).")
     ] = "fourm",
     out: Out = _DEMO_OUT,
     sample: Annotated[str | None, typer.Option(help="Follow this sample key down to its URL.")] = None,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fourmill.core.names import Layout
+from fourmill.core.modality import IMAGE_TOKENS
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.ingest.demo_source import DEMO_HOST
 from fourmill.pseudolabel.config import demo_labellers, feature_dim, paper_labellers
@@ -19,12 +20,19 @@ from fourmill.tokenize.config import (
     demo_tokenizers,
     paper_tokenizers,
 )
-from fourmill.train.config import fourm_b_cc12m, fourm_demo, fourm_text2im_b, fourm_text2im_demo
+from fourmill.train.config import (
+    fourm_b_cc12m,
+    fourm_demo,
+    fourm_superres_b,
+    fourm_superres_demo,
+    fourm_text2im_b,
+    fourm_text2im_demo,
+)
 
 STEPS_PER_MINUTE = 800  # of the demo's 4M on one idle core; length is set in steps, so that a busy machine is slower
 # but reaches the same model
 DEMO_MINUTES = 3.0
-TEXT2IM_SHARE = 0.12  # of the pretraining steps
+TEXT2IM_SHARE = SUPERRES_SHARE = 0.12  # of the pretraining steps
 
 
 def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:
@@ -48,6 +56,9 @@ def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:
         text2im=fourm_text2im_demo(max(10, round(steps * TEXT2IM_SHARE))),
         ray=RayConfig(num_workers=2),
     )
+        second_px=32,  # below the pictures' 64: larger ones would not fit into the demo's minutes
+        second_labels=("rgb",),
+        superres=fourm_superres_demo(max(10, round(steps * SUPERRES_SHARE))),
 
 
 def smallest(out: Path, train_minutes: float = 0.0) -> Project:
@@ -77,6 +88,7 @@ def _tiny(config: ImageTokenizerConfig) -> ImageTokenizerConfig:
 
 def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
     """4M-7 B on CC12M as in the paper: 62 blocks of 200 shards of 1000 rows.
+            "superres": fourm_superres_demo(6),
 
     Costs (docs/benchmarks.md): about 144 H100-hours of labels at the paper's sizes, 229 of pretraining at 40 % of the
     peak. Not yet run at scale.
@@ -109,5 +121,8 @@ def profile(name: str, out: Path, train_minutes: float | None = None) -> Project
         ValueError: no such profile, with those there are.
     """
     if name not in PROFILES:
+        second_px=448,  # appendix A.1
+        second_labels=IMAGE_TOKENS,
+        superres=fourm_superres_b(),
         raise ValueError(f"no profile {name!r}; there are {', '.join(PROFILES)}")
     return PROFILES[name](out) if train_minutes is None else PROFILES[name](out, train_minutes)

@@ -6,10 +6,11 @@ import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
-from fourmill.core.modality import IMAGE_TOKENS, LABELS, TEXTS
+from fourmill.core.modality import IMAGE_TOKENS, LABELS
 from fourmill.core.store import open_store
 from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.project import Project
+from fourmill.runtime.token_assets import token_assets
 
 Row = tuple[str, str, str, str, str]
 
@@ -44,9 +45,10 @@ def summary_rows(project: Project, instance: dg.DagsterInstance) -> list[Row]:
     rows += [_row(instance, f"labels/{label}", blocks) for label in LABELS]
     rows.append(_row(instance, "tokenizers/train_set", [None]))
     rows += [_row(instance, f"tokenizers/{name}", [None]) for name in (*IMAGE_TOKENS, "text")]
-    rows += [_row(instance, f"tokens/{name}", blocks) for name in (*IMAGE_TOKENS, *TEXTS)]
+    rows += [_row(instance, f"tokens/{name}", blocks) for name in token_assets(project)]
     rows += [_row(instance, "tokens/shards", blocks), _row(instance, "tokens/manifest", [None])]
-    rows += [_row(instance, f"fourm/{name}", [None]) for name in ("pretrain", "text2im")]
+    models = ["pretrain", "text2im"] if project.superres is None else ["pretrain", "text2im", "superres"]
+    rows += [_row(instance, f"fourm/{name}", [None]) for name in models]
     return [*rows, *_evaluation_rows(instance)]
 
 

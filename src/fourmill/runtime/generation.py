@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourmill.core.labels import Box
-from fourmill.core.modality import IMAGE_TOKENS, TEXTS
+from fourmill.core.modality import IMAGE_TOKENS, TEXTS, tokens_name
 from fourmill.core.sequences import TextTokenizer, parse_detection
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
@@ -35,6 +35,7 @@ class Generator:
         self._session = session
         self._store = session.store
         self._dataset = session.project.dataset
+        self.seed = session.project.samples.seed
 
     @cached_property
     def tokenizers(self) -> "dict[str, ImageTokenizer]":
@@ -81,6 +82,37 @@ class Generator:
             boxes=[parse_detection(self.text.decode(ids)) for ids in made["det"]],
             captions=[self.text.decode(ids) for ids in made["caption"]],
         )
+
+    def superres(self, low: NDArray[Any], label: str = "rgb") -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """The higher resolution of one modality from the lower one, by the super-resolution fine-tune.
+
+        Args:
+            low: tokens (B, L) of the lower resolution, or maps of its side as the label's tokenizer takes them.
+
+        Returns:
+            Tokens of the higher resolution, (B, L'), and what the tokenizer makes of them.
+
+        Raises:
+            ValueError: the project has one resolution only, or `low` is of another size.
+        """
+        from fourmill.train.generate import super_resolve
+
+        project = self._session.project
+        if project.second_px is None:
+            raise ValueError("this project has one resolution only; give second_px, second_labels and superres")
+        low_px, high_px = sorted((project.input_px, project.second_px))
+        tokens = low if low.ndim == 2 else self.tokenizers[label].tokenize(low)
+        target, config = tokens_name(label, high_px), project.samples
+        made = super_resolve(
+            self.model("superres", "fourm/superres"),
+            {tokens_name(label, low_px): tokens},
+            targets=[target],
+            steps=config.superres_steps,
+            temperature=config.temperature,
+            seed=config.seed,
+        )
+        high = np.asarray(made[target])
+        return high, self.tokenizers[label].detokenize(high, config.seed)
 
     def from_captions(self, captions: list[str]) -> NDArray[np.uint8]:
         """Pictures from sentences alone, by the text-to-image fine-tune. (B, S, S, 3) uint8."""

@@ -10,13 +10,22 @@ from numpy.typing import NDArray
 from fourmill.core.crops import CROPPERS, centre_crop
 from fourmill.core.labels import Box, decode_boxes, decode_depth, decode_image, decode_normal, decode_semseg
 from fourmill.core.manifest import Manifest
-from fourmill.core.modality import tokens_name
+from fourmill.core.modality import Modality
 from fourmill.core.names import SampleKey
 from fourmill.core.sequences import detection_text, parse_detection
 from fourmill.core.shards import ShardPlace, read_members
 from fourmill.core.store import Store
 
 _DECODERS = {"depth": decode_depth, "normal": decode_normal, "semseg": decode_semseg}
+
+
+@dataclass(frozen=True)
+class View:
+    """The same samples at one resolution: their images, and their tokens as the shards hold them."""
+
+    px: int
+    rgb_BHWC: NDArray[np.uint8]
+    tokens: dict[str, NDArray[np.int16]]  # by label: (B, L)
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,16 @@ class HeldOut:
     maps: dict[str, NDArray]  # rgb uint8 (B,S,S,3), depth (B,S,S), normal (B,S,S,3), semseg ids (B,S,S)
     boxes: list[list[Box]]  # inside the crop
     captions: list[str]
-    tokens: dict[str, NDArray[np.int16]]  # by label: (B, L), as the shards hold them
+    views: list[View]  # the lowest resolution first; maps and boxes are of the base one
+    base_px: int
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def tokens(self) -> dict[str, NDArray[np.int16]]:
+        """Tokens of the base resolution by label."""
+        return next(view.tokens for view in self.views if view.px == self.base_px)
 
 
 def read_heldout(store: Store, manifest: Manifest, number: int) -> HeldOut:
@@ -47,12 +62,28 @@ def read_heldout(store: Store, manifest: Manifest, number: int) -> HeldOut:
         maps={name: np.stack([s[name] for s in samples]) for name in ("rgb", *_DECODERS)},
         boxes=[s["boxes"] for s in samples],
         captions=[s["caption"] for s in samples],
-        tokens={label: np.stack([s[f"tokens {label}"] for s in samples]) for label in _labels(manifest)},
+        views=[
+            View(
+                px,
+                np.stack([s[f"rgb {px}"] for s in samples]),
+                {_label(m): np.stack([s[m.name] for s in samples]) for m in _tokens(manifest) if m.px == px},
+            )
+            for px in _sides(manifest)
+        ],
+        base_px=manifest.input_px,
     )
 
 
-def _labels(manifest: Manifest) -> list[str]:
-    return [name[len("tok_") :].split("@")[0] for name, entry in manifest.modalities.items() if entry.kind == "tokens"]
+def _tokens(manifest: Manifest) -> list[Modality]:
+    return [m for m in manifest.at("both") if m.kind == "tokens"]
+
+
+def _label(modality: Modality) -> str:
+    return modality.label.removeprefix("tok_")
+
+
+def _sides(manifest: Manifest) -> list[int]:
+    return sorted({m.px for m in manifest.at("both") if m.px is not None})
 
 
 def _samples(store: Store, manifest: Manifest) -> Iterator[dict]:
@@ -66,7 +97,7 @@ def _shard(store: Store, manifest: Manifest, shard: int) -> Iterator[dict]:
 
     rgb, det, caption = members("rgb"), members("det"), members("caption")
     labels = {name: members(name) for name in _DECODERS}
-    tokens = {label: members(tokens_name(label, manifest.input_px)) for label in _labels(manifest)}
+    tokens = {m.name: members(m.folder) for m in _tokens(manifest)}
     for key, data in rgb.items():
         image = decode_image(data).rgb_HWC
         height, width = image.shape[:2]
@@ -80,8 +111,6 @@ def _shard(store: Store, manifest: Manifest, shard: int) -> Iterator[dict]:
             },
             "boxes": parse_detection(detection_text(decode_boxes(det[key]), width, height, row)),
             "caption": caption[key].decode(),
-            **{
-                f"tokens {label}": np.load(io.BytesIO(found[key]), allow_pickle=False)[0]
-                for label, found in tokens.items()
-            },
+            **{f"rgb {px}": CROPPERS["rgb"](image, row, px) for px in _sides(manifest)},
+            **{name: np.load(io.BytesIO(found[key]), allow_pickle=False)[0] for name, found in tokens.items()},
         }

@@ -10,6 +10,7 @@ from fourmill.core.manifest import Manifest
 from fourmill.core.modality import IMAGE_TOKENS
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
+from fourmill.runtime.superres import WAYS
 
 PATH = "runs/samples/index.html"
 
@@ -22,6 +23,7 @@ _TITLES = {
     "det": "Boxes",
     "caption": "Captions",
     "caption to image": "From a caption to an image (text2im)",
+    "superres": "From a small image's tokens to a large one's (superres)",
 }
 
 _PAGE = Template("""<!doctype html>
@@ -45,6 +47,7 @@ depth_error: mean absolute difference of standardised depth. iou/...: each class
 <h2>Tokenizers, on held-out samples</h2>
 <table><tr><th>tokenizer</th><th>figure</th><th>value</th><th>mean map</th><th>codebook in use</th><th>perplexity</th></tr>
 $tokenizers</table>
+$superres
 $sheets
 <h2>Where it comes from</h2>
 <table>$lineage</table>
@@ -71,6 +74,7 @@ def write_page(session: Session, manifest: Manifest, sheets: Mapping[str, bytes]
         scored=scored["samples"],
         figures="".join(_figure_rows(scored)),
         tokenizers="".join(_tokenizer_row(label, ref.report) for label, ref in refs.items()),
+        superres=_superres_table(session),
         sheets="".join(_sheet(name, png) for name, png in sheets.items()),
         lineage="".join(
             f"<tr><td>{escape(k)}</td><td><code>{escape(str(v))}</code></td></tr>" for k, v in lineage.items()
@@ -101,6 +105,23 @@ def _tokenizer_row(label: str, report: Mapping[str, Any]) -> str:
         f"{report['perplexity']:.0f}",
     ]
     return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _superres_table(session: Session) -> str:
+    """What super-resolution scored; nothing where the project has one resolution."""
+    project = session.project
+    if project.second_px is None:
+        return ""
+    scored = current(session.store, project.dataset, "superres", "fourm/superres").report["scored"]
+    low_px, high_px = sorted((project.input_px, project.second_px))
+    rows = "".join(
+        f'<tr><td>{escape(what)}</td><td class="n">{scored["psnr_db"][name]:.2f}</td></tr>'
+        for name, what in WAYS.items()
+    )
+    return (
+        f"<h2>Super-resolution of RGB, {low_px} to {high_px} pixels, on {scored['samples']} held-out samples</h2>"
+        f"<table><tr><th>image at {high_px} pixels from</th><th>PSNR, dB</th></tr>{rows}</table>"
+    )
 
 
 def _sheet(name: str, png: bytes) -> str:

@@ -14,7 +14,7 @@ from fourmill.core.store import is_local
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.pseudolabel.config import LabellerConfig
 from fourmill.runtime.ray_session import RayConfig
-from fourmill.tokenize.config import ImageTokenizerConfig, TextTokenizerConfig, TrainSetConfig
+from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TextTokenizerConfig, TrainSetConfig
 from fourmill.train.config import PretrainConfig
 
 
@@ -34,6 +34,9 @@ class SamplesConfig(BaseModel):
         default=0.0, description="Sampling temperature; 0 takes the best."
     )
     seed: int = 0
+    superres_steps: Annotated[int, Field(gt=0)] = Field(
+        default=8, description="MaskGIT steps of super-resolution; 8 as public."
+    )
 
 
 class Project(BaseModel):
@@ -75,6 +78,15 @@ class Project(BaseModel):
             raise ValueError(
                 f"the store {self.store!r} is no local folder: give `scratch` one, for logs and checkpoints of trainings"
             )
+    second_px: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="Side of the crops of a second resolution, for super-resolution; None: there is none."
+    )
+    second_labels: tuple[ImageLabel, ...] = Field(
+        default=(), description="Images that are tokenized at the second resolution too; rgb among them."
+    )
+    superres: PretrainConfig | None = Field(
+        default=None, description="The fine-tune from the lower to the higher resolution; None where there is one only."
+    )
         return self
 
     @property
@@ -82,9 +94,28 @@ class Project(BaseModel):
         """Where training programs keep what need not be shared."""
         return Path((self.scratch or self.store).removeprefix("file://"))
 
+    @model_validator(mode="after")
+    def _resolutions_fit(self) -> "Project":
+        if self.second_px is None:
+            if self.second_labels or self.superres is not None:
+                raise ValueError("second_labels and superres need a second resolution; give second_px or drop them")
+            return self
+        if self.superres is None or "rgb" not in self.second_labels or self.second_px == self.input_px:
+            raise ValueError(
+                f"second_px {self.second_px} needs a superres config, rgb in second_labels, and another side than input_px "
+                f"{self.input_px}"
+            )
+        for label in self.second_labels:
+            multiple = self.tokenizers[label].side_multiple
+            if self.second_px % multiple:
+                raise ValueError(
+                    f"second_px {self.second_px} must be a multiple of {multiple} for the {label} tokenizer"
+                )
+        return self
+
     @property
     def input_px(self) -> int:
-        """Side of the crops that are tokenized."""
+        """Side of the crops that are tokenized, at the base resolution."""
         return self.tokenizers["rgb"].input_px
 
     @property
@@ -95,7 +126,9 @@ class Project(BaseModel):
     def modalities(self) -> dict[str, Modality]:
         """The modality table of this project, by name."""
         vocab = {label: self.tokenizers[label].codebook_size for label in IMAGE_TOKENS}
-        return modality_table(self.input_px, self.patch_px, vocab, self.text.vocab_size)
+        return modality_table(
+            self.input_px, self.patch_px, vocab, self.text.vocab_size, self.second_px, self.second_labels
+        )
 
 
 def read_project(path: Path) -> Project:

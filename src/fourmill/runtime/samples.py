@@ -17,6 +17,7 @@ from fourmill.runtime.heldout import HeldOut, read_heldout
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
 from fourmill.runtime.sheets import caption_sheet, modality_sheets, overview
+from fourmill.runtime.superres import superres_picture
 from fourmill.runtime.training import make_manifest
 from fourmill.runtime.workers import clip_features
 
@@ -131,6 +132,7 @@ def make_samples(session: Session) -> Samples:
     sheets = {
         **modality_sheets(heldout, truth, rebuilt, generated),
         "caption to image": caption_sheet(heldout, painted),
+        **({} if session.project.second_px is None else {"superres": superres_picture(generator, heldout)}),
     }
     grid = overview(heldout, truth, rebuilt, generated)
     session.store.write("runs/samples/samples.png", grid)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fourmill.core.names import SampleKey
 from fourmill.core.pictures import (
     boxes_picture,
     depth_picture,
@@ -53,6 +54,19 @@ def caption_sheet(heldout: HeldOut, painted_BHWC: NDArray[np.uint8]) -> bytes:
     """Captions, what the text-to-image fine-tune painted, and the picture each was written for."""
     rows = [_texts(heldout.captions), list(painted_BHWC), list(heldout.maps["rgb"])]
     return grid_png(rows, list(heldout.keys), ["caption", "text2im", "its picture"], 128)
+
+
+def superres_sheet(keys: list[SampleKey], low: Maps, high: Maps, made_BHWC: NDArray[np.uint8]) -> bytes:
+    """Super-resolution: a column a sample; from the small image to the large one.
+
+    Args:
+        low: `image` and `tokenizer` (its reconstruction) at the lower resolution.
+        high: the same at the higher one.
+        made_BHWC: what 4M made of the small image's tokens.
+    """
+    rows = [low["image"], low["tokenizer"], made_BHWC, high["tokenizer"], high["image"]]
+    titles = ["small image", "its tokens", "superres", "tokens of the truth", "truth"]
+    return grid_png([list(row) for row in rows], list(keys), titles, _CELL_PX)
 
 
 def overview(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated) -> bytes:

@@ -21,7 +21,8 @@ from fourmill.runtime.models import current
 from fourmill.runtime.pool import run_shards
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
-from fourmill.runtime.workers import modality_of, token_modalities
+from fourmill.runtime.token_assets import token_assets
+from fourmill.runtime.workers import token_modalities
 from fourmill.tokenize.align import FOLDER as ALIGNED
 from fourmill.tokenize.align import align_recipe, token_folder
 from fourmill.tokenize.worker import token_recipe
@@ -120,15 +121,14 @@ def label_stage(session: Session, label: str) -> BlockStage:
 def token_stage(session: Session, name: str) -> BlockStage:
     """Images or labels to one modality's tokens; captions and boxes to texts that encode."""
     p, store = session.project, session.store
-    modality = modality_of(p, name)
-    tokenizer_name = "text" if name in ("caption", "det") else name
-    ref = current(store, p.dataset, tokenizer_name, f"tokenizers/{tokenizer_name}")
+    asset = token_assets(p)[name]
+    ref = current(store, p.dataset, asset.tokenizer, f"tokenizers/{asset.tokenizer}")
     needs = {"images": f"{p.dataset}/images"}
-    if name in LABELS:
-        needs = {LABEL_FOLDERS[name]: f"labels/{name}"}
+    if asset.label in LABELS:
+        needs = {LABEL_FOLDERS[asset.label]: f"labels/{asset.label}"}
     return BlockStage(
         asset=f"tokens/{name}",
-        folder=token_folder(modality),
+        folder=token_folder(asset.modality),
         factory="fourmill.runtime.workers:tokens",
         arguments={
             "project": p.model_dump(mode="json"),
@@ -141,10 +141,10 @@ def token_stage(session: Session, name: str) -> BlockStage:
             p.dataset,
             split,
             shard,
-            modality,
+            asset.modality,
             ref.digest,
-            p.input_px,
-            features_digest(p) if name == "clip" else "",
+            asset.px,
+            features_digest(p) if asset.label == "clip" else "",
         ),
         needs=needs,
     )
@@ -160,7 +160,7 @@ def align_stage(session: Session) -> BlockStage:
     """All tokens of a block to aligned tars in the public layout."""
     p, store = session.project, session.store
     modalities = token_modalities(p)
-    needs = {token_folder(m): f"tokens/{m}" for m in modalities}
+    needs = {token_folder(asset.modality): f"tokens/{asset.name}" for asset in token_assets(p).values()}
     return BlockStage(
         asset="tokens/shards",
         folder=ALIGNED,

@@ -15,7 +15,7 @@ from fourmill.runtime.stages import LABEL_FOLDERS
 from fourmill.tokenize.align import FOLDER as ALIGNED
 
 Tree = dict[str, Any]
-MODELS = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im"}
+MODELS = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im", "superres": "fourm/superres"}
 
 
 class TraceError(ValueError):

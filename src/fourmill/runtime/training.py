@@ -12,12 +12,13 @@ from fourmill.runtime.launch import run_program
 from fourmill.runtime.models import ModelRef, current, set_current
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import LABEL_FOLDERS, BlockNotReadyError
-from fourmill.runtime.workers import clip_features, modality_of
+from fourmill.runtime.token_assets import token_assets
+from fourmill.runtime.workers import clip_features
 from fourmill.tokenize.config import TokenizerSpec
 from fourmill.tokenize.manifest import build_manifest
-from fourmill.train.config import PretrainConfig, TrainSpec
+from fourmill.train.config import TrainSpec
 
-FourmName = Literal["fourm", "text2im"]
+FourmName = Literal["fourm", "text2im", "superres"]
 _TRAIN_SET = "train_set"
 
 
@@ -81,14 +82,14 @@ def make_manifest(session: Session) -> Manifest:
     """Gather every block into one training set."""
     p, store = session.project, session.store
     refs = {name: current(store, p.dataset, name, f"tokenizers/{name}") for name in (*IMAGE_TOKENS, "text")}
-    tokenizers = {modality_of(p, name): refs[name].digest for name in IMAGE_TOKENS}
+    tokenizers = {asset.modality: refs[asset.tokenizer].digest for asset in token_assets(p).values()}
     return build_manifest(
         store,
         p.dataset,
         p.layout,
         p.layout.block_keys(),
         p.modalities(),
-        {**tokenizers, "caption": refs["text"].digest, "det": refs["text"].digest},
+        tokenizers,
         f"{refs['text'].path}/tokenizer.json",
         p.patch_px,
         read_source(store, p.dataset).digest,
@@ -98,7 +99,11 @@ def make_manifest(session: Session) -> Manifest:
 def train_fourm(session: Session, name: FourmName) -> ModelRef:
     """Train 4M, or fine-tune it from the one that serves, as a program of its own."""
     p, store = session.project, session.store
-    config: PretrainConfig = {"fourm": p.pretrain, "text2im": p.text2im}[name]
+    config = {"fourm": p.pretrain, "text2im": p.text2im, "superres": p.superres}[name]
+    if config is None:
+        raise ValueError(
+            "this project has one resolution only; give second_px, second_labels and superres in its config"
+        )
     start = None if name == "fourm" else current(store, p.dataset, "fourm", "fourm/pretrain").path
     folder = session.folder(f"runs/{name}")
     spec = TrainSpec(
@@ -117,9 +122,10 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
     return _serve(session, name, report)
 
 
-_STAGES = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im"}
+_STAGES = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im", "superres": "fourm/superres"}
 
 
+        p.input_px,
 def _checkpoints(folder: Path, input_digest: str) -> str:
     """A folder of its own for each set of inputs: another config must not end an older training's checkpoints."""
     return str(folder / f"checkpoints-{input_digest[:16]}")

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from fourmill.core.modality import tokens_name
 from fourmill.core.work import ShardWorker
 from fourmill.runtime.project import Project
+from fourmill.runtime.token_assets import token_assets
 
 
 def images(project: Mapping[str, Any], connect_to: Mapping[str, str]) -> ShardWorker:
@@ -34,31 +34,41 @@ def tokens(project: Mapping[str, Any], name: str, tokenizer_path: str, tokenizer
     return TokenWorker(
         made.store,
         made.dataset,
-        modality_of(made, name),
+        asset.modality,
         tokenizer_path,
-        made.input_px,
-        features=clip_features(made) if name == "clip" else None,
+        asset.px,
+        features=clip_features(made, asset.px) if asset.label == "clip" else None,
     )
 
 
 def aligned(project: Mapping[str, Any]) -> ShardWorker:
     """The aligner of `tokens/shards`."""
     from fourmill.tokenize.align import AlignWorker
+    asset = token_assets(made)[name]
 
     made = Project.model_validate(project)
     return AlignWorker(made.store, made.dataset, token_modalities(made))
 
 
-def clip_features(project: Project) -> Callable[[np.ndarray], np.ndarray]:
-    """Crops (B, S, S, 3) uint8 to dense CLIP features (B, h, w, C) float32."""
+def clip_features(project: Project, px: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """Crops (B, S, S, 3) uint8 to dense CLIP features (B, h, w, C) float32.
+
+    Args:
+        px: side of the crops, where it is not the base resolution's: a network that is fed another size than its crops
+            is fed as much more of it.
+    """
+    from fourmill.pseudolabel.config import ClipConfig
     from fourmill.pseudolabel.make import make_features
 
-    return make_features(project.labellers["clip"])
+    config = project.labellers["clip"]
+    if px is not None and isinstance(config, ClipConfig) and config.input_px is not None:
+        config = config.model_copy(update={"input_px": config.input_px * px // project.input_px})
+    return make_features(config)
 
 
 def modality_of(project: Project, name: str) -> str:
-    """`tok_depth@224` from `depth`; `caption` and `det` are their own."""
-    return name if name in ("caption", "det") else tokens_name(name, project.input_px)
+    """`tok_depth@224` from the token asset `depth`; `caption` and `det` are their own."""
+    return token_assets(project)[name].modality
 
 
 def token_modalities(project: Project) -> list[str]:

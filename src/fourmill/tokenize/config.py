@@ -3,6 +3,7 @@
 `paper_tokenizers` is Table 3 as code; `demo_tokenizers` is the same recipe at sizes two cores train in two minutes.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -111,7 +112,7 @@ class ImageTokenizerConfig(_Config):
     """One image tokenizer: what it eats, its networks, its training."""
 
     label: ImageLabel
-    input_px: Positive = Field(description="Side of the square crops.")
+    input_px: Positive = Field(description="Side of the square crops that it is trained on.")
     patch_px: Positive = Field(description="Side of the patch behind one token.")
     feature_dim: Positive | None = Field(default=None, description="Channels of the CLIP features; for clip only.")
     encoder: EncoderConfig = EncoderConfig()
@@ -128,6 +129,13 @@ class ImageTokenizerConfig(_Config):
     def num_tokens(self) -> int:
         """Tokens of one image."""
         return self.grid**2
+
+    @property
+    def side_multiple(self) -> int:
+        """Sides in pixels that can be tokenized and decoded are the multiples of this, the training's among them."""
+        if not isinstance(self.decoder, DiffusionDecoderConfig):
+            return self.patch_px
+        return math.lcm(self.patch_px, self.decoder.patch_px * 2 ** (len(self.decoder.multipliers) - 1))
 
     @property
     def codebook_size(self) -> int:

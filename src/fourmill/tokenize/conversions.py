@@ -26,18 +26,19 @@ Batch = NDArray[Any]
 
 
 def check_batch(batch: Batch, config: ImageTokenizerConfig) -> None:
-    """See that a batch is what the tokenizer's label is stored as.
+    """See that a batch is what the tokenizer's label is stored as: squares of the training's side, or of another that fits.
 
     Raises:
-        LabelError: another type, size or range.
+        LabelError: another type, shape, size or range.
     """
-    label, side = config.label, config.grid if config.label == "clip" else config.input_px
+    label = config.label
     channels = {"rgb": (3,), "normal": (3,), "clip": (config.feature_dim,)}.get(label, ())
-    shape = (len(batch), side, side, *channels) if batch.ndim else ()
     kind = np.uint8 if label in ("rgb", "semseg") else np.float32
-    if batch.dtype != kind or batch.shape != shape:
-        expected = ", ".join(map(str, ("B", side, side, *channels)))
+    square = batch.ndim == 3 + len(channels) and batch.shape[1] == batch.shape[2] and batch.shape[3:] == channels
+    if batch.dtype != kind or not square:
+        expected = ", ".join(map(str, ("B", "S", "S", *channels)))
         raise LabelError(f"{label} is {batch.dtype} {batch.shape}, expected {np.dtype(kind)} ({expected})")
+    grid_of(batch.shape[1] * config.patch_px if label == "clip" else batch.shape[1], config)
     if kind is np.float32:
         _check_range(batch, label)
     elif label == "semseg":
@@ -46,6 +47,20 @@ def check_batch(batch: Batch, config: ImageTokenizerConfig) -> None:
             raise LabelError(
                 f"semseg holds class {batch[wrong][0]}, expected 0..{NUM_SEMSEG_CLASSES - 1}, or {SEMSEG_INVALID} for none"
             )
+
+
+def grid_of(side_px: int, config: ImageTokenizerConfig) -> int:
+    """Tokens along a side of crops of any size.
+
+    Raises:
+        LabelError: a side that the patches, or the levels of the U-Net, do not divide.
+    """
+    if side_px < 1 or side_px % config.side_multiple:
+        raise LabelError(
+            f"{config.label} crops of {side_px} pixels: this tokenizer takes squares whose side is a multiple of "
+            f"{config.side_multiple}; it was trained on {config.input_px}"
+        )
+    return side_px // config.patch_px
 
 
 def _check_range(batch: Batch, label: str) -> None:

@@ -1,10 +1,13 @@
 """One image tokenizer, whole: labels as stored to tokens, tokens to labels (4M, appendix B.3).
 
+It takes squares of any side that its patches (and its U-Net's levels) divide: one vocabulary at several resolutions.
 A VQ-VAE with a plain decoder (semseg, clip), or with a diffusion decoder trained end to end (rgb, depth, normal).
 Its state dict has the public names, so that public weights can be loaded at the paper's sizes.
 """
 
 # B batch, C channels, H W pixels, h w token grid, N = h*w tokens, D channels of a codeword, K classes
+
+import math
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from fourmill.tokenize.config import (
     DiffusionDecoderConfig,
     ImageTokenizerConfig,
 )
-from fourmill.tokenize.conversions import Batch, check_batch, to_network, to_store
+from fourmill.tokenize.conversions import Batch, check_batch, grid_of, to_network, to_store
 from fourmill.tokenize.diffusion import add_noise, sample_ddim, signal_levels
 from fourmill.tokenize.quantizer import Quantized, Quantizer
 from fourmill.tokenize.samples import LabelError
@@ -119,10 +122,10 @@ class ImageTokenizer(nn.Module):
         """Labels as the store holds them to codebook indices.
 
         Args:
-            batch: of any length; type, shape and range by label as in `conversions`.
+            batch: of any length; type, shape and range by label as in `conversions`, of any side that fits.
 
         Returns:
-            Tokens (B, N) int16 in raster order.
+            Tokens (B, N) int16 in raster order; N follows from the side.
 
         Raises:
             LabelError: the batch is not what this tokenizer's label is stored as.
@@ -130,7 +133,8 @@ class ImageTokenizer(nn.Module):
         check_batch(batch, self.config)
         was_training = self.training
         self.eval()
-        tokens = np.zeros((len(batch), self.config.num_tokens), np.int16)
+        grid = batch.shape[1] if self.config.label == "clip" else batch.shape[1] // self.config.patch_px
+        tokens = np.zeros((len(batch), grid**2), np.int16)
         for start in range(0, len(batch), _BATCH):
             part = batch[start : start + _BATCH]
             x = to_network(part, self.config.label).to(self.device)
@@ -146,16 +150,22 @@ class ImageTokenizer(nn.Module):
         Depth is relative: each map's own scale and shift are not in its tokens.
 
         Args:
-            tokens_BN: (B, N) of any integer type.
+            tokens_BN: (B, N) of any integer type; N is a square.
             seed: of the diffusion decoder's noise; the same tokens and seed give the same label.
             sample_steps: DDIM steps; the config's by default.
 
         Raises:
-            LabelError: tokens of another shape or outside the codebook.
+            LabelError: tokens of no square grid, of a size that does not fit, or outside the codebook.
         """
-        grid, size = self.config.grid, self.config.codebook_size
+        size = self.config.codebook_size
+        grid = math.isqrt(tokens_BN.shape[-1]) if tokens_BN.ndim == 2 else 0
         if tokens_BN.ndim != 2 or tokens_BN.shape[1] != grid**2:
-            raise LabelError(f"{self.config.label} tokens have shape {tokens_BN.shape}, expected (B, {grid**2})")
+            raise LabelError(
+                f"{self.config.label} tokens have shape {tokens_BN.shape}, expected (B, N) with N a square number, "
+                f"{self.config.num_tokens} at the training's {self.config.input_px} pixels"
+            )
+        side_px = grid * self.config.patch_px
+        grid_of(side_px, self.config)
         if tokens_BN.size and not (tokens_BN.min() >= 0 and tokens_BN.max() < size):
             raise LabelError(
                 f"{self.config.label} tokens span {tokens_BN.min()}..{tokens_BN.max()}, expected 0..{size - 1}"
@@ -165,9 +175,7 @@ class ImageTokenizer(nn.Module):
         tokens_Bhw = torch.from_numpy(tokens_BN.astype(np.int64)).view(-1, grid, grid)
         generator = torch.Generator().manual_seed(seed)
         # The same noise for every image of a batch: what is decoded depends on its own tokens and the seed only.
-        noise = torch.randn(
-            (1, self.config.in_channels, self.config.input_px, self.config.input_px), generator=generator
-        )
+        noise = torch.randn((1, self.config.in_channels, side_px, side_px), generator=generator)
         parts = [self._decode(part.to(self.device), noise, sample_steps) for part in tokens_Bhw.split(_BATCH)]
         self.train(was_training)
         return np.concatenate([to_store(p, self.config.label, self.depth_span) for p in parts])

@@ -24,6 +24,7 @@ def build_manifest(
     table: Mapping[str, Modality],
     tokenizers: Mapping[str, str],
     text_tokenizer: str,
+    input_px: int,
     patch_px: int,
     source_digest: str,
 ) -> Manifest:
@@ -33,6 +34,7 @@ def build_manifest(
         table: modalities by name.
         tokenizers: digest of the tokenizer of each modality; pixels have none.
         text_tokenizer: store path of tokenizer.json.
+        input_px: side of the crops of the base resolution.
 
     Raises:
         ManifestError: tokens of two tokenizers in one modality, or no training sample at all.
@@ -46,10 +48,9 @@ def build_manifest(
         splits[split] = [entry for entry in entries if entry.count]
     if not splits["train"]:
         raise ManifestError(f"{dataset} has no training sample in blocks {blocks[0]}..{blocks[-1]}; see the ledgers")
-    pixels = next(m for m in table.values() if m.kind == "pixels")
     return Manifest(
         dataset=dataset,
-        input_px=pixels.grid * patch_px,
+        input_px=input_px,
         patch_px=patch_px,
         source_digest=source_digest,
         modalities={

@@ -102,7 +102,7 @@ class TokenWorker:
             features: crops to CLIP features; for clip only.
 
         Raises:
-            ValueError: no tokenizer there, or one of another label or crop size.
+            ValueError: no tokenizer there, or one of another label, or whose patches do not divide the crops.
         """
         self._store = open_store(store_root)
         self._dataset, self._modality, self._label = dataset, modality, label_of(modality)
@@ -159,7 +159,7 @@ class TokenWorker:
 
     def _tokens(self, tokenizer: "ImageTokenizer", crops: list[NDArray[Any]]) -> NDArray[np.int16]:
         if not crops:
-            return np.zeros((0, tokenizer.config.num_tokens), np.int16)
+            return np.zeros((0, 0), np.int16)
         batch = np.stack(crops)
         if self._features is not None:
             # Filled up: a sample's features must not depend on how many others are in the window.
@@ -174,14 +174,13 @@ def source_label(label: str) -> str:
 
 
 def _load(store: Store, path: str, label: str, input_px: int) -> "ImageTokenizer":
+    from fourmill.tokenize.conversions import grid_of
     from fourmill.tokenize.load import load_image_tokenizer
 
     tokenizer = load_image_tokenizer(store, path)
-    config = tokenizer.config
-    if (config.label, config.input_px) != (label, input_px):
-        raise ValueError(
-            f"{path} is a tokenizer of {config.label} at {config.input_px} pixels, needed is {label} at {input_px}"
-        )
+    if tokenizer.config.label != label:
+        raise ValueError(f"{path} is a tokenizer of {tokenizer.config.label}, needed is one of {label}")
+    grid_of(input_px, tokenizer.config)
     return tokenizer
 
 

@@ -1,14 +1,16 @@
-"""Configs of 4M's training, pretraining and text-to-image fine-tuning, at the paper's sizes and at demo size. No torch.
+"""Configs of 4M's training: pretraining, and fine-tuning to paint from captions and to super-resolve. No torch.
 
 Modalities are written by label, without the size of their crops: `rgb` is the pixels, `tok_rgb` their tokens, then
 `tok_depth`, `tok_normal`, `tok_semseg`, `tok_clip`, `caption`, `det`. A manifest says which of them there are and how large.
+Where there are two resolutions, `low:tok_rgb` is the tokens of the smaller crops and `high:tok_rgb` those of the larger.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fourmill.core.digest import digest_json
+from fourmill.core.modality import Resolutions
 
 VERSION = "1"  # of the model, its masking and its training
 
@@ -16,6 +18,7 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Alphas = dict[str, Annotated[float, Field(ge=0)]]
 Keep = Literal["random", "all", "binary"]
+RESOLUTION_NAMES = ("low", "high")
 
 
 class _Config(BaseModel):
@@ -36,6 +39,11 @@ class ModelConfig(_Config):
         default=10_000.0,
         description="Base of the sine-cosine positions of images; texts always have 10,000. Demo: a small one tells the "
         "places of an 8 x 8 grid apart.",
+    )
+    position_grid: Positive | None = Field(
+        default=None,
+        description="Grid in whose units the tokens of every image grid are placed, so that tokens of two resolutions share the "
+        "positions of what they show (demo). None: each grid counts its own, as public.",
     )
     centre_positions: bool = Field(
         default=False, description="Subtract the mean over the grid from image positions (demo)."
@@ -64,9 +72,10 @@ class ModelConfig(_Config):
 class MixtureComponent(_Config):
     """One kind of sample: how many tokens of which modality it tends to see and to predict (section 2.2, appendix A).
 
-    Keys are a full name (`tok_rgb@448`), a label (`tok_rgb`), or a wildcard (`tok_*`, `*`); the most precise one counts,
-    and a modality that none names has 0. The share of each modality is drawn from a Dirichlet distribution: 0 leaves a
-    modality out, small alphas give few modalities many tokens, large ones give all of them alike.
+    Keys are a full name (`tok_rgb@448`), a label at a resolution (`high:tok_rgb`), a label (`tok_rgb`), or a wildcard
+    (`high:tok_*`, `tok_*`, `*`); the most precise one counts, and a modality that none names has 0. The share of each
+    modality is drawn from a Dirichlet distribution: 0 leaves a modality out, small alphas give few modalities many tokens,
+    large ones give all of them alike.
     """
 
     input_alphas: Alphas = Field(description="Dirichlet parameters of the visible tokens.")
@@ -78,6 +87,14 @@ class MixtureComponent(_Config):
         description="Share of a visible text that is kept before its budget cuts it: uniform in 0..1, all, or 0 or 1.",
     )
     weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Odds of this component.")
+
+    @field_validator("input_alphas", "target_alphas")
+    @classmethod
+    def _known_resolutions(cls, alphas: Alphas) -> Alphas:
+        for key in alphas:
+            if ":" in key and key.split(":")[0] not in RESOLUTION_NAMES:
+                raise ValueError(f"{key!r}: a resolution is {' or '.join(RESOLUTION_NAMES)}, as in high:tok_rgb")
+        return alphas
 
 
 class MaskingConfig(_Config):
@@ -118,6 +135,14 @@ class PretrainConfig(_Config):
     model: ModelConfig
     masking: MaskingConfig
     optim: OptimConfig
+    resolutions: Resolutions = Field(
+        default="base", description="Images that take part: those of the base resolution, or the second one's too."
+    )
+    copy_tables: bool = Field(
+        default=False,
+        description="Start the token tables of a new modality from the same label's at the other resolution (demo); "
+        "at random otherwise, as the paper.",
+    )
     batch_size: Positive = Field(description="Samples a step.")
     steps: Positive = Field(description="Optimiser steps.")
     seed: int = Field(default=0, ge=0, description="Seed of weights, order and masks.")
@@ -131,7 +156,7 @@ class TrainSpec(_Config):
 
     store: str = Field(description="Root of the store.")
     manifest: str = Field(description="Store path of the manifest; its digest is in its name.")
-    name: Literal["fourm", "text2im"] = Field(description="Model name: models/{name}/{digest}/.")
+    name: Literal["fourm", "text2im", "superres"] = Field(description="Model name: models/{name}/{digest}/.")
     config: PretrainConfig
     init_from: str | None = Field(
         default=None, description="Store folder models/{name}/{digest} of the weights to start from."
@@ -191,6 +216,34 @@ def fourm_text2im_b() -> PretrainConfig:
     )
 
 
+def fourm_superres_b() -> PretrainConfig:
+    """4M-B fine-tuned to super-resolve 14 x 14 tokens to 28 x 28 (appendix A.1 and the public caption_rgb_bias recipe).
+
+    | | |
+    |---|---|
+    | tokens in / out | uniform in 64..1,024 / 1,024 (A.1) |
+    | mixture | four components in equal parts, one of whole captions (A.1; public superres `caption_rgb_bias`) |
+    | batch, learning rate | 4,096; 1e-4 * 4096 / 256 = 1.6e-3 (public SR-L) |
+    | tokens, warm-up | 100 B (A.1) in 12,205 steps, 5 B in 597 (public SR-L) |
+    | gradient norm | at most 3.0 (public SR-L) |
+
+    Paper and public code have 4M-SR at L only; here is its recipe at B's size. The embeddings and heads of the second
+    resolution start at random, as theirs. Not yet run at scale.
+    """
+    return PretrainConfig(
+        model=ModelConfig(),
+        masking=MaskingConfig(
+            components=_caption_rgb_biased(), num_input_tokens=(64, 1024), num_target_tokens=(1024, 1024)
+        ),
+        optim=OptimConfig(learning_rate=1e-4 * 4096 / 256, warmup_steps=597, clip_grad=3.0),
+        resolutions="both",
+        batch_size=4096,
+        steps=12_205,
+        checkpoint_every=1_220,
+        num_val=5_000,
+    )
+
+
 def fourm_demo(steps: int) -> PretrainConfig:
     """4M for scenes of 64 pixels on two cores; 2,450 steps are about 150 s on an idle machine."""
     return PretrainConfig(
@@ -217,6 +270,22 @@ def fourm_text2im_demo(steps: int) -> PretrainConfig:
     )
 
 
+def fourm_superres_demo(steps: int) -> PretrainConfig:
+    """The demo's model fine-tuned to super-resolve RGB from 4 x 4 tokens to the 8 x 8 that it was trained on.
+
+    The new, small tokens start from the tables of the large ones, and lie where these lie.
+    """
+    return PretrainConfig(
+        model=_demo_model(),
+        masking=MaskingConfig(components=_rgb_biased(), num_input_tokens=(16, 80), num_target_tokens=(64, 64)),
+        optim=OptimConfig(learning_rate=1.2e-3, warmup_steps=min(20, steps // 10), clip_grad=1.0),
+        resolutions="both",
+        copy_tables=True,
+        batch_size=16,
+        steps=steps,
+    )
+
+
 def _demo_model() -> ModelConfig:
     return ModelConfig(
         dim=128,
@@ -224,6 +293,7 @@ def _demo_model() -> ModelConfig:
         decoder_depth=2,
         num_heads=4,
         position_temperature=10.0,
+        position_grid=8,
         centre_positions=True,
         queries_are_keys_init=2.0,
         embedding_std=0.5,
@@ -242,4 +312,22 @@ def _caption_biased() -> tuple[MixtureComponent, ...]:
         MixtureComponent(input_alphas={"caption": 5.0, "*": 0.05}, target_alphas={"*": 1.0}, keep="all"),
         MixtureComponent(input_alphas={"*": 0.2}, target_alphas={"*": 1.0}),
         MixtureComponent(input_alphas={"*": 1.0}, target_alphas={"*": 1.0}),
+    )
+
+
+def _caption_rgb_biased() -> tuple[MixtureComponent, ...]:
+    """Public superres `caption_rgb_bias`: targets are of the higher resolution alone."""
+    high = {"high:*": 1.0}
+    return (
+        MixtureComponent(input_alphas={"tok_rgb": 5.0, "*": 0.05}, target_alphas={"high:tok_rgb": 5.0, "high:*": 0.05}),
+        MixtureComponent(input_alphas={"caption": 5.0, "*": 0.05}, target_alphas=high, keep="all"),
+        MixtureComponent(input_alphas={"*": 0.2}, target_alphas=high),
+        MixtureComponent(input_alphas={"*": 1.0}, target_alphas=high),
+    )
+
+
+def _rgb_biased() -> tuple[MixtureComponent, ...]:
+    """The demo's share of it: RGB tokens of both resolutions, and the large ones predicted."""
+    return (
+        MixtureComponent(input_alphas={"low:tok_rgb": 5.0, "high:tok_rgb": 5.0}, target_alphas={"high:tok_rgb": 1.0}),
     )

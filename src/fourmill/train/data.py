@@ -73,22 +73,30 @@ def checked_manifest(store: Store, path: str) -> Manifest:
     return manifest
 
 
-def read_samples(store: Store, manifest: Manifest, split: Split, limit: int | None = None) -> SampleSet:
+def read_samples(
+    store: Store,
+    manifest: Manifest,
+    split: Split,
+    limit: int | None = None,
+    modalities: Sequence[Modality] | None = None,
+) -> SampleSet:
     """Read a split into memory.
 
     Args:
         limit: only the first samples by key.
+        modalities: those that take part, the others' tars are not read; all of the manifest by default.
 
     Raises:
         DataError: a tar or a sample is not what the manifest says.
     """
     rows: list[dict] = []
+    chosen = sorted(manifest.at("both") if modalities is None else modalities, key=lambda m: m.name)
     for entry in manifest.splits.get(split, []):
         if limit is not None and len(rows) >= limit:
             break
-        rows += _shard(store, manifest, split, entry)
+        rows += _shard(store, manifest, split, entry, chosen)
     rows = rows[:limit]
-    kinds = {name: manifest.modality(name).kind for name in sorted(manifest.modalities)}
+    kinds = {m.name: m.kind for m in chosen}
     texts = TextTokenizer(store.read(manifest.text_tokenizer)) if "text" in kinds.values() else None
 
     def column(name: str) -> list:
@@ -158,8 +166,9 @@ class Loader:
         return assemble([self.samples.sample(i) for i in indices], self.mixture, rngs, self._patch_bytes)
 
 
-def _shard(store: Store, manifest: Manifest, split: Split, entry: ShardEntry) -> list[dict]:
-    modalities = [manifest.modality(name) for name in sorted(manifest.modalities)]
+def _shard(
+    store: Store, manifest: Manifest, split: Split, entry: ShardEntry, modalities: Sequence[Modality]
+) -> list[dict]:
     members = {f: _members(store, manifest, split, f, entry) for f in {_CROPS, "rgb", *(m.folder for m in modalities)}}
     return [
         _sample(key, {folder: found[key] for folder, found in members.items()}, modalities, manifest)
@@ -196,7 +205,7 @@ def _sample(key: SampleKey, members: dict[str, bytes], modalities: Iterable[Moda
         found: dict = {"key": key}
         for m in modalities:
             if m.kind == "pixels":
-                found[m.name] = crop_rgb(image, crop, manifest.input_px)
+                found[m.name] = crop_rgb(image, crop, m.grid * manifest.patch_px)
             elif m.kind == "tokens":
                 found[m.name] = _tokens(members[m.folder], m)
             elif m.ext == "json":

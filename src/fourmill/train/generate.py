@@ -4,7 +4,7 @@ The draws of a sample depend on (seed, its row, modality, step) alone, not on th
 grid, M targets, V ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +89,42 @@ def generate_from_caption(
     )
     plan = [Decoding(name, steps=steps, temperature=temperature, **options) for name in names]  # type: ignore[arg-type]
     return generate(model, Visible(len(ids), texts={"caption": [list(row) for row in ids]}), plan, seed, chain)
+
+
+def super_resolve(
+    model: FourM,
+    tokens: Mapping[str, NDArray[np.integer]],
+    targets: Sequence[str],
+    steps: int = 8,
+    temperature: float = 1.0,
+    seed: int = 0,
+    texts: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    **options: float,
+) -> dict[str, Tokens]:
+    """Tokens of the higher resolution from whole grids of the lower one, by MaskGIT with the cosine schedule (appendix A.1).
+
+    Args:
+        tokens: low-resolution tokens by modality name, (B, L) each.
+        targets: high-resolution modalities, one after the other, each seen by those after it.
+        steps: decoding steps of an image; 8 as public.
+        texts: ids of captions or boxes that are known too, by name, [EOS] last.
+        options: `top_k`, `top_p` of `Decoding`.
+
+    Raises:
+        ValueError: no tokens, grids of another size than the model's, or a modality that it does not predict.
+    """
+    if not tokens:
+        raise ValueError("nothing to super-resolve: give the tokens of at least one low-resolution modality")
+    for name, grid in tokens.items():
+        modality = model.by_name.get(name)
+        if modality is None or grid.ndim != 2 or grid.shape[1] != modality.max_tokens:
+            expected = "one of " + ", ".join(model.by_name) if modality is None else f"(B, {modality.max_tokens})"
+            raise ValueError(f"{name} tokens of shape {grid.shape}; this model takes {expected}")
+    known = {name: grid.astype(np.int64) for name, grid in tokens.items()}
+    written = {name: [list(row) for row in rows] for name, rows in (texts or {}).items()}
+    visible = Visible(len(next(iter(known.values()))), tokens=known, texts=written)
+    plan = [Decoding(name, steps=steps, temperature=temperature, **options) for name in targets]  # type: ignore[arg-type]
+    return generate(model, visible, plan, seed)
 
 
 @torch.inference_mode()

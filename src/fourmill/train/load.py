@@ -36,6 +36,7 @@ def save_fourm(store: Store, name: str, model: FourM, training: dict[str, Any], 
         "model": model.config.model_dump(mode="json"),
         "patch_px": model.patch_px,
         "modalities": [asdict(modality) for modality in model.modalities],
+        "predicted": list(model.decoder_embeddings),
         "training": training,
     }
     digest = digest_json([digest_bytes(weights), config])
@@ -63,13 +64,14 @@ def load_fourm(store: Store, folder: str, device: str = "cpu") -> FourM:
         values = json.loads(text)
         config = ModelConfig.model_validate(values["model"])
         modalities, patch_px = [Modality(**m) for m in values["modalities"]], int(values["patch_px"])
+        predicted = [str(name) for name in values["predicted"]]
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ModelError(f"{folder}/config.json is not a 4M config: {error}") from error
     try:
         state = load(data)
     except SafetensorError as error:
         raise ModelError(f"{folder}/model.safetensors is damaged: {error}; copy it again") from error
-    model = FourM(config, modalities, patch_px)
+    model = FourM(config, modalities, patch_px, predicted)
     load_weights(model, state, folder)
     return model.to(device).eval()
 

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
+from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.core.manifest import Manifest
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
 from fourmill.train.batch import Batch
-from fourmill.train.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.train.config import PretrainConfig, TrainSpec
 from fourmill.train.data import Loader, checked_manifest, read_samples
-from fourmill.train.load import ModelError, load_fourm
+from fourmill.train.finetune import start_from
+from fourmill.train.load import load_fourm
 from fourmill.train.masking import Mixture
 from fourmill.train.model import FourM
 from fourmill.train.optim import AdamW, Average, learning_rate
@@ -82,14 +83,14 @@ def _train(store: Store, spec: TrainSpec, ranks: Ranks, progress: Progress) -> N
     state = start(store, manifest, config, spec.init_from, ranks.device)
     _resume(state, load_checkpoint(Path(spec.run_folder), spec.input_digest))
     mixture = Mixture(config.masking, state.model.modalities)
-    train = read_samples(store, manifest, "train")
+    train = read_samples(store, manifest, "train", modalities=state.model.modalities)
     loader = Loader(train, mixture, config.batch_size, config.seed, manifest.patch_px, rows)
     _run(state, loader, spec, ranks, progress)
     if not ranks.is_first:
         return
     progress(state.step, state.step, "scoring")
     publish_average(state)
-    val = read_samples(store, manifest, "val", config.num_val)
+    val = read_samples(store, manifest, "val", config.num_val, state.model.modalities)
     losses = validation_losses(state.model.eval(), val, mixture, config)
     trained = Trained(state.step, state.seconds, state.curve, len(train), len(val), losses)
     publish(store, spec, manifest, state.model, trained)
@@ -102,21 +103,14 @@ def start(
     """Weights and optimiser before the first step.
 
     Raises:
-        ModelError: the model to start from has another shape or other modalities.
+        ModelError: the model to start from has another shape, or modalities that the manifest has not.
+        MaskingError: the mixture does not fit the modalities.
     """
-    modalities = [manifest.modality(name) for name in manifest.modalities]
-    if init_from is None:
-        torch.manual_seed(config.seed)
-        model = FourM(config.model, modalities, manifest.patch_px)
-    else:
-        model = load_fourm(store, init_from)
-        if _shape(model) != (config.model.dim, config.model.encoder_depth, config.model.decoder_depth) or set(
-            model.modalities
-        ) != set(modalities):
-            raise ModelError(
-                f"{init_from} has dim, encoder and decoder depth {_shape(model)} and modalities "
-                f"{', '.join(model.by_name)}; the config and the manifest ask for something else: train it from this manifest"
-            )
+    modalities = sorted(manifest.at(config.resolutions), key=lambda m: m.name)
+    torch.manual_seed(config.seed)
+    model = FourM(config.model, modalities, manifest.patch_px, Mixture(config.masking, modalities).predicted)
+    if init_from is not None:
+        start_from(model, load_fourm(store, init_from), config.copy_tables, init_from)
     model.to(device)
     average = Average(dict(model.named_parameters()), config.optim.average_decay)
     return State(model.train(), AdamW(model, config.optim), average)
@@ -206,10 +200,6 @@ def _ahead(loader: Loader, first: int, end: int) -> Iterator[Batch]:
             batch = following.result()
             following = pool.submit(loader.batch, step + 1) if step + 1 < end else None
             yield batch
-
-
-def _shape(model: FourM) -> tuple[int, int, int]:
-    return model.config.dim, model.config.encoder_depth, model.config.decoder_depth
 
 
 def _snapshot(state: State, spec: TrainSpec) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fourmill.core.modality import TEXT_MAX_TOKENS, Modality
 from fourmill.core.sequences import FIRST_SENTINEL, NUM_SENTINELS, sentinel
-from fourmill.train.config import Alphas, Keep, MaskingConfig
+from fourmill.train.config import RESOLUTION_NAMES, Alphas, Keep, MaskingConfig
 
 Rng = np.random.Generator
 Ids = NDArray[np.int64]
@@ -53,14 +53,14 @@ class Mixture:
 
     def __init__(self, config: MaskingConfig, modalities: Sequence[Modality]) -> None:
         self.config, self.modalities = config, tuple(modalities)
-        names = [m.name for m in modalities]
+        names, resolutions = [m.name for m in modalities], resolution_names(modalities)
         predicted = np.array([m.kind != "pixels" for m in modalities])
+
+        def by_modality(alphas: Alphas) -> NDArray[np.float64]:
+            return np.array([alpha_of(alphas, name, resolutions.get(name, "")) for name in names])
+
         self.components = [
-            Component(
-                np.array([alpha_of(c.input_alphas, n) for n in names]),
-                np.array([alpha_of(c.target_alphas, n) for n in names]) * predicted,
-                c.keep,
-            )
+            Component(by_modality(c.input_alphas), by_modality(c.target_alphas) * predicted, c.keep)
             for c in config.components
         ]
         for i, component in enumerate(self.components):
@@ -68,11 +68,18 @@ class Mixture:
                 raise MaskingError(
                     f"component {i} of the mixture has no {'input' if not component.input_alphas.any() else 'target'} among "
                     f"{', '.join(names)}; give one of them an alpha above 0"
+                    + ("" if resolutions else " (they have one resolution: low: and high: name none of them)")
                 )
         weights = np.array([c.weight for c in config.components])
         self._odds = weights / weights.sum()
         self._caps = np.array([m.max_tokens for m in modalities])
         self._is_image = np.array([m.kind != "text" for m in modalities])
+
+    @property
+    def predicted(self) -> list[str]:
+        """Names of the modalities that are a target of some component."""
+        alphas = sum(c.target_alphas for c in self.components)
+        return [m.name for m, alpha in zip(self.modalities, np.asarray(alphas), strict=True) if alpha]
 
     def draw(self, rng: Rng) -> Budgets:
         """Budgets of one sample. Tokens that a modality has no room for are not given to another, as in public."""
@@ -87,13 +94,30 @@ class Mixture:
         return Budgets(inputs, targets, component.keep)
 
 
-def alpha_of(alphas: Alphas, name: str) -> float:
-    """The alpha of a modality: by full name, else by label, else by the longest wildcard, else 0."""
+def resolution_names(modalities: Sequence[Modality]) -> dict[str, str]:
+    """`low` or `high` of each image modality where there are two resolutions; empty where there is one.
+
+    Raises:
+        MaskingError: there are more than two.
+    """
+    sides = sorted({m.px for m in modalities if m.px is not None})
+    if len(sides) < len(RESOLUTION_NAMES):
+        return {}
+    if len(sides) > len(RESOLUTION_NAMES):
+        raise MaskingError(f"images of {', '.join(map(str, sides))} pixels: one mixture spans two resolutions at most")
+    by_side = dict(zip(sides, RESOLUTION_NAMES, strict=True))
+    return {m.name: by_side[m.px] for m in modalities if m.px is not None}
+
+
+def alpha_of(alphas: Alphas, name: str, resolution: str = "") -> float:
+    """The alpha of a modality: by full name, label at its resolution, label, else by the longest wildcard, else 0."""
     label = name.split("@")[0]
-    for key in (name, label, *sorted((k for k in alphas if "*" in k), key=len, reverse=True)):
-        if key in alphas and (key in (name, label) or fnmatchcase(label, key)):
+    placed = f"{resolution}:{label}"
+    for key in (name, placed, label):
+        if key in alphas:
             return alphas[key]
-    return 0.0
+    wild = sorted((key for key in alphas if "*" in key), key=len, reverse=True)
+    return next((alphas[key] for key in wild if fnmatchcase(placed if ":" in key else label, key)), 0.0)
 
 
 def split_budget(budget: int, alphas: NDArray[np.float64], rng: Rng) -> Ids:

@@ -5,7 +5,7 @@ D channels, V ids of a modality, K numbers of a pixel patch, P patches.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -40,7 +40,9 @@ class Embedding(nn.Module):
         positions = (
             text_positions(dim)
             if modality.kind == "text"
-            else grid_positions(dim, modality.grid, config.position_temperature, config.centre_positions)
+            else grid_positions(
+                dim, modality.grid, config.position_temperature, config.centre_positions, config.position_grid
+            )
         )
         self.register_buffer("pos_emb", positions)
         if mod_emb is not None:  # the decoder's side; its head shares the table
@@ -59,9 +61,16 @@ class FourM(nn.Module):
         config: sizes.
         modalities: of the manifest, in any order; pixels are input only.
         patch_px: side of a pixel patch.
+        predicted: names of those that it predicts; all but pixels by default.
     """
 
-    def __init__(self, config: ModelConfig, modalities: Iterable[Modality], patch_px: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        modalities: Iterable[Modality],
+        patch_px: int,
+        predicted: Collection[str] | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.patch_px = config, patch_px
         self.modalities = tuple(sorted(modalities, key=lambda m: m.name))
@@ -71,7 +80,7 @@ class FourM(nn.Module):
             {
                 m.name: Embedding(m, config, patch_px, self._side("encoder", m.name).mod_emb)
                 for m in self.modalities
-                if m.kind != "pixels"
+                if m.kind != "pixels" and (predicted is None or m.name in predicted)
             }
         )
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_depth))

@@ -31,18 +31,19 @@ class Visible:
 
 
 def visible_rgb(model: FourM, rgb_BHWC: NDArray[np.uint8]) -> Visible:
-    """Images of the size that the model was trained on.
+    """Images of a size that the model was trained on.
 
     Raises:
         ValueError: another size or type, or the model knows no pixels.
     """
-    names = [m for m in model.modalities if m.kind == "pixels"]
+    names = {m.grid * model.patch_px: m.name for m in model.modalities if m.kind == "pixels"}
     if not names:
         raise ValueError(f"this model sees no pixels, only {', '.join(model.by_name)}")
-    side = names[0].grid * model.patch_px
-    if rgb_BHWC.dtype != np.uint8 or rgb_BHWC.shape[1:] != (side, side, 3):
-        raise ValueError(f"images of {rgb_BHWC.dtype} {rgb_BHWC.shape}; this model takes uint8 (B, {side}, {side}, 3)")
-    return Visible(len(rgb_BHWC), patches={names[0].name: cut_patches(rgb_BHWC, model.patch_px)})
+    side = rgb_BHWC.shape[1] if rgb_BHWC.ndim == 4 else 0
+    if rgb_BHWC.dtype != np.uint8 or side not in names or rgb_BHWC.shape[1:] != (side, side, 3):
+        takes = " or ".join(f"(B, {known}, {known}, 3)" for known in names)
+        raise ValueError(f"images of {rgb_BHWC.dtype} {rgb_BHWC.shape}; this model takes uint8 {takes}")
+    return Visible(len(rgb_BHWC), patches={names[side]: cut_patches(rgb_BHWC, model.patch_px)})
 
 
 def visible_inputs(model: FourM, visible: Visible) -> Inputs:
