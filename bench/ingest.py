@@ -1,0 +1,160 @@
+"""Downloads beside img2dataset: the same local server, in turns; CPU and wall time a URL, and the worker's memory.
+
+Both sides keep proportions, reduce the longer side to 256 pixels, write JPEG q95 into tars with sha256, in two processes
+of 64 requests each; img2dataset reads no EXIF here, which it does by default. Ours is `ImageWorker`, what Ray actors run.
+CPU is user and system time of the side's processes; the server has one of its own that is not counted. Marginal is a run
+less one of a few URLs, so start-up (imports, for the most part) is not in it.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.ingest_sides import Cost, Task, ask_ours, run_ours, run_theirs, their_python, their_version
+from bench.ingest_site import make_certificate, make_large, make_small, make_tiny, plan, serving
+from bench.report import report
+
+_FEW = 4  # rows of a run that is all start-up
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    rounds: int
+    rows: int
+    https_rows: int
+    large_rows: int
+    memory_rows: int
+
+
+FULL = Sizes(rounds=3, rows=2000, https_rows=2000, large_rows=400, memory_rows=100_000)
+QUICK = Sizes(rounds=1, rows=600, https_rows=200, large_rows=100, memory_rows=4000)
+
+
+@dataclass
+class Scene:
+    """One kind of traffic: its task and what the sides took, round by round."""
+
+    name: str
+    task: Task
+    plan: Path
+    ours: list[Cost]
+    theirs: list[Cost]
+    limits: list[float]  # CPU seconds a URL of bare fetching and the codec
+
+    def marginal(self, side: Sequence[Cost], few: Sequence[Cost], attribute: str) -> float:
+        """Seconds a URL, start-up removed; the median of the rounds."""
+        rows = self.task.rows - _FEW
+        slopes = [getattr(c, attribute) - getattr(f, attribute) for c, f in zip(side, few, strict=True)]
+        return statistics.median(slopes) / rows
+
+
+def _play(scene: Scene, turn: int) -> None:
+    """One round of a scene: img2dataset, this project, the limits."""
+    task = replace(scene.task, folder=f"{scene.task.folder}-{turn}")
+    scene.theirs.append(run_theirs(task))
+    scene.ours.append(run_ours(task))
+    if scene.ours[-1].ok != scene.theirs[-1].ok:
+        raise RuntimeError(f"{scene.name}: {scene.ours[-1].ok} images here, {scene.theirs[-1].ok} from img2dataset")
+    if scene.task.rows > _FEW:
+        alone = [ask_ours("fetch", task), ask_ours("codec", task, str(scene.plan))]
+        scene.limits.append(sum(float(str(one["cpu_s"])) for one in alone))
+    shutil.rmtree(task.folder)
+
+
+def _remember(root: Path, sizes: Sizes) -> list[float]:
+    """Resident MB after each thousand rows."""
+    folder = root / "tiny"
+    folder.mkdir()
+    make_tiny(folder, 200)
+    with serving(plan(sizes.memory_rows, sorted(folder.iterdir()), all_good=True), root) as base:
+        found = ask_ours("memory", Task(sizes.memory_rows, base, str(root / "memory"), ""))
+    curve = found["rss_mb"]
+    assert isinstance(curve, list)
+    return curve
+
+
+def _measure(root: Path, sizes: Sizes) -> tuple[list[Scene], list[float]]:
+    pictures = {"small": root / "small", "large": root / "large"}
+    for folder in pictures.values():
+        folder.mkdir()
+    make_small(pictures["small"], sizes.rows)
+    make_large(pictures["large"], min(100, sizes.large_rows))
+    small, large = (sorted(folder.iterdir()) for folder in pictures.values())
+    certificate, authorities = make_certificate(root)
+    folders = {name: root / name for name in ("http", "https", "2mp")}
+    for folder in folders.values():
+        folder.mkdir()
+    plans = {
+        "http": plan(sizes.rows, small),
+        "https": plan(sizes.https_rows, small),
+        "2mp": plan(sizes.large_rows, large, all_good=True),
+    }
+    with (
+        serving(plans["http"], folders["http"]) as http,
+        serving(plans["https"], folders["https"], certificate) as https,
+        serving(plans["2mp"], folders["2mp"]) as two_mp,
+    ):
+        bases = {"http": http, "https": https, "2mp": two_mp}
+
+        def scene(name: str, rows: int, of: str) -> Scene:
+            task = Task(rows, bases[of], str(root / f"run-{name}"), str(authorities))
+            return Scene(name, task, folders[of] / "plan.json", [], [], [])
+
+        scenes = [scene("start-up", _FEW, "2mp"), *[scene(name, len(rows), name) for name, rows in plans.items()]]
+        for turn in range(sizes.rounds):
+            for one in scenes:
+                _play(one, turn)
+    return scenes, _remember(root, sizes)
+
+
+def _table(scenes: Sequence[Scene]) -> tuple[list[list[object]], dict[str, float]]:
+    start_up, *others = scenes
+    rows: list[list[object]] = []
+    figures: dict[str, float] = {}
+    for name, side in (("img2dataset", start_up.theirs), ("ours", start_up.ours)):
+        rows.append([name, "start-up", "", "", "", f"{statistics.median(c.cpu_s for c in side):.3g} s", ""])
+    for scene in others:
+        limit = statistics.median(scene.limits) * 1e3
+        cpu, wall = {}, {}
+        for name, side, few in (
+            ("img2dataset", scene.theirs, start_up.theirs),
+            ("ours", scene.ours, start_up.ours),
+        ):
+            cpu[name] = scene.marginal(side, few, "cpu_s") * 1e3
+            wall[name] = scene.marginal(side, few, "wall_s") * 1e3
+            all_in = statistics.median(c.cpu_s for c in side) / scene.task.rows * 1e3
+            ratio = cpu[name] / cpu["img2dataset"]
+            rows.append([name, scene.name, cpu[name], ratio, cpu[name] / limit, all_in, wall[name]])
+        rows.append(["bare fetch + codec", scene.name, limit, limit / cpu["img2dataset"], 1.0, "", ""])
+        figures[f"cpu_cost_ratio_{scene.name}"] = cpu["ours"] / cpu["img2dataset"]
+        figures[f"wall_ratio_{scene.name}"] = wall["ours"] / wall["img2dataset"]
+        if scene.name == "http":
+            figures["cost_over_limit"] = cpu["ours"] / limit
+    return rows, figures
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round of few rows; ends within a minute")
+    sizes = QUICK if parser.parse_args().quick else FULL
+    their_python()
+    with tempfile.TemporaryDirectory(prefix="fourmill-bench-") as root:
+        scenes, curve = _measure(Path(root), sizes)
+    rows, figures = _table(scenes)
+    early = curve[len(curve) // 10]
+    figures["rss_growth_mb"] = curve[-1] - early
+    shown = [curve[i] for i in range(0, len(curve), max(1, len(curve) // 10))] + [curve[-1]]
+    print(f"img2dataset {their_version()}; resident MB of one worker over {sizes.memory_rows} rows: {shown}")
+    columns = ["side", "traffic", "CPU ms/URL", "of img2dataset's", "over limit", "CPU ms/URL in all", "wall ms/URL"]
+    report("ingest", columns, rows, figures)
+
+
+if __name__ == "__main__":
+    main()
