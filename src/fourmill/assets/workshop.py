@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import dagster as dg
 
@@ -24,7 +24,11 @@ class Workshop:
     def session(self, context: dg.AssetExecutionContext) -> Session:
         """The session of one step."""
         listener = self.listener or _to_log(context.log.info)
-        return Session(self.project, context.run_id, self.connect_to, listener)
+        return Session(self.project, context.run.run_id, self.connect_to, listener)
+
+    def for_dataset(self, name: str) -> "Workshop":
+        """The workshop of one of the project's data sets: its sessions see that set alone."""
+        return replace(self, project=self.project.for_dataset(name))
 
 
 def _to_log(say: Callable[[str], None]) -> Listener:

@@ -46,7 +46,12 @@ def demo(
 
 @app.command()
 def run(
-    list_file: Annotated[Path, typer.Option("--list", help="One `URL<TAB>caption` a line.")],
+    list_place: Annotated[
+        str,
+        typer.Option(
+            "--list", help="Path, s3://... or https://... of a TSV (`URL<TAB>caption` a line), CSV or Parquet file."
+        ),
+    ],
     out: Out,
     labellers: Annotated[
         str,
@@ -64,7 +69,7 @@ def run(
 
     run_list(
         Workspace(out.resolve()),
-        list_file.resolve(),
+        list_place if "://" in list_place else str(Path(list_place).resolve()),
         labellers,
         allow_host or [],
         num_blocks,

@@ -32,11 +32,13 @@ def build_definitions(
         connect_to: "host:port" -> "ip:port" for the downloader.
         listener: hears progress; without one it goes to each run's log.
     """
-    blocks = dg.StaticPartitionsDefinition(project.layout.block_keys())
+    blocks = _blocks(project)
+    others = [project.for_dataset(dataset.name) for dataset in project.more_datasets]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # backfill_policy: one run a block is what we need of it
         assets = [
             *ingest_assets(project, blocks),
+            *(asset for other in others for asset in ingest_assets(other, _blocks(other))),
             *label_assets(project, blocks),
             *tokenizer_assets(project),
             *token_assets(project, blocks),
@@ -75,6 +77,20 @@ def build_jobs(project: Project) -> list[UnresolvedAssetJobDefinition]:
             shards | dg.AssetSelection.groups("fourm"),
             description="Gather the manifest, train 4M on it, score it and show what it generates.",
         ),
+        *(job for dataset in project.more_datasets for job in _ingest_jobs(dataset.name)),
+    ]
+
+
+def _blocks(project: Project) -> dg.StaticPartitionsDefinition:
+    return dg.StaticPartitionsDefinition(project.layout.block_keys())
+
+
+def _ingest_jobs(dataset: str) -> list[UnresolvedAssetJobDefinition]:
+    """The jobs of a data set beside the main one, whose images no stage reads by itself."""
+    index, images = (dg.AssetSelection.assets(dg.AssetKey([dataset, name])) for name in ("source_index", "images"))
+    return [
+        dg.define_asset_job(f"index_{dataset}", index, description=f"Number the rows of {dataset}."),
+        dg.define_asset_job(f"ingest_{dataset}", images, description=f"The images of one block of {dataset}."),
     ]
 
 

@@ -1,11 +1,11 @@
 """`fourmill demo` and `fourmill run`: prepare, check, materialize, show."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 from fourmill.core.names import Layout
+from fourmill.ingest.config import SourceConfig
 from fourmill.ingest.demo_source import DEMO_HOST, write_demo_list
 from fourmill.ingest.source import count_rows
 from fourmill.pipelines import environment, preflight, profiles
@@ -18,7 +18,6 @@ from fourmill.pipelines.workspace import Workspace, routes
 from fourmill.pseudolabel.config import feature_dim, labellers_from
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import stop_ray
-from fourmill.tokenize.config import demo_tokenizers
 
 SCENE_SEED = 0
 
@@ -47,7 +46,7 @@ def run_demo(workspace: Workspace, profile: str, train_minutes: float | None, co
 
 def run_list(
     workspace: Workspace,
-    list_file: Path,
+    list_place: str,
     labellers: str,
     allow_hosts: Sequence[str],
     num_blocks: int,
@@ -60,9 +59,9 @@ def run_list(
     Raises:
         ValueError: the list, the labellers or the machine is not fit for it.
     """
-    preflight.check_list(str(list_file))
+    preflight.check_source(SourceConfig(list=list_place))
     base = profiles.profile(profile, workspace.out, train_minutes)
-    project = list_project(base, list_file, labellers, allow_hosts, num_blocks)
+    project = list_project(base, list_place, labellers, allow_hosts, num_blocks)
     with preflight.only_one(workspace.out):
         preflight.check_machine(project)
         workspace.keep(project)
@@ -70,10 +69,11 @@ def run_list(
 
 
 def list_project(
-    base: Project, list_file: Path, labellers: str, allow_hosts: Sequence[str], num_blocks: int
+    base: Project, list_place: str, labellers: str, allow_hosts: Sequence[str], num_blocks: int
 ) -> Project:
     """A profile over another list: shards are cut so that the blocks hold all rows."""
-    rows = count_rows(str(list_file))
+    source = base.source.model_copy(update={"list": list_place})
+    rows = count_rows(source)
     shards_per_block = max(1, min(200, -(-rows // (num_blocks * 500))))
     layout = Layout(
         rows_per_shard=max(1, -(-rows // (num_blocks * shards_per_block))),
@@ -82,15 +82,15 @@ def list_project(
     )
     chosen = {**base.labellers, **labellers_from(labellers)}
     features = feature_dim(chosen["clip"])
-    fits = base.tokenizers["clip"].feature_dim == features
+    clip = base.tokenizers["clip"].model_copy(update={"feature_dim": features})
     return base.model_copy(
         update={
             "profile": f"list-{labellers if labellers in ('seeded', 'scene') else 'weights'}",
-            "source": base.source.model_copy(update={"list": str(list_file)}),
+            "source": source,
             "layout": layout,
             "ingest": base.ingest.model_copy(update={"allow_hosts": tuple(allow_hosts)}),
             "labellers": chosen,
-            "tokenizers": base.tokenizers if fits else demo_tokenizers(features),
+            "tokenizers": {**base.tokenizers, "clip": clip},
             "train_set": base.train_set.model_copy(update={"blocks": tuple(layout.block_keys()[:6])}),
         }
     )

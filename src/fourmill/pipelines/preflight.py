@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from fourmill.core.store import check_writable
+from fourmill.ingest.config import SourceConfig
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import check_reachable
 
@@ -29,7 +30,8 @@ def check_machine(
     Raises:
         NotReadyError, StoreError, RayUnreachableError: the first that is missing, and what to do about it.
     """
-    check_list(project.source.list)
+    for dataset in project.datasets():
+        check_source(dataset.source)
     check_writable(project.store)
     check_reachable(project.ray)
     folder = project.local_folder
@@ -46,14 +48,17 @@ def check_machine(
         )
 
 
-def check_list(path: str) -> None:
-    """The list is a readable file.
+def check_source(source: SourceConfig) -> None:
+    """A list is a readable file, pictures at hand are a folder; a remote list is asked for when it is read.
 
     Raises:
         NotReadyError: it is not.
     """
-    if not Path(path).is_file():
-        raise NotReadyError(f"no list at {path!r}; give a file with one `URL<TAB>caption` a line")
+    place = source.list or source.root
+    if source.kind != "list" and not Path(place).is_dir():
+        raise NotReadyError(f"no folder at {place!r}; give the folder of the pictures as source.root")
+    if source.kind == "list" and "://" not in place and not Path(place).is_file():
+        raise NotReadyError(f"no list at {place!r}; give a file with one `URL<TAB>caption` a line")
 
 
 def check_port(port: int) -> None:

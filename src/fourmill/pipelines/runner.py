@@ -14,7 +14,7 @@ import psutil
 
 from fourmill.ingest.source import is_current
 from fourmill.pipelines.status import Node, read_status
-from fourmill.runtime.project import Project
+from fourmill.runtime.project import DatasetConfig, Project
 from fourmill.runtime.session import Session
 
 _PID_TAG = "fourmill/pid"
@@ -60,6 +60,8 @@ def materialize_all(
         RunFailedError: a run failed; what was finished before stays finished.
     """
     store = Session(project).store
+    main, *others = project.datasets()
+    sources = {"index_list": main, **{f"index_{other.name}": other for other in others}}
     runs = 0
     for job_name, partition in _steps(project):
         nodes = [
@@ -69,7 +71,8 @@ def materialize_all(
         ]
         job = defs.resolve_job_def(job_name)
         wanted = [n for n in nodes if n.key in job.asset_layer.executable_asset_keys]
-        if job_name == "index_list" and not wanted and not is_current(store, project.dataset, project.source):
+        source = sources.get(job_name)
+        if source and not wanted and not is_current(store, source.name, source.source):
             wanted = [Node(key, None, "stale", "the list has changed") for key in job.asset_layer.executable_asset_keys]
         if wanted:
             announce(job_name, wanted)
@@ -82,11 +85,17 @@ def _steps(project: Project) -> list[tuple[str, str | None]]:
     blocks = project.layout.block_keys()
     return [
         ("index_list", None),
+        *(step for dataset in project.more_datasets for step in _ingest_steps(dataset)),
         *(("label_block", block) for block in blocks),
         ("train_tokenizers", None),
         *(("tokenize_block", block) for block in blocks),
         ("train_4m", None),
     ]
+
+
+def _ingest_steps(dataset: DatasetConfig) -> list[tuple[str, str | None]]:
+    ingest = f"ingest_{dataset.name}"
+    return [(f"index_{dataset.name}", None), *((ingest, block) for block in dataset.layout.block_keys())]
 
 
 def _execute(

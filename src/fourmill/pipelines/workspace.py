@@ -52,7 +52,7 @@ class Workspace:
             before = self.project()
             if (before.source, before.layout, before.dataset) != (project.source, project.layout, project.dataset):
                 raise ProjectError(
-                    f"{self.out} holds a project for {before.source.list} ({before.layout.num_blocks} blocks of "
+                    f"{self.out} holds a project for {before.source.where} ({before.layout.num_blocks} blocks of "
                     f"{before.layout.shards_per_block} shards); choose another --out, or delete the folder"
                 )
         write_project(project, self.project_file)

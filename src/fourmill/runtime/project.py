@@ -17,6 +17,10 @@ from fourmill.runtime.ray_session import RayConfig
 from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TextTokenizerConfig, TrainSetConfig
 from fourmill.train.config import PretrainConfig
 
+_NAME = r"^[a-z][a-z0-9_]*$"
+# A job of the main data set (index_list), groups of other assets, folders of the store.
+_TAKEN_NAMES = frozenset({"list", "labels", "tokenizers", "tokens", "fourm", "source", "models", "runs"})
+
 
 class ProjectError(ValueError):
     """A project that cannot be used, said with the next step."""
@@ -30,13 +34,24 @@ class SamplesConfig(BaseModel):
     num_shown: Annotated[int, Field(gt=0)] = Field(default=6, description="Held-out samples in the pictures.")
     num_scored: Annotated[int, Field(gt=0)] = Field(default=200, description="Held-out samples behind the figures.")
     decoding_steps: Annotated[int, Field(gt=0)] = Field(default=4, description="MaskGIT steps for each image modality.")
+    superres_steps: Annotated[int, Field(gt=0)] = Field(
+        default=8, description="MaskGIT steps of super-resolution; 8 as public."
+    )
     temperature: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Sampling temperature; 0 takes the best."
     )
     seed: int = 0
-    superres_steps: Annotated[int, Field(gt=0)] = Field(
-        default=8, description="MaskGIT steps of super-resolution; 8 as public."
-    )
+
+
+class DatasetConfig(BaseModel):
+    """One data set of a project: what it is made of, how it is cut, what its images become."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=_NAME, description="Name in asset keys and store paths.")
+    source: SourceConfig
+    layout: Layout
+    ingest: IngestConfig
 
 
 class Project(BaseModel):
@@ -49,35 +64,20 @@ class Project(BaseModel):
     scratch: str | None = Field(
         default=None, description="Local folder for training programs' specs, logs and checkpoints; None: the store."
     )
-    dataset: str = Field(
-        default="cc12m", pattern=r"^[a-z][a-z0-9_]*$", description="Name in asset keys and store paths."
-    )
+    dataset: str = Field(default="cc12m", pattern=_NAME, description="Name in asset keys and store paths.")
     source: SourceConfig
     layout: Layout
     ingest: IngestConfig
+    more_datasets: tuple[DatasetConfig, ...] = Field(
+        default=(),
+        description="Data sets that are ingested beside the one that 4M is trained on, each as assets of its own.",
+    )
     labellers: dict[str, LabellerConfig] = Field(description="One each for depth, normal, semseg, det, and clip.")
     train_set: TrainSetConfig
     tokenizers: dict[str, ImageTokenizerConfig] = Field(description="One for each image modality.")
     text: TextTokenizerConfig
     pretrain: PretrainConfig
     text2im: PretrainConfig
-    samples: SamplesConfig = SamplesConfig()
-    ray: RayConfig = RayConfig()
-    threads: Annotated[int, Field(gt=0)] = Field(default=2, description="CPU threads of a tokenizer's training.")
-    fourm_threads: Annotated[int, Field(gt=0)] = Field(
-        default=1,
-        description="CPU threads of each process of 4M's training; at the demo's size a second one gains nothing.",
-    )
-    fourm_processes: Annotated[int, Field(gt=0)] = Field(
-        default=1, description="Processes that share every batch of 4M's training."
-    )
-
-    @model_validator(mode="after")
-    def _scratch_is_local(self) -> "Project":
-        if not is_local(self.scratch or self.store):
-            raise ValueError(
-                f"the store {self.store!r} is no local folder: give `scratch` one, for logs and checkpoints of trainings"
-            )
     second_px: Annotated[int, Field(gt=0)] | None = Field(
         default=None, description="Side of the crops of a second resolution, for super-resolution; None: there is none."
     )
@@ -87,12 +87,31 @@ class Project(BaseModel):
     superres: PretrainConfig | None = Field(
         default=None, description="The fine-tune from the lower to the higher resolution; None where there is one only."
     )
-        return self
+    samples: SamplesConfig = SamplesConfig()
+    ray: RayConfig = RayConfig()
+    threads: Annotated[int, Field(gt=0)] = Field(default=1, description="CPU threads of a tokenizer's training.")
+    tokenizers_at_once: Annotated[int, Field(gt=0)] = Field(
+        default=2, description="Image tokenizers trained at the same time; on CPUs one a core, on GPUs one a machine."
+    )
+    fourm_threads: Annotated[int, Field(gt=0)] = Field(
+        default=1,
+        description="CPU threads of each process of 4M's training; at the demo's size a second one gains nothing.",
+    )
+    fourm_processes: Annotated[int, Field(gt=0)] = Field(
+        default=1, description="Processes that share every batch of 4M's training."
+    )
 
-    @property
-    def local_folder(self) -> Path:
-        """Where training programs keep what need not be shared."""
-        return Path((self.scratch or self.store).removeprefix("file://"))
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Project":
+        names = [dataset.name for dataset in self.datasets()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two datasets are called {name!r}; asset keys and paths carry the name, so give another"
+                )
+            if name in _TAKEN_NAMES:
+                raise ValueError(f"a dataset cannot be called {name!r}: other assets or folders are; give another name")
+        return self
 
     @model_validator(mode="after")
     def _resolutions_fit(self) -> "Project":
@@ -113,6 +132,19 @@ class Project(BaseModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _scratch_is_local(self) -> "Project":
+        if not is_local(self.scratch or self.store):
+            raise ValueError(
+                f"the store {self.store!r} is no local folder: give `scratch` one, for logs and checkpoints of trainings"
+            )
+        return self
+
+    @property
+    def local_folder(self) -> Path:
+        """Where training programs keep what need not be shared."""
+        return Path((self.scratch or self.store).removeprefix("file://"))
+
     @property
     def input_px(self) -> int:
         """Side of the crops that are tokenized, at the base resolution."""
@@ -122,6 +154,25 @@ class Project(BaseModel):
     def patch_px(self) -> int:
         """Side of the patch behind one token."""
         return self.tokenizers["rgb"].patch_px
+
+    def datasets(self) -> tuple[DatasetConfig, ...]:
+        """All data sets, the one that 4M is trained on first."""
+        main = DatasetConfig(name=self.dataset, source=self.source, layout=self.layout, ingest=self.ingest)
+        return (main, *self.more_datasets)
+
+    def for_dataset(self, name: str) -> "Project":
+        """This project with one of its data sets in the place of the main one: what that set's ingest stages are given.
+
+        Raises:
+            ProjectError: there is no such data set.
+        """
+        if name == self.dataset:
+            return self
+        for other in self.more_datasets:
+            if other.name == name:
+                update = {"dataset": name, "source": other.source, "layout": other.layout, "ingest": other.ingest}
+                return self.model_copy(update={**update, "more_datasets": ()})
+        raise ProjectError(f"no dataset {name!r}; there are {', '.join(dataset.name for dataset in self.datasets())}")
 
     def modalities(self) -> dict[str, Modality]:
         """The modality table of this project, by name."""

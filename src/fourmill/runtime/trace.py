@@ -64,7 +64,7 @@ def trace_model(session: Session, ref: ModelRef, sample: str | None) -> Tree:
             "shards": f"{shard_name(shards[0].shard)} .. {shard_name(shards[-1].shard)}",
         },
         "tokenizers": {name: _tokenizer(store, dataset, name, manifest) for name in (*IMAGE_TOKENS, "text")},
-        "list": {"digest": manifest.source_digest, "path": session.project.source.list},
+        "list": {"digest": manifest.source_digest, "path": session.project.source.where},
         f"sample {sample}": trace_sample(session, sample),
     }
 
