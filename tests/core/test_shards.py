@@ -15,6 +15,7 @@ from fourmill.core.shards import (
     need,
     read_members,
     read_receipt,
+    read_remembered,
     read_rows,
     write_shard,
 )
@@ -76,12 +77,34 @@ def test_a_failing_worker_leaves_nothing(tmp_path: Path) -> None:
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
 
 
-def test_a_rewrite_that_fails_is_not_done_any_more(tmp_path: Path) -> None:
+def test_a_rewrite_that_fails_leaves_the_shard_as_it_was(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
-    write_shard(store, PLACE, RECIPE, items(), "run")
+    receipt = write_shard(store, PLACE, RECIPE, items(), "run")
     with pytest.raises(ValueError, match="keys must ascend"):
         write_shard(store, PLACE, RECIPE, items()[::-1], "run")
-    assert read_receipt(store, PLACE) is None
+    assert read_receipt(store, PLACE) == receipt
+    assert [member for _, member in read_members(store, PLACE)] == [b"one", b"four"]
+
+
+def test_a_status_outside_the_closed_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"000000002 has status 'rejected'; depth knows only bad, ok"):
+        write_shard(LocalStore(tmp_path), PLACE, RECIPE, items(), "run", statuses={"ok", "bad"})
+
+
+def test_rows_remember_the_recipe_they_were_made_by(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    assert read_remembered(store, PLACE) is None
+    write_shard(store, PLACE, RECIPE, items(), "run")
+    store.delete(PLACE.receipt)
+    recipe, rows = read_remembered(store, PLACE) or (None, None)
+    assert recipe == RECIPE and rows == read_rows(store, PLACE)
+
+
+def test_a_digest_that_is_known_is_not_computed_again(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    known = Item(sample_key(1), ext="png", data=b"one", digest="0" * 64)
+    write_shard(store, PLACE, RECIPE, [known], "run")
+    assert read_rows(store, PLACE)["digest"].to_pylist() == ["0" * 64]
 
 
 def test_tampered_bytes_are_refused(tmp_path: Path) -> None:

@@ -22,14 +22,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from PIL import Image
 
-from fourmill.core.ledger import BlockReport, write_ledger
+from fourmill.core.ledger import BlockReport, ledger_path, write_ledger
 from fourmill.core.names import SPLITS, Layout
 from fourmill.core.shards import ShardPlace, finished, read_rows
 from fourmill.core.store import LocalStore
 from fourmill.core.work import ShardJob
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.ingest.duplicates import finish_block
+from fourmill.ingest.optout import OptOut, publish_opt_out, read_opt_out
 from fourmill.ingest.source import build_source_index
+from fourmill.ingest.stale import remember_opt_out
+from fourmill.ingest.statuses import MAY_PASS
 from fourmill.ingest.worker import ImageWorker, images_recipe
 
 HOST = "pictures.test"
@@ -286,19 +289,31 @@ class Ingest:
         source = SourceConfig(list=str(path), val_fraction=self.val_fraction)
         return build_source_index(self.store, self.dataset, source, self.layout)
 
-    def recipe(self, split, shard: int):
-        return images_recipe(self.store, self.dataset, self.layout, self.config, split, shard)
+    @property
+    def opt_out(self) -> OptOut:
+        return read_opt_out(self.config.opt_out)
 
-    def run(self, block: str, run_id: str = "run") -> BlockReport:
-        worker = ImageWorker(self.store.root, self.dataset, self.layout, self.config, self.site.connect_to)
+    def recipe(self, split, shard: int):
+        return images_recipe(self.store, self.dataset, self.layout, self.config, split, shard, self.opt_out)
+
+    def worker(self, retry_failed: bool = False) -> ImageWorker:
+        digest = publish_opt_out(self.store, self.opt_out)
+        where = (self.store.root, self.dataset, self.layout, self.config, self.site.connect_to)
+        return ImageWorker(*where, opt_out=digest, retry_failed=retry_failed)
+
+    def run(self, block: str, run_id: str = "run", retry_failed: bool = False) -> BlockReport:
         shards, made = self.layout.shards_of(block), 0
-        for shard in shards:
-            for split in SPLITS:
-                recipe = self.recipe(split, shard)
-                if not finished(self.store, ShardPlace(self.dataset, split, "images", shard), recipe):
-                    worker.run(ShardJob(split, shard, recipe, run_id))
-                    made += 1
+        with self.worker(retry_failed) as worker:
+            for shard in shards:
+                for split in SPLITS:
+                    recipe = self.recipe(split, shard)
+                    done = finished(self.store, ShardPlace(self.dataset, split, "images", shard), recipe)
+                    if done is None or (retry_failed and not MAY_PASS.isdisjoint(done.counts)):
+                        for one in SPLITS:
+                            self.store.delete(ledger_path(self.dataset, one, "images", block))
+                        made += worker.run(ShardJob(split, shard, recipe, run_id)) != done
         finish_block(self.store, self.dataset, self.layout, block)
+        remember_opt_out(self.store, self.dataset, block, self.opt_out)
         return write_ledger(self.store, self.dataset, "images", block, shards, "pics/images", made)
 
     def rows(self) -> dict[int, dict]:
@@ -335,3 +350,54 @@ def answer_maker() -> type[Answer]:
 @pytest.fixture(name="quick_config")
 def quick_config_maker() -> Callable[..., IngestConfig]:
     return quick_config
+
+
+class Killed(BaseException):
+    """What the process would not have lived to see."""
+
+
+def _die_at_change(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Make the store's change number `number` (0-based: a file published or deleted) the one that does not happen."""
+    left = [number]
+    create, delete = LocalStore.create, LocalStore.delete
+
+    def count() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    @contextmanager
+    def dying_create(self: LocalStore, path: str):
+        with create(self, path) as stream:
+            yield stream
+            count()
+
+    def dying_delete(self: LocalStore, path: str) -> None:
+        count()
+        delete(self, path)
+
+    patch.setattr(LocalStore, "create", dying_create)
+    patch.setattr(LocalStore, "delete", dying_delete)
+
+
+@pytest.fixture
+def die_at_every_change(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Iterator[int]]:
+    """`for _ in die_at_every_change(ingest, prepare, work)`: after `work` died, at each change of the store in turn."""
+
+    def deaths(ingest: Ingest, prepare: Callable[[], object], work: Callable[[], object]) -> Iterator[int]:
+        for number in range(200):
+            for path in ingest.store.list(""):
+                ingest.store.delete(path)
+            prepare()
+            with monkeypatch.context() as patch:
+                _die_at_change(patch, number)
+                try:
+                    work()
+                except Killed:
+                    pass
+                else:
+                    return
+            yield number
+        raise AssertionError("the work never ended")
+
+    return deaths

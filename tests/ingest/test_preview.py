@@ -19,26 +19,38 @@ def listed(site, answer, jpeg) -> list[str]:
 
 
 def test_figures_of_a_block(ingest, site, answer, jpeg) -> None:
-    ingest.number(listed(site, answer, jpeg))
+    site.put("/cut", answer(jpeg(9, 200, 200)[:-2000]))
+    ingest.number([*listed(site, answer, jpeg), "http://10.0.0.1/x\tinside", "http://pictures.test/cut\tcut"])
     with pytest.raises(MissingShardError, match="pics/images"):
-        preview.status_counts(ingest.store, "pics", ingest.layout, "block_00")
-    totals = []
+        preview.survey_block(ingest.store, "pics", ingest.layout, "block_00")
     for block in ingest.layout.block_keys():
-        ingest.run(block)
-        counts = preview.status_counts(ingest.store, "pics", ingest.layout, block)
-        failures = preview.failure_table(ingest.store, "pics", ingest.layout, block)
-        assert sum(counts.values()) == preview.rows_in_block(ingest.store, "pics", ingest.layout, block)
-        assert {status: rows for status, rows, _ in failures} == {s: n for s, n in counts.items() if s != "ok"}
-        totals.append((counts, failures))
-    assert totals[0][0] == {"bad_row": 1, "http_404": 1, "ok": 6}
-    assert totals[0][1] == [
-        ["bad_row", 1, "1 column(s), expected 2: URL<TAB>caption"],
-        ["http_404", 1, "HTTP 404"],
+        report = ingest.run(block)
+        found = preview.survey_block(ingest.store, "pics", ingest.layout, block)
+        assert found.counts == report.counts and found.num_rows == found.wanted_rows
+        assert found.num_shards == found.wanted_shards == 4
+    first, second = (preview.survey_block(ingest.store, "pics", ingest.layout, b) for b in ("block_00", "block_01"))
+    assert first.counts == {"bad_row": 1, "http_404": 1, "ok": 6}
+    assert (first.num_asked, first.num_images, first.num_arrived, first.num_decoded) == (7, 6, 6, 6)
+    assert preview.failure_table(first) == [
+        ["bad_row", 1, 12.5, "1 column(s), expected 2: URL<TAB>caption"],
+        ["http_404", 1, 12.5, "HTTP 404"],
     ]
-    assert totals[1][0] == {"bad_row": 1, "duplicate": 1}
-    assert [preview.rows_in_block(ingest.store, "pics", ingest.layout, b) for b in ("block_00", "block_01")] == [8, 2]
-    assert preview.domain_table(ingest.store, "pics") == [["pictures.test", 8]]
+    assert preview.host_table(first) == [["pictures.test", 7, 85.7]]
+    assert second.counts == {"bad_row": 1, "duplicate": 1, "refused_address": 1, "truncated": 1}
+    assert (second.num_images, second.num_arrived, second.num_decoded) == (1, 2, 1)
+    assert preview.host_table(second) == [["pictures.test", 2, 50.0], ["10.0.0.1", 1, 0.0]]
+    assert preview.host_table(second, top=1) == [["pictures.test", 2, 50.0]]
+    assert preview.domain_table(ingest.store, "pics")[0] == ["pictures.test", 9]
     assert preview.domain_table(ingest.store, "pics", top=0) == []
+
+
+def test_a_lost_tar_is_a_shard_that_is_not_there(ingest, site, answer, jpeg) -> None:
+    ingest.number(listed(site, answer, jpeg))
+    ingest.run("block_00")
+    tar = next(path for path in ingest.store.list("pics") if path.endswith(".tar"))
+    ingest.store.delete(tar)
+    found = preview.survey_block(ingest.store, "pics", ingest.layout, "block_00")
+    assert (found.num_shards, found.wanted_shards) == (3, 4)
 
 
 def test_contact_sheets_are_small_pngs(ingest, site, answer, jpeg) -> None:

@@ -1,3 +1,4 @@
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,11 @@ from fourmill.ingest.worker import IMAGE_COLUMNS, ImageWorker, finish_block
 
 def lines(site, answer, jpeg, num: int, first: int = 0) -> list[str]:
     return [f"{site.put(f'/{i}.jpg', answer(jpeg(i)))}\tpicture {i}" for i in range(first, first + num)]
+
+
+def forget(store, place: ShardPlace) -> None:
+    for path in (place.receipt, place.rows):
+        store.delete(path)
 
 
 def test_every_row_ends_in_one_status(ingest, site, answer, jpeg) -> None:
@@ -85,13 +91,44 @@ def test_a_resumed_block_fetches_only_what_is_missing(ingest, site, answer, jpeg
     assert sum(site.counts.values()) == 8
     assert ingest.run("block_00").shards_done == 0 and sum(site.counts.values()) == 8
     lost = ShardPlace("pics", "train", "images", 1)
-    ingest.store.delete(lost.receipt)  # as a killed run leaves it
+    ingest.store.delete(lost.receipt)
+    ingest.store.delete(lost.rows)  # as a run that was killed in this shard leaves it
     again = ingest.run("block_00")
     assert again.shards_done == 1 and again.digest == done.digest
     asked_twice = {path for path, times in site.counts.items() if times == 2}
     assert asked_twice == {
         f"/{row}.jpg" for row, found in ingest.rows().items() if row >= 4 and found["split"] == "train"
     }
+
+
+@pytest.mark.parametrize("lost", ["receipt", "tar", "cut tar"])
+def test_images_that_prove_themselves_are_not_fetched_again(ingest, site, answer, jpeg, lost) -> None:
+    ingest.val_fraction = 0.0
+    ingest.number(lines(site, answer, jpeg, 4))
+    done = ingest.run("block_00")
+    place = ShardPlace("pics", "train", "images", 0)
+    if lost == "cut tar":
+        ingest.store.write(place.tar, ingest.store.read(place.tar)[:3000])
+        ingest.store.delete(place.receipt)
+    else:
+        ingest.store.delete(place.tar if lost == "tar" else place.receipt)
+    assert ingest.run("block_00").digest == done.digest
+    asked_twice = {path for path, times in site.counts.items() if times == 2}
+    assert len(asked_twice) == {"receipt": 0, "tar": 4, "cut tar": 2}[lost]
+    assert dict(read_members(ingest.store, place)) == {f"{row:09d}": jpeg(row) for row in range(4)}
+
+
+def test_an_edited_list_fetches_only_rows_with_another_url(ingest, site, answer, jpeg) -> None:
+    listed = lines(site, answer, jpeg, 8)
+    ingest.number(listed)
+    ingest.run("block_00")
+    listed[2], listed[3] = listed[2] + " in other words", lines(site, answer, jpeg, 1, first=50)[0]
+    ingest.number(listed)
+    ingest.run("block_00")
+    rows = ingest.rows()
+    assert sum(site.counts.values()) == 9 and site.counts["/50.jpg"] == 1
+    assert rows[2]["caption"] == "picture 2 in other words" and rows[2]["status"] == "ok"
+    assert rows[3]["url"].endswith("/50.jpg") and rows[3]["status"] == "ok"
 
 
 def test_the_recipe_knows_what_matters(ingest, site, answer, jpeg, quick_config) -> None:
@@ -127,7 +164,30 @@ def test_a_worker_may_run_in_any_thread(ingest, site, answer, jpeg) -> None:
         jobs = [ShardJob(split, 0, ingest.recipe(split, 0), "run") for split in SPLITS]
         receipts = list(pool.map(worker.run, jobs))
     assert sum(receipt.num_ok for receipt in receipts) == 4
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("decode",))]
+    worker.close()
+    worker.close()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith(("decode", "downloads"))]
+    with pytest.raises(RuntimeError, match="was closed"):
+        ingest.store.delete(ShardPlace("pics", "train", "images", 0).rows)
+        worker.run(jobs[0])
+
+
+def test_a_worker_that_is_forgotten_closes_what_it_opened(ingest, site, answer, jpeg) -> None:
+    ingest.number(lines(site, answer, jpeg, 4))
+    worker = ingest.worker()
+    worker.run(ShardJob("train", 0, ingest.recipe("train", 0), "run"))
+    assert any(thread.name == "downloads" for thread in threading.enumerate())
+    del worker
+    gc.collect()
+    assert not any(thread.name == "downloads" for thread in threading.enumerate())
+
+
+def test_connections_live_on_over_shards(ingest, site, answer, jpeg, quick_config) -> None:
+    ingest.config = quick_config(concurrency=1)
+    ingest.number(lines(site, answer, jpeg, 16))
+    for block in ingest.layout.block_keys():
+        ingest.run(block)
+    assert sum(site.counts.values()) == 16 and site.connections == 2  # a worker each block
 
 
 def test_duplicates_within_and_across_shards_blocks_and_splits(ingest, site, answer, jpeg) -> None:
@@ -171,37 +231,12 @@ def test_a_mark_stays_when_its_first_is_gone_and_moves_to_an_earlier_one(ingest,
     for change, first in ((jpeg(77), "000000006"), (jpeg(1), "000000006")):
         site.put("/u6", answer(change))
         place = ShardPlace("pics", ingest.rows()[6]["split"], "images", 1)
-        ingest.store.delete(place.receipt)
+        forget(ingest.store, place)
         for block in ingest.layout.block_keys():
             ingest.run(block)
         assert (ingest.rows()[12]["status"], ingest.rows()[12]["duplicate_of"]) == ("duplicate", first)
     site.put("/u2", answer(jpeg(1)))
-    ingest.store.delete(ShardPlace("pics", ingest.rows()[2]["split"], "images", 0).receipt)
+    forget(ingest.store, ShardPlace("pics", ingest.rows()[2]["split"], "images", 0))
     for block in ingest.layout.block_keys():
         ingest.run(block)
     assert [ingest.rows()[row]["duplicate_of"] for row in (2, 6, 12)] == [None, "000000002", "000000002"]
-
-
-def test_killed_while_marking(ingest, site, answer, jpeg, monkeypatch) -> None:
-    listed = [f"{site.put(f'/u{row}', answer(jpeg(row % 5)))}\tc" for row in range(8)]
-    ingest.number(listed)
-    whole = ingest.run("block_00")
-    for path in ingest.store.list("pics"):
-        ingest.store.delete(path)
-
-    def killed(store, place, *args: object) -> None:
-        store.delete(place.receipt)  # the first thing that writing a shard does
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("fourmill.ingest.duplicates.write_shard", killed)
-        with pytest.raises(KeyboardInterrupt):
-            ingest.run("block_00")
-    asked = sum(site.counts.values())
-    with monkeypatch.context() as patch:
-        patch.setattr("fourmill.ingest.duplicates.write_receipt", killed)
-        with pytest.raises(KeyboardInterrupt):
-            ingest.run("block_00")
-    again = sum(site.counts.values()) - asked
-    assert 0 < again < 8  # only the shard that was cut short was fetched anew
-    assert ingest.run("block_00").digest == whole.digest

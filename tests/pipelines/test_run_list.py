@@ -55,4 +55,4 @@ def test_scene_labellers_refuse_them_and_say_what_to_choose(pictures: Path, four
 def test_loopback_is_refused_unless_allowed_by_name(pictures: Path, fourmill: Run) -> None:
     done = run(fourmill, pictures, "seeded")
     assert done.returncode == 1
-    assert "enough_images" in " ".join(done.stderr.split())
+    assert "decodable" in " ".join(done.stderr.split())

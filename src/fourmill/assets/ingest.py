@@ -3,22 +3,37 @@
 from collections.abc import Sequence
 
 import dagster as dg
+from pydantic import Field
 
 from fourmill.assets.result import Verdict, check_spec, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config
 from fourmill.ingest import preview
-from fourmill.ingest.config import NO_EFFECT_ON_CONTENT, VERSION
+from fourmill.ingest.config import NO_EFFECT_ON_CONTENT, VERSION, WHERE_IT_LIES
+from fourmill.ingest.duplicates import copies_elsewhere
 from fourmill.ingest.source import build_source_index
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import images_stage
 
-MIN_OK_SHARE = 0.2  # a fifth of CC12M alive is still a data set; less is a broken network or list
+# Of what arrives: hosts serve some error pages as images, a captive portal or a broken proxy serves nothing else.
+MIN_DECODABLE_SHARE = 0.5
+# Of what is asked for: links die by and by, but below this it is rather the network, a rate limit or an old list.
+MIN_SUCCESS_SHARE = 0.4
+
+
+class ImagesConfig(dg.Config):
+    """What one run may be asked for beside its block; it never changes what a finished block should be."""
+
+    retry_failed: bool = Field(
+        default=False,
+        description="Fetch the rows again whose failure may have passed: timeouts, connections, DNS, HTTP 429 and 5xx. Images "
+        "that are there are not fetched again, and shards that gain none keep their bytes.",
+    )
 
 
 def ingest_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """The ingest group of a project."""
+    """The ingest group of one data set: the project's main one, or another as `Project.for_dataset` gives it."""
     index_key, images_key = dg.AssetKey([project.dataset, "source_index"]), dg.AssetKey([project.dataset, "images"])
 
     @dg.asset(
@@ -26,20 +41,22 @@ def ingest_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.
         group_name="ingest",
         kinds={"python", "parquet"},
         owners=OWNERS,
-        code_version=f"{VERSION}-{digest_config(project.source, {'list'})[:8]}",
-        description=f"The list of {project.dataset}: one row a URL and caption, numbered for good. Bad rows stay, with a reason.",
+        code_version=f"{VERSION}-{digest_config(project.source, WHERE_IT_LIES)[:8]}",
+        description=f"The rows of {project.dataset}: a picture's address and caption each, numbered for good; bad ones too.",
         check_specs=[check_spec(index_key, "list_has_rows", "At least one row can be downloaded.")],
     )
     def source_index(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
-        session = workshop.session(context)
-        index = build_source_index(session.store, project.dataset, project.source, project.layout)
+        session = workshop.for_dataset(project.dataset).session(context)
+        progress = session.progress(f"{project.dataset}/source_index")
+        index = build_source_index(session.store, project.dataset, project.source, project.layout, progress)
         good = index.num_rows - index.num_bad_rows
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": index.num_rows,
                 "bad_rows": index.num_bad_rows,
                 "repeated_urls": index.num_repeated_urls,
-                "list": str(project.source.list),
+                "kind": project.source.kind,
+                "source": project.source.where,
                 "digest": index.digest,
                 "domains": table(["domain", "rows"], preview.domain_table(session.store, project.dataset)),
             },
@@ -59,32 +76,84 @@ def ingest_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.
         code_version=f"{VERSION}-{digest_config(project.ingest, NO_EFFECT_ON_CONTENT)[:8]}",
         description="Images of one block, downloaded, checked and normalised to RGB; every row ends in one status of the ledger.",
         check_specs=[
+            check_spec(images_key, "all_shards_there", "Every shard of the block is done, in both splits."),
             check_spec(images_key, "rows_add_up", "Every row of the block has exactly one status."),
-            check_spec(images_key, "enough_images", f"At least {MIN_OK_SHARE:.0%} of the rows became images."),
+            check_spec(
+                images_key,
+                "decodable",
+                f"Something arrived, and at least {MIN_DECODABLE_SHARE:.0%} of what arrived could be decoded.",
+            ),
+            check_spec(
+                images_key,
+                "success_rate",
+                f"At least {MIN_SUCCESS_SHARE:.0%} of the rows that were asked for became images.",
+                blocking=False,
+            ),
+            check_spec(
+                images_key,
+                "no_copies_in_later_blocks",
+                "No block holds an image that an earlier block has; those named are to be materialized again, without downloads.",
+                blocking=False,
+            ),
         ],
     )
-    def images(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
-        return materialize_block(context, workshop, images_stage, _judge, _describe)
+    def images(
+        context: dg.AssetExecutionContext, config: ImagesConfig, workshop: dg.ResourceParam[Workshop]
+    ) -> dg.MaterializeResult:
+        return materialize_block(
+            context,
+            workshop.for_dataset(project.dataset),
+            lambda session: images_stage(session, config.retry_failed),
+            _judge,
+            _describe,
+        )
 
     return [source_index, images]
 
 
 def _judge(session: Session, block: str) -> Sequence[Verdict]:
-    counts = preview.status_counts(session.store, session.project.dataset, session.project.layout, block)
-    rows = sum(counts.values())
-    wanted = preview.rows_in_block(session.store, session.project.dataset, session.project.layout, block)
-    share = counts.get("ok", 0) / max(rows, 1)
+    store, project = session.store, session.project
+    found = preview.survey_block(store, project.dataset, project.layout, block)
+    decodable, success = found.num_decoded / max(found.num_arrived, 1), found.num_images / max(found.num_asked, 1)
+    copies = copies_elsewhere(store, project.dataset, project.layout, block)
+    nothing_asked = found.num_asked == 0
     return [
-        Verdict("rows_add_up", rows == wanted, metadata={"block": block, "rows": rows, "rows_of_the_list": wanted}),
-        Verdict("enough_images", share >= MIN_OK_SHARE, metadata={"block": block, "ok_share": round(share, 4)}),
+        Verdict(
+            "all_shards_there",
+            found.num_shards == found.wanted_shards,
+            metadata={"block": block, "shards": found.num_shards, "expected": found.wanted_shards},
+        ),
+        Verdict(
+            "rows_add_up",
+            found.num_rows == found.wanted_rows,
+            metadata={"block": block, "rows": found.num_rows, "rows_of_the_list": found.wanted_rows},
+        ),
+        Verdict(
+            "decodable",
+            nothing_asked or decodable >= MIN_DECODABLE_SHARE,
+            metadata={"block": block, "arrived": found.num_arrived, "decodable_share": round(decodable, 4)},
+        ),
+        Verdict(
+            "success_rate",
+            nothing_asked or success >= MIN_SUCCESS_SHARE,
+            blocking=False,
+            metadata={"block": block, "asked": found.num_asked, "ok_share": round(success, 4)},
+        ),
+        Verdict(
+            "no_copies_in_later_blocks",
+            not copies,
+            blocking=False,
+            metadata={"block": block, "materialize_again": ", ".join(copies) or "none", "copies": sum(copies.values())},
+        ),
     ]
 
 
 def _describe(session: Session, block: str) -> dict[str, dg.MetadataValue]:
     store, project = session.store, session.project
-    failures = preview.failure_table(store, project.dataset, project.layout, block)
+    found = preview.survey_block(store, project.dataset, project.layout, block)
     sheet = preview.images_preview(store, project.dataset, project.layout, block)
     return {
-        "failures": table(["status", "rows", "example"], failures),
+        "failures": table(["status", "rows", "percent", "example"], preview.failure_table(found)),
+        "hosts": table(["host", "rows", "ok_percent"], preview.host_table(found)),
         "contact_sheet": picture(sheet, f"images of {block}"),
     }

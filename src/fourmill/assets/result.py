@@ -57,7 +57,7 @@ def materialize_block(
         version, facts = report.digest, block_metadata(report)
     else:
         withdraw_ledger(session, stage, block)
-        version, facts = f"failed-{context.run_id}", {}
+        version, facts = f"failed-{context.run.run_id}", {}
     return dg.MaterializeResult(
         metadata={**facts, "seconds": seconds(), **describe(session, block)},
         data_version=dg.DataVersion(version),

@@ -2,11 +2,15 @@
 
 The receipt makes the shard done. It carries the recipe (digests of inputs, weights, config, and the code version), so
 a second run skips the shards whose recipe is unchanged and redoes the others, and a killed run leaves nothing half-made.
+A shard that is written again stays as it was until the new one is complete; then its receipt goes, rows and tar are
+replaced, in that order, and the new receipt comes. Rows remember their recipe, and each of them the digest of its
+member, so what a kill between these steps leaves behind can still be told apart and used (`ingest/kept.py` does).
 """
 
 import io
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +26,7 @@ from fourmill.core.tar import TarError, TarWriter, read_tar
 ROW_SCHEMA = pa.schema(
     [("key", pa.string()), ("status", pa.string()), ("reason", pa.string()), ("digest", pa.string())]
 )
+_RECIPE = "fourmill.recipe"  # key of the Parquet file's metadata
 
 
 class MissingShardError(ValueError):
@@ -94,6 +99,7 @@ class Item:
     """One sample on its way into a shard.
 
     `data` is the member's bytes when `status` is "ok" (None where the stage writes no member), and is ignored otherwise.
+    `digest` is its sha256 where the stage knows it already, so that it is not computed again.
     """
 
     key: SampleKey
@@ -102,6 +108,7 @@ class Item:
     ext: str = ""
     data: bytes | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    digest: str | None = None
 
 
 def write_shard(
@@ -111,50 +118,58 @@ def write_shard(
     items: Iterable[Item],
     run_id: str,
     extra: pa.Schema | None = None,
+    statuses: Collection[str] | None = None,
 ) -> Receipt:
-    """Write one shard: tar, rows, receipt.
+    """Write one shard: rows, tar, receipt. What was there before stays until the last item has been taken.
 
     Args:
-        items: samples in key order, one per row of the shard that belongs to the split.
+        items: samples in key order, one per row of the shard that belongs to the split. When they raise, the shard is
+            left as it was.
         extra: schema of the columns that the stage adds to each row.
+        statuses: those that the stage may give, where they are a closed set.
 
     Raises:
-        ValueError: keys out of order or repeated.
+        ValueError: keys out of order or repeated, or a status that the stage does not have.
     """
     start = time.monotonic()
     schema = pa.schema([*ROW_SCHEMA, *(extra or ())])
     rows: list[dict[str, Any]] = []
-    store.delete(place.receipt)  # from here to the end the shard is not done, whatever was there
     with store.create(place.tar) as stream:
         writer = TarWriter(stream)
         for item in items:
-            if rows and item.key <= rows[-1]["key"]:
-                raise ValueError(f"{place.tar}: sample {item.key} after {rows[-1]['key']}; keys must ascend")
+            _check_item(place, item, rows[-1]["key"] if rows else "", statuses)
             member = item.data if item.status == "ok" else None
+            digest = None
             if member is not None:
                 writer.add(item.key, item.ext, member)
-            digest = digest_bytes(member) if member is not None else None
+                digest = item.digest or digest_bytes(member)
             rows.append({"key": item.key, "status": item.status, "reason": item.reason, "digest": digest, **item.extra})
         tar_sha256 = writer.close()
+        table = pa.Table.from_pylist(rows, schema=schema)
+        store.delete(place.receipt)  # from here to the end the shard is not done, whatever was there
+        store.write(place.rows, parquet_bytes(table, {_RECIPE: recipe.model_dump_json()}))
     if not writer.num_members:
         store.delete(place.tar)
-    table = pa.Table.from_pylist(rows, schema=schema)
-    rows_data = parquet_bytes(table)
-    store.write(place.rows, rows_data)
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["status"]] = counts.get(row["status"], 0) + 1
     receipt = Receipt(
         recipe=recipe,
         tar_sha256=tar_sha256 if writer.num_members else None,
         rows_sha256=digest_rows(table),
         tar_bytes=writer.num_bytes if writer.num_members else 0,
-        counts=dict(sorted(counts.items())),
+        counts=dict(sorted(Counter(row["status"] for row in rows).items())),
         seconds=round(time.monotonic() - start, 3),
         run_id=run_id,
     )
     write_receipt(store, place, receipt)
     return receipt
+
+
+def _check_item(place: ShardPlace, item: Item, last: str, statuses: Collection[str] | None) -> None:
+    if item.key <= last:
+        raise ValueError(f"{place.tar}: sample {item.key} after {last}; keys must ascend")
+    if statuses is not None and item.status not in statuses:
+        raise ValueError(
+            f"{place.tar}: sample {item.key} has status {item.status!r}; {place.folder} knows only {', '.join(sorted(statuses))}"
+        )
 
 
 def write_receipt(store: Store, place: ShardPlace, receipt: Receipt) -> None:
@@ -197,7 +212,18 @@ def need(store: Store, place: ShardPlace, asset: str) -> Receipt:
 
 def read_rows(store: Store, place: ShardPlace) -> pa.Table:
     """The rows of one shard: key, status, reason, digest, and what the stage added."""
-    return pq.read_table(io.BytesIO(store.read(place.rows)))
+    return pq.read_table(io.BytesIO(store.read(place.rows))).replace_schema_metadata(None)
+
+
+def read_remembered(store: Store, place: ShardPlace) -> tuple[Recipe, pa.Table] | None:
+    """The rows of a shard and the recipe they were made by, whether or not the shard is done; None when there are none."""
+    try:
+        data = store.read(place.rows)
+    except FileNotFoundError:
+        return None
+    table = pq.read_table(io.BytesIO(data))
+    recipe = (table.schema.metadata or {}).get(_RECIPE.encode())
+    return (Recipe.model_validate_json(recipe), table.replace_schema_metadata(None)) if recipe else None
 
 
 def read_members(store: Store, place: ShardPlace) -> Iterator[tuple[SampleKey, bytes]]:
@@ -218,10 +244,13 @@ def read_members(store: Store, place: ShardPlace) -> Iterator[tuple[SampleKey, b
         yield key, member
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as Parquet, with nothing in it that changes from run to run."""
+def parquet_bytes(table: pa.Table, metadata: dict[str, str] | None = None) -> bytes:
+    """A table as Parquet, with nothing in it that changes from run to run; `metadata` goes to the file's own."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
+        writer.write_table(table)
+        if metadata:
+            writer.add_key_value_metadata(metadata)
     return sink.getvalue()
 
 

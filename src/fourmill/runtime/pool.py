@@ -14,6 +14,7 @@ from typing import Any
 from fourmill.core.digest import Json
 from fourmill.core.shards import Receipt
 from fourmill.core.work import Progress, ShardJob, ShardWorker
+from fourmill.runtime.pace import Pace
 from fourmill.runtime.ray_session import RayConfig, ensure_ray
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ class ShardRunner:
         """Make one shard. `arguments` is JSON, so that equal arguments are seen to be equal."""
         wanted = f"{factory} {arguments}"
         if self._made is None or self._made[0] != wanted:
+            close = getattr(self._made[1], "close", None) if self._made else None
+            if close:
+                close()
             self._made = None  # frees the last worker's weights before the next one's are loaded
             self._made = (wanted, make_worker(factory, json.loads(arguments)))
         return self._made[1].run(job)
@@ -68,6 +72,7 @@ def run_shards(
     waiting = list(enumerate(jobs))[::-1]
     running: dict[Any, tuple[int, Any]] = {}
     receipts: dict[int, Receipt] = {}
+    pace = Pace(len(jobs))
     for actor in actors:
         _hand_out(actor, waiting, running, factory, text)
     while running:
@@ -82,7 +87,7 @@ def run_shards(
             job = jobs[index]
             raise ShardError(f"{job.recipe.stage} {job.split} shard {job.shard:05d}: {cause}") from cause
         _hand_out(actor, waiting, running, factory, text)
-        progress(len(receipts), len(jobs), f"shard {jobs[index].shard:05d} ({jobs[index].split})")
+        progress(len(receipts), len(jobs), pace.note(receipts[index]))
     return [receipts[i] for i in range(len(jobs))]
 
 

@@ -11,9 +11,12 @@ from fourmill.core.digest import Json, digest_json
 from fourmill.core.ledger import BlockReport, ledger_path, write_ledger
 from fourmill.core.modality import LABELS
 from fourmill.core.names import SPLITS, Split
-from fourmill.core.shards import Recipe, ShardPlace, finished
+from fourmill.core.shards import Receipt, Recipe, ShardPlace, finished
 from fourmill.core.work import ShardJob
 from fourmill.ingest.duplicates import finish_block
+from fourmill.ingest.optout import publish_opt_out, read_opt_out
+from fourmill.ingest.stale import remember_opt_out
+from fourmill.ingest.statuses import MAY_PASS
 from fourmill.ingest.worker import images_recipe
 from fourmill.pseudolabel.config import config_digest, weights_digest
 from fourmill.pseudolabel.worker import label_recipe
@@ -45,10 +48,11 @@ class BlockStage:
     recipe: Callable[[Split, int], Recipe]
     needs: dict[str, str] = field(default_factory=dict)  # folder of an upstream ledger -> asset that writes it
     finish: Callable[[str], None] | None = None  # a pass over the block after its shards
+    again: Callable[[Receipt], bool] | None = None  # finished shards that this run works on all the same
 
 
 def run_block(session: Session, stage: BlockStage, block: str) -> int:
-    """Make the shards of a block that are not there yet; return how many were made.
+    """Make the shards of a block that are not there yet; return how many were made or changed.
 
     Raises:
         BlockNotReadyError: an upstream block has no ledger.
@@ -62,21 +66,25 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
                     f"{stage.asset} {block}: {asset} has no ledger for {block}: it was not materialized, or its checks failed. "
                     f"Materialize {asset} for {block} and look at its checks"
                 )
-    jobs = list(_unfinished(session, stage, block))
-    if jobs:
+    work = list(_work(session, stage, block))
+    if work:
         withdraw_ledger(session, stage, block)
-    run_shards(stage.factory, stage.arguments, jobs, project.ray, session.progress(f"{stage.asset} {block}"))
+    jobs = [job for job, _ in work]
+    made = run_shards(stage.factory, stage.arguments, jobs, project.ray, session.progress(f"{stage.asset} {block}"))
     if stage.finish:
         stage.finish(block)
-    return len(jobs)
+    return sum(receipt != before for receipt, (_, before) in zip(made, work, strict=True))
 
 
-def _unfinished(session: Session, stage: BlockStage, block: str) -> Iterator[ShardJob]:
+def _work(session: Session, stage: BlockStage, block: str) -> Iterator[tuple[ShardJob, Receipt | None]]:
+    """Shards to be worked on, with the receipt of those that are done already."""
     for shard in session.project.layout.shards_of(block):
         for split in SPLITS:
             recipe = stage.recipe(split, shard)
-            if not finished(session.store, ShardPlace(session.project.dataset, split, stage.folder, shard), recipe):
-                yield ShardJob(split, shard, recipe, session.run_id)
+            place = ShardPlace(session.project.dataset, split, stage.folder, shard)
+            done = finished(session.store, place, recipe)
+            if done is None or (stage.again is not None and stage.again(done)):
+                yield ShardJob(split, shard, recipe, session.run_id), done
 
 
 def publish_ledger(session: Session, stage: BlockStage, block: str, shards_done: int) -> BlockReport:
@@ -92,16 +100,35 @@ def withdraw_ledger(session: Session, stage: BlockStage, block: str) -> None:
         session.store.delete(ledger_path(session.project.dataset, split, stage.folder, block))
 
 
-def images_stage(session: Session) -> BlockStage:
-    """Download: rows of the list to images."""
+def images_stage(session: Session, retry_failed: bool = False) -> BlockStage:
+    """Download: rows of the list to images.
+
+    Args:
+        retry_failed: fetch the rows again whose failure may have passed, also in shards that are done.
+
+    Raises:
+        ValueError: the opt-out list cannot be read.
+    """
     p, store = session.project, session.store
+    opt_out = read_opt_out(p.ingest.opt_out)  # once: all shards of the run go by the same list
+
+    def finish(block: str) -> None:
+        finish_block(store, p.dataset, p.layout, block)
+        remember_opt_out(store, p.dataset, block, opt_out)
+
     return BlockStage(
         asset=f"{p.dataset}/images",
         folder="images",
         factory="fourmill.runtime.workers:images",
-        arguments={"project": p.model_dump(mode="json"), "connect_to": dict(session.connect_to)},
-        recipe=lambda split, shard: images_recipe(store, p.dataset, p.layout, p.ingest, split, shard),
-        finish=lambda block: finish_block(store, p.dataset, p.layout, block),
+        arguments={
+            "project": p.model_dump(mode="json"),
+            "connect_to": dict(session.connect_to),
+            "opt_out": publish_opt_out(store, opt_out),
+            "retry_failed": retry_failed,
+        },
+        recipe=lambda split, shard: images_recipe(store, p.dataset, p.layout, p.ingest, split, shard, opt_out),
+        finish=finish,
+        again=(lambda receipt: not MAY_PASS.isdisjoint(receipt.counts)) if retry_failed else None,
     )
 
 

@@ -10,12 +10,25 @@ from fourmill.runtime.project import Project
 from fourmill.runtime.token_assets import token_assets
 
 
-def images(project: Mapping[str, Any], connect_to: Mapping[str, str]) -> ShardWorker:
-    """The downloader of `cc12m/images`."""
+def images(
+    project: Mapping[str, Any], connect_to: Mapping[str, str], opt_out: str = "", retry_failed: bool = False
+) -> ShardWorker:
+    """The downloader of `cc12m/images`; all of them on a Ray cluster together keep the limit per host."""
     from fourmill.ingest.worker import ImageWorker
+    from fourmill.runtime.host_limits import cluster_host_limits
 
     made = Project.model_validate(project)
-    return ImageWorker(made.store, made.dataset, made.layout, made.ingest, dict(connect_to))
+    return ImageWorker(
+        made.store,
+        made.dataset,
+        made.layout,
+        made.ingest,
+        dict(connect_to),
+        source=made.source,
+        opt_out=opt_out,
+        retry_failed=retry_failed,
+        host_limits=cluster_host_limits(made.ingest.per_host, made.ingest.concurrency),
+    )
 
 
 def labels(project: Mapping[str, Any], label: str) -> ShardWorker:
@@ -31,6 +44,7 @@ def tokens(project: Mapping[str, Any], name: str, tokenizer_path: str, tokenizer
     from fourmill.tokenize.worker import TokenWorker
 
     made = Project.model_validate(project)
+    asset = token_assets(made)[name]
     return TokenWorker(
         made.store,
         made.dataset,
@@ -44,7 +58,6 @@ def tokens(project: Mapping[str, Any], name: str, tokenizer_path: str, tokenizer
 def aligned(project: Mapping[str, Any]) -> ShardWorker:
     """The aligner of `tokens/shards`."""
     from fourmill.tokenize.align import AlignWorker
-    asset = token_assets(made)[name]
 
     made = Project.model_validate(project)
     return AlignWorker(made.store, made.dataset, token_modalities(made))
