@@ -1,5 +1,6 @@
 """`tokenizers/*`: the frozen subset they are trained on, one image tokenizer a modality, one vocabulary for all texts."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -9,9 +10,10 @@ from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config
 from fourmill.core.modality import IMAGE_TOKENS, LABELS
 from fourmill.pseudolabel.config import weights_digest
+from fourmill.runtime.launch import run_warm
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
-from fourmill.runtime.training import fit_text, make_train_set, train_tokenizer
+from fourmill.runtime.training import fit_text, make_train_set, train_tokenizers
 from fourmill.tokenize.config import TEXT_VERSION, TRAIN_SET_VERSION, TRAIN_VERSION
 
 TRAIN_SET = dg.AssetKey(["tokenizers", "train_set"])
@@ -20,7 +22,7 @@ MIN_USAGE = 0.05  # of the codebook; below it the tokenizer has collapsed
 
 def tokenizer_assets(project: Project) -> list[dg.AssetsDefinition]:
     """The tokenizers group of a project."""
-    return [_train_set(project), *(_image_tokenizer(project, name) for name in IMAGE_TOKENS), _text(project)]
+    return [_train_set(project), _image_tokenizers(project), _text(project)]
 
 
 def _train_set(project: Project) -> dg.AssetsDefinition:
@@ -40,7 +42,7 @@ def _train_set(project: Project) -> dg.AssetsDefinition:
     )
     def train_set(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         with timed() as seconds:
-            made = make_train_set(workshop.session(context))
+            made = run_warm(make_train_set, workshop.session(context))
         train, held_out = made.report["num_train"], made.report["num_eval"]
         return dg.MaterializeResult(
             metadata={
@@ -58,41 +60,58 @@ def _train_set(project: Project) -> dg.AssetsDefinition:
     return train_set
 
 
-def _image_tokenizer(project: Project, name: str) -> dg.AssetsDefinition:
-    key = dg.AssetKey(["tokenizers", name])
-    config = project.tokenizers[name]
+def _image_tokenizers(project: Project) -> dg.AssetsDefinition:
+    """All of them in one step, so that some can be trained at the same time; any of them can be chosen alone."""
+    keys = {name: dg.AssetKey(["tokenizers", name]) for name in IMAGE_TOKENS}
 
-    @dg.asset(
-        key=key,
+    @dg.multi_asset(
+        name="image_tokenizers",
+        specs=[_tokenizer_spec(project, name, key) for name, key in keys.items()],
+        check_specs=[
+            check_spec(key, "codebook_used", f"At least {MIN_USAGE:.0%} of the codes are in use.")
+            for key in keys.values()
+        ],
+        can_subset=True,
+        pool="gpu_train",
+    )
+    def image_tokenizers(
+        context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]
+    ) -> Iterator[dg.MaterializeResult]:
+        session = workshop.session(context)
+        chosen = [name for name, key in keys.items() if key in context.selected_asset_keys]
+        for name, ref, seconds in train_tokenizers(session, chosen):
+            usage = float(ref.report["usage"])
+            preview = session.store.read(ref.report["preview"])
+            yield dg.MaterializeResult(
+                asset_key=keys[name],
+                metadata={
+                    **model_metadata(ref),
+                    "codebook_usage": usage,
+                    "perplexity": float(ref.report["perplexity"]),
+                    "seconds": seconds,
+                    "preview": picture(preview, f"{name}: held-out input above, reconstruction below"),
+                },
+                data_version=dg.DataVersion(ref.digest),
+                check_results=[
+                    Verdict("codebook_used", usage >= MIN_USAGE, metadata={"usage": usage}).result(keys[name])
+                ],
+            )
+
+    return image_tokenizers
+
+
+def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSpec:
+    config = project.tokenizers[name]
+    return dg.AssetSpec(
+        key,
         deps=[TRAIN_SET],
         group_name="tokenizers",
         kinds={"torch", "safetensors"},
         owners=OWNERS,
         tags={"modality": name, "stage": "tokenizer"},
-        pool="gpu_train",
         code_version=f"{TRAIN_VERSION}-{digest_config(config)[:8]}",
         description=f"VQ-VAE of {name}: {config.codebook_size} codes, {config.decoder.kind} decoder.",
-        check_specs=[check_spec(key, "codebook_used", f"At least {MIN_USAGE:.0%} of the codes are in use.")],
     )
-    def tokenizer(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
-        session = workshop.session(context)
-        with timed() as seconds:
-            ref = train_tokenizer(session, name)
-        usage = float(ref.report["usage"])
-        preview = session.store.read(ref.report["preview"])
-        return dg.MaterializeResult(
-            metadata={
-                **model_metadata(ref),
-                "codebook_usage": usage,
-                "perplexity": float(ref.report["perplexity"]),
-                "seconds": seconds(),
-                "preview": picture(preview, f"{name}: held-out input above, reconstruction below"),
-            },
-            data_version=dg.DataVersion(ref.digest),
-            check_results=[Verdict("codebook_used", usage >= MIN_USAGE, metadata={"usage": usage}).result(key)],
-        )
-
-    return tokenizer
 
 
 def _text(project: Project) -> dg.AssetsDefinition:

@@ -11,6 +11,7 @@ from fourmill.assets.tokenizers import model_metadata
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config
 from fourmill.core.modality import IMAGE_TOKENS
+from fourmill.runtime.launch import run_warm
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
 from fourmill.runtime.samples import evaluate, make_samples
@@ -122,7 +123,7 @@ def _evaluation(project: Project, tokenizers: list[dg.AssetKey]) -> dg.AssetsDef
     )
     def evaluation(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         with timed() as seconds:
-            result = evaluate(workshop.session(context))
+            result = run_warm(evaluate, workshop.session(context))
         rows = [[name, result.figures[name], result.baseline.get(name)] for name in result.figures]
         return dg.MaterializeResult(
             metadata={
@@ -162,7 +163,7 @@ def _samples(project: Project, tokenizers: list[dg.AssetKey]) -> dg.AssetsDefini
     def samples(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         session = workshop.session(context)
         with timed() as seconds:
-            made = make_samples(session)
+            made = run_warm(make_samples, session)
         metadata: dict[str, Any] = {
             "page": dg.MetadataValue.path(made.page),
             "grid": dg.MetadataValue.path(made.grid),

@@ -5,11 +5,13 @@ The component's own values live in its room (`tokenize.config`, `train.config`);
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
-from fourmill.core.names import Layout
 from fourmill.core.modality import IMAGE_TOKENS
+from fourmill.core.names import Layout
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.ingest.demo_source import DEMO_HOST
+from fourmill.pipelines import environment
 from fourmill.pseudolabel.config import demo_labellers, feature_dim, paper_labellers
 from fourmill.runtime.project import Project, SamplesConfig
 from fourmill.runtime.ray_session import RayConfig
@@ -29,9 +31,9 @@ from fourmill.train.config import (
     fourm_text2im_demo,
 )
 
-STEPS_PER_MINUTE = 800  # of the demo's 4M on one idle core; length is set in steps, so that a busy machine is slower
-# but reaches the same model
-DEMO_MINUTES = 3.0
+STEPS_PER_MINUTE = 600  # of the demo's 4M on two idle cores without bfloat16; length is set in steps, so that a busy
+# machine is slower but reaches the same model
+DEMO_MINUTES = 2.5
 TEXT2IM_SHARE = SUPERRES_SHARE = 0.12  # of the pretraining steps
 
 
@@ -42,7 +44,7 @@ def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:
     """
     steps = max(20, round(train_minutes * STEPS_PER_MINUTE))
     labellers = demo_labellers()
-    return Project(
+    project = Project(
         profile="demo",
         store=str(out / "store"),
         source=SourceConfig(list=str(out / "scenes" / "list.tsv"), val_fraction=0.08),
@@ -54,17 +56,30 @@ def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:
         text=TextTokenizerConfig(vocab_size=4800),
         pretrain=fourm_demo(steps),
         text2im=fourm_text2im_demo(max(10, round(steps * TEXT2IM_SHARE))),
-        ray=RayConfig(num_workers=2),
-    )
         second_px=32,  # below the pictures' 64: larger ones would not fit into the demo's minutes
         second_labels=("rgb",),
         superres=fourm_superres_demo(max(10, round(steps * SUPERRES_SHARE))),
+        ray=RayConfig(num_workers=2),
+        fourm_processes=2,
+    )
+    return _at_precision(project, environment.fast_precision())
+
+
+def _at_precision(project: Project, precision: Literal["bf16", "fp32"]) -> Project:
+    """The project with everything trained in a precision: digests differ from one kind of CPU to another, figures hardly."""
+    change = {"precision": precision}
+    tokenizers = {
+        label: config.model_copy(update={"training": config.training.model_copy(update=change)})
+        for label, config in project.tokenizers.items()
+    }
+    trainings = {name: getattr(project, name).model_copy(update=change) for name in ("pretrain", "text2im", "superres")}
+    return project.model_copy(update={"tokenizers": tokenizers, **trainings})
 
 
 def smallest(out: Path, train_minutes: float = 0.0) -> Project:
     """The demo at its smallest, for tests: every stage real, every figure meaningless."""
     base = demo(out)
-    return base.model_copy(
+    project = base.model_copy(
         update={
             "profile": "smallest",
             "layout": Layout(rows_per_shard=20, shards_per_block=2, num_blocks=2),
@@ -73,9 +88,11 @@ def smallest(out: Path, train_minutes: float = 0.0) -> Project:
             "tokenizers": {label: _tiny(config) for label, config in base.tokenizers.items()},
             "pretrain": fourm_demo(12).model_copy(update={"checkpoint_every": 5}),
             "text2im": fourm_text2im_demo(6),
+            "superres": fourm_superres_demo(6),
             "samples": SamplesConfig(num_shown=2, num_scored=8, decoding_steps=2),
         }
     )
+    return _at_precision(project, base.pretrain.precision)
 
 
 def _tiny(config: ImageTokenizerConfig) -> ImageTokenizerConfig:
@@ -88,7 +105,6 @@ def _tiny(config: ImageTokenizerConfig) -> ImageTokenizerConfig:
 
 def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
     """4M-7 B on CC12M as in the paper: 62 blocks of 200 shards of 1000 rows.
-            "superres": fourm_superres_demo(6),
 
     Costs (docs/benchmarks.md): about 144 H100-hours of labels at the paper's sizes, 229 of pretraining at 40 % of the
     peak. Not yet run at scale.
@@ -105,8 +121,12 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         text=TextTokenizerConfig(vocab_size=30_000),
         pretrain=fourm_b_cc12m(),
         text2im=fourm_text2im_b(),
+        second_px=448,  # appendix A.1
+        second_labels=IMAGE_TOKENS,
+        superres=fourm_superres_b(),
         ray=RayConfig(address="auto", num_workers=8, cpus_per_worker=4, gpus_per_worker=1.0),
         threads=16,
+        tokenizers_at_once=1,
         fourm_threads=16,
     )
 
@@ -121,8 +141,5 @@ def profile(name: str, out: Path, train_minutes: float | None = None) -> Project
         ValueError: no such profile, with those there are.
     """
     if name not in PROFILES:
-        second_px=448,  # appendix A.1
-        second_labels=IMAGE_TOKENS,
-        superres=fourm_superres_b(),
         raise ValueError(f"no profile {name!r}; there are {', '.join(PROFILES)}")
     return PROFILES[name](out) if train_minutes is None else PROFILES[name](out, train_minutes)

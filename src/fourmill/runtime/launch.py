@@ -14,21 +14,27 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from fourmill.core.work import Progress
+from fourmill.runtime.session import Session, silent
 
 _PR_SET_PDEATHSIG = 1
-_PRELOAD = ["fourmill.tokenize.train", "fourmill.train.loop"]
+_PRELOAD = ["fourmill.tokenize.train", "fourmill.train.loop", "transformers.models.clip.modeling_clip"]
 # Threads that spin at a barrier take the core that the one they wait for needs: beside one other busy process a step of
 # 70 ms was seen to take two seconds. Sleeping ones cost nothing measurable (docs/benchmarks.md).
 _CALM = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+Result = TypeVar("Result")
 
 
 class ProgramError(RuntimeError):
@@ -57,7 +63,7 @@ def run_program(
     log_file.write_text("")
     with ExitStack() as running:
         started = [
-            running.enter_context(_started(module, spec_file, environment, log_file))
+            running.enter_context(_forked(_become, (module, str(spec_file), environment, str(log_file))))
             for environment in _environments(threads, processes)
         ]
         report = _follow(started[0][1], progress)
@@ -71,16 +77,42 @@ def run_program(
     return report
 
 
+def run_warm(work: Callable[[Session], Result], session: Session) -> Result:
+    """Call a function of a session in a forked process, which has torch and the networks' libraries at once.
+
+    Args:
+        work: a function of a module; what it returns and raises is pickled.
+
+    Raises:
+        ProgramError: the process was killed. What the function raises is raised here.
+    """
+    with _forked(_call, (work, replace(session, listener=silent))) as (process, said):
+        try:
+            is_done, result = said.recv()
+        except EOFError:
+            process.join()
+            raise ProgramError(f"{work.__name__} ended with code {process.exitcode} before it was done") from None
+    if not is_done:
+        raise result
+    return result
+
+
+def _call(work: Callable[[Session], Any], session: Session, saying: Connection) -> None:
+    _die_with_parent()
+    try:
+        saying.send((True, work(session)))
+    except Exception as error:
+        saying.send((False, error))
+
+
 @contextmanager
-def _started(
-    module: str, spec_file: Path, environment: dict[str, str], log_file: Path
-) -> Iterator[tuple[ForkServerProcess, Connection]]:
+def _forked(target: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[tuple[ForkServerProcess, Connection]]:
     """A process that does not outlive the block: neither an interrupt from the UI nor a failed sibling leaves one behind."""
     os.environ.update(_CALM)  # read when the libraries are loaded, in the process that is forked from
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     said, saying = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(module, str(spec_file), environment, str(log_file), saying))
+    process = context.Process(target=target, args=(*arguments, saying))
     process.start()
     saying.close()
     try:
@@ -92,8 +124,8 @@ def _started(
         said.close()
 
 
-def _child(module: str, spec_file: str, environment: dict[str, str], log_file: str, saying: Connection) -> None:
-    """What the forked process does: become the program."""
+def _become(module: str, spec_file: str, environment: dict[str, str], log_file: str, saying: Connection) -> None:
+    """Become the program, in the forked process."""
     _die_with_parent()
     os.environ.update(environment)
     log = os.open(log_file, os.O_WRONLY | os.O_APPEND)

@@ -1,6 +1,9 @@
 """Everything that is fitted: the training set, the tokenizers, the vocabulary, the manifest, 4M. Puts rooms together."""
 
 import json
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +47,33 @@ def make_train_set(session: Session) -> ModelRef:
 
 def _labels() -> dict[str, str]:
     return {folder: f"labels/{label}" for label, folder in LABEL_FOLDERS.items()}
+
+
+def train_tokenizers(session: Session, labels: Sequence[str]) -> Iterator[tuple[str, ModelRef, float]]:
+    """Train image tokenizers, several at a time, the longest first; yield each when it is done, with its seconds.
+
+    Raises:
+        ProgramError: the first that failed, after the others have ended and were yielded.
+    """
+    configs = {label: session.project.tokenizers[label].training for label in labels}
+    by_length = sorted(labels, key=lambda label: -configs[label].steps * configs[label].batch_size)
+    failed: Exception | None = None
+    with ThreadPoolExecutor(session.project.tokenizers_at_once, "tokenizer") as pool:
+        running = [pool.submit(_timed_tokenizer, session, label) for label in by_length]
+        for done in as_completed(running):
+            error = done.exception()
+            if isinstance(error, Exception):
+                failed = failed or error
+            else:
+                yield done.result()
+    if failed:
+        raise failed
+
+
+def _timed_tokenizer(session: Session, label: str) -> tuple[str, ModelRef, float]:
+    start = time.monotonic()
+    ref = train_tokenizer(session, label)
+    return label, ref, round(time.monotonic() - start, 2)
 
 
 def train_tokenizer(session: Session, label: str) -> ModelRef:
@@ -91,6 +121,7 @@ def make_manifest(session: Session) -> Manifest:
         p.modalities(),
         tokenizers,
         f"{refs['text'].path}/tokenizer.json",
+        p.input_px,
         p.patch_px,
         read_source(store, p.dataset).digest,
     )
@@ -125,7 +156,6 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
 _STAGES = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im", "superres": "fourm/superres"}
 
 
-        p.input_px,
 def _checkpoints(folder: Path, input_digest: str) -> str:
     """A folder of its own for each set of inputs: another config must not end an older training's checkpoints."""
     return str(folder / f"checkpoints-{input_digest[:16]}")
