@@ -113,6 +113,7 @@ def test_any_bytes_are_rows(tmp_path_factory: pytest.TempPathFactory, data: byte
         assert len(rows) == 1 + data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line), max_size=20), st.booleans())
 def test_lines_are_counted_as_they_are_split(lines: list[bytes], ended: bool) -> None:
     data = b"\n".join(lines) + (b"\n" if ended and lines else b"")

@@ -65,10 +65,11 @@ def test_rows_are_numbered_in_parts(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(lines=st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line), min_size=1, max_size=16))
+@given(lines=st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line), min_size=1, max_size=15))
 def test_every_line_is_a_row_whatever_it_holds(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     folder = tmp_path_factory.mktemp("list")
     store = LocalStore(folder / "store")
+    lines = [b"", *lines]  # a list that begins like a gzip file would be one
     index = number(store, folder, lines)
     rows = all_rows(store)
     assert index.num_rows == len(rows) == len(lines) == count_rows(SourceConfig(list=str(folder / "list.tsv")))
@@ -220,6 +221,7 @@ def test_a_repeated_url_names_the_first_row_that_has_it(
         assert row["split"] == split_of(row["url"], 0.4)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(0, 1))
 def test_the_split_is_the_one_that_names_define(url: str, val_fraction: float) -> None:
     rows = url_rows(pa.array([url]), pa.array([""]))

@@ -27,7 +27,7 @@ _FORMATS: dict[str, Format] = {
     ".pq": "parquet",
 }
 _COMPRESSED = {".gz", ".zst", ".zstd"}
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAGIC = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @contextmanager
