@@ -13,6 +13,9 @@ class EchoWorker:
     def __init__(self, root: str, kill_at: int = -1, fail_at: int = -1) -> None:
         self._root, self._kill_at, self._fail_at = root, kill_at, fail_at
 
+    def close(self) -> None:
+        open_store(self._root).write("closed", b"once")
+
     def run(self, job: ShardJob) -> Receipt:
         store = open_store(self._root)
         if job.shard == self._fail_at:

@@ -1,5 +1,6 @@
 import gc
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from fourmill.core.names import SPLITS, Layout, split_of
 from fourmill.core.shards import ShardPlace, read_members, read_receipt
 from fourmill.core.work import ShardJob
-from fourmill.ingest.source import shard_source_digest
+from fourmill.ingest.config import SourceConfig
+from fourmill.ingest.source import build_source_index, shard_source_digest
 from fourmill.ingest.worker import IMAGE_COLUMNS, ImageWorker, finish_block
 
 
@@ -240,3 +242,40 @@ def test_a_mark_stays_when_its_first_is_gone_and_moves_to_an_earlier_one(ingest,
     for block in ingest.layout.block_keys():
         ingest.run(block)
     assert [ingest.rows()[row]["duplicate_of"] for row in (2, 6, 12)] == [None, "000000002", "000000002"]
+
+
+def test_pictures_at_hand_take_the_same_way(ingest, site, jpeg, quick_config) -> None:
+    root = ingest.folder / "tree"
+    for row in range(6):
+        (root / "n01").mkdir(parents=True, exist_ok=True)
+        (root / "n01" / f"{row}.jpg").write_bytes(jpeg(row % 5))
+    (root / "n01" / "6.jpg").write_bytes(b"<html>")
+    source = SourceConfig(kind="folder", root=str(root), val_fraction=0.4)
+    build_source_index(ingest.store, "pics", source, ingest.layout)
+    (root / "n01" / "1.jpg").unlink()
+
+    def run(retry_failed: bool) -> dict[str, int]:
+        where = (ingest.store.root, "pics", ingest.layout, quick_config())
+        with ImageWorker(*where, source=source, retry_failed=retry_failed) as worker:
+            for shard in ingest.layout.shards_of("block_00"):
+                for split in SPLITS:
+                    worker.run(ShardJob(split, shard, ingest.recipe(split, shard), "run"))
+        finish_block(ingest.store, "pics", ingest.layout, "block_00")
+        return dict(Counter(row["status"] for row in ingest.rows().values()))
+
+    assert run(False) == {"duplicate": 1, "missing": 1, "not_an_image": 1, "ok": 4}
+    assert ingest.rows()[1]["url"] == "file:n01/1.jpg" and ingest.rows()[0]["bytes"] == len(jpeg(0))
+    (root / "n01" / "1.jpg").write_bytes(jpeg(60))
+    assert run(True) == {"duplicate": 1, "not_an_image": 1, "ok": 5}
+    assert not site.asked
+
+
+def test_a_worker_that_does_not_know_where_they_lie_says_so(ingest, jpeg) -> None:
+    root = ingest.folder / "tree"
+    (root / "n01").mkdir(parents=True)
+    (root / "n01" / "0.jpg").write_bytes(jpeg(0))
+    ingest.val_fraction = 0.0
+    source = SourceConfig(kind="folder", root=str(root), val_fraction=0.0)
+    build_source_index(ingest.store, "pics", source, ingest.layout)
+    with pytest.raises(ValueError, match=r"file:n01/0\.jpg is a picture at hand"):
+        ingest.run("block_00")

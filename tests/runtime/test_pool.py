@@ -1,5 +1,6 @@
 """Shards on a real local Ray: every shard once, errors by name, a killed actor's shard done again."""
 
+import json
 import socket
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from fourmill.core.names import sample_key
 from fourmill.core.shards import Recipe, ShardPlace, read_members
 from fourmill.core.store import LocalStore
 from fourmill.core.work import ShardJob, no_progress
-from fourmill.runtime.pool import ShardError, run_shards
+from fourmill.runtime.pool import ShardError, ShardRunner, run_shards
 from fourmill.runtime.ray_session import RayConfig, RayUnreachableError, check_reachable, ensure_ray
 
 CONFIG = RayConfig(num_workers=2)
@@ -23,12 +24,19 @@ def jobs(number: int) -> list[ShardJob]:
 @pytest.mark.ray
 def test_every_shard_is_made_once_and_receipts_are_in_order(tmp_path: Path, ray_session: None) -> None:
     seen: list[int] = []
-    receipts = run_shards(WORKER, {"root": str(tmp_path)}, jobs(5), CONFIG, lambda done, total, note: seen.append(done))
+    notes: list[str] = []
+
+    def listen(done: int, total: int, note: str) -> None:
+        seen.append(done)
+        notes.append(note)
+
+    receipts = run_shards(WORKER, {"root": str(tmp_path)}, jobs(5), CONFIG, listen)
     store = LocalStore(tmp_path)
     keys = [list(read_members(store, ShardPlace("cc12m", "train", "echo", shard))) for shard in range(5)]
     assert keys == [[(sample_key(shard), b"x")] for shard in range(5)]
     assert [receipt.num_ok for receipt in receipts] == [1] * 5
     assert seen == [1, 2, 3, 4, 5]
+    assert all("rows/s, 100.0 % ok" in note for note in notes) and "left" in notes[0]
 
 
 @pytest.mark.ray
@@ -43,6 +51,15 @@ def test_a_killed_actor_loses_nothing(tmp_path: Path, ray_session: None) -> None
     assert LocalStore(tmp_path).exists("killed")
     assert len({receipt.tar_sha256 for receipt in receipts}) == 4
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_worker_is_closed_before_another_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "data"))
+    runner, (job,) = ShardRunner(), jobs(1)
+    for name in ("one", "one", "other"):
+        assert not LocalStore(tmp_path / "one").exists("closed")
+        runner.run(WORKER, json.dumps({"root": str(tmp_path / name)}), job)
+    assert LocalStore(tmp_path / "one").exists("closed") and not LocalStore(tmp_path / "other").exists("closed")
 
 
 def test_no_jobs_start_no_ray(tmp_path: Path) -> None:
