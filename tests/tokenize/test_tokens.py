@@ -79,7 +79,8 @@ def test_a_second_resolution_is_the_same_crop_at_another_size(store, tiny, spec,
     path, digest = _trained(spec, read_report, "rgb")
     large, _ = _run(store, tiny.dataset, "tok_rgb@64", path, digest)
     small, receipt = _run(store, tiny.dataset, "tok_rgb@32", path, digest, px=32)
-    assert receipt.recipe.config != read_receipt(store, large).recipe.config
+    other = read_receipt(store, large)
+    assert other is not None and receipt.recipe.config != other.recipe.config
     tokens = {k: np.load(io.BytesIO(v), allow_pickle=False) for k, v in read_members(store, small)}
     assert list(tokens) == [k for k, _ in read_members(store, large)]
     assert all(t.shape == (1, 16) and t.dtype == np.int16 for t in tokens.values())

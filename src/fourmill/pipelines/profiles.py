@@ -31,9 +31,9 @@ from fourmill.train.config import (
     fourm_text2im_demo,
 )
 
-STEPS_PER_MINUTE = 600  # of the demo's 4M on two idle cores without bfloat16; length is set in steps, so that a busy
+STEPS_PER_MINUTE = 400  # of the demo's 4M on two idle cores without bfloat16; length is set in steps, so that a busy
 # machine is slower but reaches the same model
-DEMO_MINUTES = 2.5
+DEMO_MINUTES = 3.0
 TEXT2IM_SHARE = SUPERRES_SHARE = 0.12  # of the pretraining steps
 
 
