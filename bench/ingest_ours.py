@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from bench.ingest_sides import Task
+from bench.ingest_sides import Task, write_clock
 from bench.ingest_site import HOST
 from fourmill.core.digest import digest_bytes
 from fourmill.core.names import Layout
@@ -50,10 +50,15 @@ def _number(task: Task, rows_per_shard: int) -> tuple[str, Layout]:
 
 
 def _work(root: str, layout: Layout, task: Task, shard: int) -> None:
+    use_one_thread()
+    import simplejpeg  # noqa: F401 # as img2dataset, which has imported its decoder by now
+
     config = _config(task)
+    begin, cpu_s = time.monotonic(), time.process_time()
     with ImageWorker(root, "bench", layout, config) as worker:
         recipe = images_recipe(open_store(root), "bench", layout, config, "train", shard)
         receipt = worker.run(ShardJob("train", shard, recipe, "bench"))
+    write_clock(task.folder, shard, begin, cpu_s)
     Path(task.folder, f"counts-{shard}.json").write_text(json.dumps(receipt.counts))
 
 
