@@ -18,9 +18,12 @@ from fourmill.core.shards import Receipt
 from fourmill.core.store import LocalStore
 from fourmill.core.work import Progress, ShardJob
 from fourmill.ingest.config import IngestConfig, SourceConfig
+from fourmill.ingest.source import read_source_rows
 from fourmill.pipelines.definitions import build_definitions
+from fourmill.pipelines.outside import changed_lists, changed_opt_outs
 from fourmill.pipelines.preflight import NotReadyError, check_source
 from fourmill.pipelines.profiles import smallest
+from fourmill.pipelines.status import read_status
 from fourmill.runtime.pool import ShardRunner
 from fourmill.runtime.project import DatasetConfig, Project, ProjectError, read_project, write_project
 from fourmill.runtime.ray_session import RayConfig
@@ -166,3 +169,31 @@ def _offset(path: Path, name: str) -> str:
     with tarfile.open(path) as archive:
         member = archive.getmember(name)
     return f"{member.offset_data}+{member.size}"
+
+
+def test_only_blocks_that_an_opt_out_list_names_are_to_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fourmill.runtime.stages.run_shards", run_here)
+    project = with_datasets(smallest(tmp_path), ("have", tar_folder(tmp_path / "have")))
+    store = LocalStore(project.store)
+    images = dg.AssetKey(["have", "images"])
+    with dg.DagsterInstance.ephemeral() as instance:
+        definitions = build_definitions(project)
+        assert definitions.resolve_job_def("index_have").execute_in_process(instance=instance).success
+        for block in LAYOUT.block_keys()[:2]:
+            job = definitions.resolve_job_def("ingest_have")
+            assert job.execute_in_process(instance=instance, partition_key=block).success
+        assert changed_lists(project, store) == {} == changed_opt_outs(project, store)
+        url = read_source_rows(store, "have", 1).to_pylist()[0]["url"]
+        (tmp_path / "opt_out.txt").write_text(f"url:{url}\n")
+        dataset = project.more_datasets[0]
+        ingest = dataset.ingest.model_copy(update={"opt_out": str(tmp_path / "opt_out.txt")})
+        project = project.model_copy(update={"more_datasets": (dataset.model_copy(update={"ingest": ingest}),)})
+        changed = changed_opt_outs(project, store)
+        assert changed == {(images, "block_01"): "the opt-out list has changed"}
+        graph = build_definitions(project).resolve_asset_graph()
+        nodes = {(n.key, n.partition): n.state for n in read_status(graph, instance, store, changed)}
+        assert (nodes[images, "block_00"], nodes[images, "block_01"]) == ("ok", "stale")
+    (tmp_path / "have" / "00001.tar").write_bytes((tmp_path / "have" / "00000.tar").read_bytes())
+    assert list(changed_lists(project, store)) == [(dg.AssetKey(["have", "source_index"]), None)]

@@ -63,6 +63,16 @@ def run(
     num_blocks: Annotated[int, typer.Option(help="Blocks to cut the list into.")] = 1,
     train_minutes: Annotated[float, typer.Option(help="Length of 4M's training, as in `demo`.")] = 0.5,
     profile: Annotated[str, typer.Option(help="Sizes, as in `demo`.")] = "demo",
+    opt_out: Annotated[
+        Path | None,
+        typer.Option(help="Text file of what to leave out, one a line: domain:example.org, url:..., sha256:..."),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Where the data goes: a folder or s3://bucket/prefix; below --out by default.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again for images whose failure may have passed.")
+    ] = False,
 ) -> None:
     """Any CC12M-style list through the same assets, at the demo's sizes."""
     from fourmill.pipelines.demo import run_list
@@ -76,6 +86,9 @@ def run(
         train_minutes,
         profile,
         _console,
+        opt_out=str(opt_out.resolve()) if opt_out else None,
+        store=store,
+        retry_failed=retry_failed,
     )
 
 
@@ -83,6 +96,7 @@ def run(
 def status(out: Out = _DEMO_OUT, as_json: AsJson = False) -> None:
     """Every asset and block: ok, missing, failed, stale, or waiting for something upstream."""
     from fourmill.pipelines.definitions import build_definitions
+    from fourmill.pipelines.outside import changed_opt_outs
     from fourmill.pipelines.runner import open_instance
     from fourmill.pipelines.status import read_status
     from fourmill.runtime.session import Session
@@ -90,7 +104,8 @@ def status(out: Out = _DEMO_OUT, as_json: AsJson = False) -> None:
     workspace = Workspace(out.resolve())
     project = workspace.project()
     graph = build_definitions(project).resolve_asset_graph()
-    nodes = read_status(graph, open_instance(workspace.home), Session(project).store)
+    store = Session(project).store
+    nodes = read_status(graph, open_instance(workspace.home), store, changed_opt_outs(project, store))
     if as_json:
         rows = [{"asset": n.name, "block": n.partition, "state": n.state, "reason": n.reason} for n in nodes]
         typer.echo(json.dumps(rows, indent=1))

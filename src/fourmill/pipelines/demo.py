@@ -53,23 +53,39 @@ def run_list(
     train_minutes: float,
     profile: str,
     console: Console,
+    *,
+    opt_out: str | None = None,
+    store: str | None = None,
+    retry_failed: bool = False,
 ) -> None:
     """Any list through the same assets, at the demo's sizes.
+
+    Args:
+        opt_out: path of a list of domains, URLs and images to leave out.
+        store: root of the store, a folder or s3://bucket/prefix; below the workspace by default.
+        retry_failed: ask again for images whose failure may have passed.
 
     Raises:
         ValueError: the list, the labellers or the machine is not fit for it.
     """
     preflight.check_source(SourceConfig(list=list_place))
     base = profiles.profile(profile, workspace.out, train_minutes)
-    project = list_project(base, list_place, labellers, allow_hosts, num_blocks)
+    if store is not None:
+        base = base.model_copy(update={"store": store, "scratch": str(workspace.out / "scratch")})
+    project = list_project(base, list_place, labellers, allow_hosts, num_blocks, opt_out)
     with preflight.only_one(workspace.out):
         preflight.check_machine(project)
         workspace.keep(project)
-        _materialize(workspace, project, console)
+        _materialize(workspace, project, console, retry_failed)
 
 
 def list_project(
-    base: Project, list_place: str, labellers: str, allow_hosts: Sequence[str], num_blocks: int
+    base: Project,
+    list_place: str,
+    labellers: str,
+    allow_hosts: Sequence[str],
+    num_blocks: int,
+    opt_out: str | None = None,
 ) -> Project:
     """A profile over another list: shards are cut so that the blocks hold all rows."""
     source = base.source.model_copy(update={"list": list_place})
@@ -88,7 +104,7 @@ def list_project(
             "profile": f"list-{labellers if labellers in ('seeded', 'scene') else 'weights'}",
             "source": source,
             "layout": layout,
-            "ingest": base.ingest.model_copy(update={"allow_hosts": tuple(allow_hosts)}),
+            "ingest": base.ingest.model_copy(update={"allow_hosts": tuple(allow_hosts), "opt_out": opt_out}),
             "labellers": chosen,
             "tokenizers": {**base.tokenizers, "clip": clip},
             "train_set": base.train_set.model_copy(update={"blocks": tuple(layout.block_keys()[:6])}),
@@ -96,7 +112,7 @@ def list_project(
     )
 
 
-def _materialize(workspace: Workspace, project: Project, console: Console) -> None:
+def _materialize(workspace: Workspace, project: Project, console: Console, retry_failed: bool = False) -> None:
     instance = open_instance(workspace.home)
     orphans = close_orphans(instance)
     if orphans:
@@ -104,7 +120,7 @@ def _materialize(workspace: Workspace, project: Project, console: Console) -> No
     try:
         with routes(workspace, environment.connect_to()) as connect_to, live_progress(console) as listener:
             defs = build_definitions(project, connect_to, listener)
-            runs = materialize_all(defs, project, instance, _announce(console))
+            runs = materialize_all(defs, project, instance, _announce(console), retry_failed)
     finally:
         stop_ray()
     if not runs:

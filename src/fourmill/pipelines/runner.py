@@ -12,8 +12,8 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
-from fourmill.ingest.source import is_current
-from fourmill.pipelines.status import Node, read_status
+from fourmill.pipelines.outside import changed_lists, changed_opt_outs
+from fourmill.pipelines.status import Node, Place, read_status
 from fourmill.runtime.project import DatasetConfig, Project
 from fourmill.runtime.session import Session
 
@@ -53,32 +53,43 @@ def materialize_all(
     project: Project,
     instance: dg.DagsterInstance,
     announce: Callable[[str, list[Node]], None] = lambda job, nodes: None,
+    retry_failed: bool = False,
 ) -> int:
     """Bring every asset of the project up to date; return the number of runs that were needed.
+
+    Args:
+        retry_failed: ask again for images whose failure may have passed; blocks that gain none stay as they are.
 
     Raises:
         RunFailedError: a run failed; what was finished before stays finished.
     """
     store = Session(project).store
-    main, *others = project.datasets()
-    sources = {"index_list": main, **{f"index_{other.name}": other for other in others}}
+    changed = {**changed_lists(project, store), **changed_opt_outs(project, store)}
+    if retry_failed:
+        changed |= _failed_images(project)
     runs = 0
     for job_name, partition in _steps(project):
-        nodes = [
-            n
-            for n in read_status(defs.resolve_asset_graph(), instance, store)
-            if n.state != "ok" and n.partition == partition
-        ]
         job = defs.resolve_job_def(job_name)
-        wanted = [n for n in nodes if n.key in job.asset_layer.executable_asset_keys]
-        source = sources.get(job_name)
-        if source and not wanted and not is_current(store, source.name, source.source):
-            wanted = [Node(key, None, "stale", "the list has changed") for key in job.asset_layer.executable_asset_keys]
+        wanted = [
+            node
+            for node in read_status(defs.resolve_asset_graph(), instance, store, changed)
+            if node.state != "ok" and node.partition == partition and node.key in job.asset_layer.executable_asset_keys
+        ]
         if wanted:
             announce(job_name, wanted)
-            _execute(job, [n.key for n in wanted], partition, instance)
+            _execute(job, [n.key for n in wanted], partition, instance, retry_failed)
             runs += 1
+        for node in wanted:
+            changed.pop((node.key, node.partition), None)
     return runs
+
+
+def _failed_images(project: Project) -> dict[Place, str]:
+    return {
+        (dg.AssetKey([dataset.name, "images"]), block): "failed downloads are tried again"
+        for dataset in project.datasets()
+        for block in dataset.layout.block_keys()
+    }
 
 
 def _steps(project: Project) -> list[tuple[str, str | None]]:
@@ -99,10 +110,16 @@ def _ingest_steps(dataset: DatasetConfig) -> list[tuple[str, str | None]]:
 
 
 def _execute(
-    job: dg.JobDefinition, keys: list[dg.AssetKey], partition: str | None, instance: dg.DagsterInstance
+    job: dg.JobDefinition,
+    keys: list[dg.AssetKey],
+    partition: str | None,
+    instance: dg.DagsterInstance,
+    retry_failed: bool,
 ) -> None:
+    images = [key for key in keys if retry_failed and key.path[-1] == "images"]
+    ops = {key.to_python_identifier(): {"config": {"retry_failed": True}} for key in images}
     result = job.execute_in_process(
-        run_config=_QUIET,
+        run_config={**_QUIET, "ops": ops},
         instance=instance,
         partition_key=partition,
         asset_selection=keys,

@@ -44,11 +44,21 @@ class _Made:
     files: tuple[str, ...]
 
 
-def read_status(graph: AssetGraph, instance: dg.DagsterInstance, store: Store) -> list[Node]:
+Place = tuple[dg.AssetKey, str | None]
+"""An asset, or one block of it."""
+
+
+def read_status(
+    graph: AssetGraph, instance: dg.DagsterInstance, store: Store, changed: Mapping[Place, str] | None = None
+) -> list[Node]:
     """Every asset and block in topological order with its state.
 
     "waiting" is an asset that is as it should be, but stands behind one that is not.
+
+    Args:
+        changed: places whose inputs from outside have changed, and what has; Dagster cannot know of those.
     """
+    outside = changed or {}
     made: dict[tuple[dg.AssetKey, str | None], _Made | None] = {}
     states: dict[tuple[dg.AssetKey, str | None], Node] = {}
     for key in graph.toposorted_asset_keys:
@@ -57,7 +67,10 @@ def read_status(graph: AssetGraph, instance: dg.DagsterInstance, store: Store) -
             made[key, partition] = _latest(instance, key, partition)
             parents = list(_parents(graph, key, partition))
             code = graph.get(key).code_version
-            states[key, partition] = _judge(key, partition, code, made, states, parents, store)
+            node = _judge(key, partition, code, made, states, parents, store)
+            if node.state in ("ok", "waiting") and (key, partition) in outside:
+                node = Node(key, partition, "stale", outside[key, partition])
+            states[key, partition] = node
     return list(states.values())
 
 

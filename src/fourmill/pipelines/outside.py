@@ -1,0 +1,41 @@
+"""What has changed outside of the graph: lists and opt-out lists are files that people edit, and Dagster sees no file."""
+
+import dagster as dg
+
+from fourmill.core.store import Store
+from fourmill.ingest.optout import read_opt_out
+from fourmill.ingest.source import is_current, read_source
+from fourmill.ingest.stale import blocks_to_rebuild
+from fourmill.pipelines.status import Place
+from fourmill.runtime.project import DatasetConfig, Project
+
+
+def changed_lists(project: Project, store: Store) -> dict[Place, str]:
+    """Numbered lists that are not their file any more. Reads every list whole."""
+    return {
+        (dg.AssetKey([dataset.name, "source_index"]), None): "the list has changed"
+        for dataset in project.datasets()
+        if _is_numbered(store, dataset) and not is_current(store, dataset.name, dataset.source)
+    }
+
+
+def changed_opt_outs(project: Project, store: Store) -> dict[Place, str]:
+    """Blocks of images that the opt-out list reaches and that were made by another one.
+
+    Raises:
+        ValueError: the opt-out list cannot be read; the message says which line.
+    """
+    return {
+        (dg.AssetKey([dataset.name, "images"]), block): "the opt-out list has changed"
+        for dataset in project.datasets()
+        if _is_numbered(store, dataset)
+        for block in blocks_to_rebuild(store, dataset.name, dataset.layout, read_opt_out(dataset.ingest.opt_out))
+    }
+
+
+def _is_numbered(store: Store, dataset: DatasetConfig) -> bool:
+    try:
+        read_source(store, dataset.name)
+    except ValueError:
+        return False
+    return True
