@@ -58,8 +58,7 @@ def _play(scene: Scene, turn: int) -> None:
     scene.ours.append(run_ours(task))
     if abs(scene.ours[-1].ok - scene.theirs[-1].ok) > 0.01 * task.rows:  # a busy machine may cost either a timeout
         raise RuntimeError(f"{scene.name}: {scene.ours[-1].ok} images here, {scene.theirs[-1].ok} from img2dataset")
-    alone = [ask_ours("fetch", task), ask_ours("codec", task, str(scene.plan))]
-    scene.limits.append(sum(float(str(one["cpu_s"])) for one in alone))
+    scene.limits.append(sum(float(str(cost)) for cost in ask_ours("alone", task, str(scene.plan)).values()))
     shutil.rmtree(task.folder)
 
 
