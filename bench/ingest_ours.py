@@ -8,7 +8,6 @@ import ssl
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -85,12 +84,9 @@ def run(task: Task) -> None:
 
 def alone(task: Task, plan: str) -> dict[str, float]:
     """CPU seconds a URL of bare fetching and of the codec, each by as many processes at once as the workers are."""
-    return {what.__name__: _together(what, task, plan) for what in (_fetch, _codec)}
-
-
-def _together(what: Callable[[Task, str, int], float], task: Task, plan: str) -> float:
+    parts = [(task, plan, part) for part in range(task.processes)]
     with multiprocessing.get_context("spawn").Pool(task.processes) as pool:
-        return sum(pool.starmap(what, [(task, plan, part) for part in range(task.processes)], chunksize=1)) / task.rows
+        return {what.__name__: sum(pool.starmap(what, parts, chunksize=1)) / task.rows for what in (_fetch, _codec)}
 
 
 def _fetch(task: Task, plan: str, part: int) -> float:
