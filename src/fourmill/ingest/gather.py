@@ -18,6 +18,7 @@ from fourmill.ingest.event_loop import LoopThread
 from fourmill.ingest.image import ImageError, normalise
 from fourmill.ingest.kept import EXT
 from fourmill.ingest.ordered import in_order
+from fourmill.ingest.pixels import use_one_thread
 
 _DECODERS = 2  # threads, so that pictures of 50 million pixels do not add up to more than two at once
 _STARTED_PER_SLOT = 4  # rows begun a download slot: some wait for a host's turn or a retry and hold no slot
@@ -126,7 +127,7 @@ class _Open:
     """What has to be closed; apart from the gatherer, so that it can be closed when that is gone."""
 
     loop: LoopThread = field(default_factory=lambda: LoopThread("downloads"))
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_DECODERS, "decode"))
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_DECODERS, "decode", use_one_thread))
     downloader: Downloader | None = None
 
 
