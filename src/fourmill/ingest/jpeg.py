@@ -19,7 +19,7 @@ MAX_SCANS = 100
 """Scans a picture may have. Encoders make about ten; each costs a pass over all pixels, however few bytes it has."""
 
 # Reduced decoding keeps the low frequencies of each 8 x 8 block, area averaging a little of the others too, so what they
-# differ by grows with the sharpness of the picture and falls with the pixels averaged after it. Fitted from above on 82
+# differ by grows with the sharpness of the picture and falls with the pixels averaged after it. Fitted from above on 79
 # photographs and on noise, text, edges and zone plates of 600 to 4000 pixels; tests/ingest/test_image_quality.py holds it.
 _ERROR_OF_SHARPNESS = {2: 0.04, 4: 0.08, 8: 0.08}
 _ERROR_FALL = 2.2
