@@ -9,6 +9,7 @@ from rich.table import Table
 from fourmill.core.modality import IMAGE_TOKENS, LABELS
 from fourmill.core.store import open_store
 from fourmill.pipelines.workspace import Workspace
+from fourmill.runtime.page import GRID_PATH, PATH
 from fourmill.runtime.project import Project
 from fourmill.runtime.token_assets import token_assets
 
@@ -21,19 +22,21 @@ def print_summary(project: Project, instance: dg.DagsterInstance, workspace: Wor
     for row in summary_rows(project, instance):
         table.add_row(*row)
     console.print(table)
-    page, grid = publish_report(project, instance, workspace)
+    page, grid = publish_report(project, workspace)
     console.print(f"page: {page}", soft_wrap=True, highlight=False)
     console.print(f"grid: {grid}", soft_wrap=True, highlight=False)
 
 
-def publish_report(project: Project, instance: dg.DagsterInstance, workspace: Workspace) -> tuple[str, str]:
-    """Put the page and the grid where a person finds them: `report/` of the project's folder."""
-    facts = _facts(instance, dg.AssetKey(["fourm", "samples"]), None)
+def publish_report(project: Project, workspace: Workspace) -> tuple[str, str]:
+    """Put the page and the grid where a person finds them: `report/` of the project's folder.
+
+    From where they lie in the store, not from where a materialization saw them: a project's folder may have been moved.
+    """
     workspace.page.parent.mkdir(parents=True, exist_ok=True)
     targets = workspace.page, workspace.page.with_name("samples.png")
     store = open_store(project.store)
-    for name, target in zip(("page", "grid"), targets, strict=True):
-        target.write_bytes(store.read(facts[name].removeprefix(f"{store.root}/")))
+    for path, target in zip((PATH, GRID_PATH), targets, strict=True):
+        target.write_bytes(store.read(path))
     return str(targets[0]), str(targets[1])
 
 

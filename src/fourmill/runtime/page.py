@@ -13,6 +13,7 @@ from fourmill.runtime.session import Session
 from fourmill.runtime.superres import WAYS
 
 PATH = "runs/samples/index.html"
+GRID_PATH = "runs/samples/samples.png"
 
 _TITLES = {
     "rgb": "RGB",

@@ -120,7 +120,7 @@ def _mean_maps(session: Session, number: int) -> dict[str, NDArray[Any]]:
 
 def make_samples(session: Session) -> Samples:
     """The page and the grid: held-out images, labels, reconstructions, and what 4M generates, side by side."""
-    from fourmill.runtime.page import write_page
+    from fourmill.runtime.page import GRID_PATH, write_page
 
     manifest = make_manifest(session)
     heldout = read_heldout(session.store, manifest, session.project.samples.num_shown)
@@ -135,11 +135,11 @@ def make_samples(session: Session) -> Samples:
         **({} if session.project.second_px is None else {"superres": superres_picture(generator, heldout)}),
     }
     grid = overview(heldout, truth, rebuilt, generated)
-    session.store.write("runs/samples/samples.png", grid)
+    session.store.write(GRID_PATH, grid)
     page = write_page(session, manifest, sheets, _figures(session))
     return Samples(
         page=f"{session.store.root}/{page}",
-        grid=f"{session.store.root}/runs/samples/samples.png",
+        grid=f"{session.store.root}/{GRID_PATH}",
         digest=digest_json([digest_bytes(grid), manifest.digest]),
         pictures=sheets,
     )
