@@ -60,10 +60,13 @@ def test_a_small_picture_and_its_tokens_give_the_same_large_picture(session: Ses
 def test_the_figures_are_those_of_the_asset_and_of_the_page(session: Session, smallest_demo: Path) -> None:
     report = current(session.store, "cc12m", "superres", "fourm/superres").report
     heldout = read_heldout(session.store, make_manifest(session), session.project.samples.num_scored)
-    scored = score_superres(Generator(session), heldout)
-    assert report["scored"] == {"psnr_db": scored, "samples": len(heldout)} and set(scored) == set(WAYS)
+    found = score_superres(Generator(session), heldout)
+    scored, close = found["psnr_db"], found["psnr_to_tokenizer_db"]
+    assert report["scored"] == {**found, "samples": len(heldout)} and set(scored) == set(WAYS)
     assert report["headline"] == {"name": "psnr_db", "value": scored["superres"], "baseline": scored["bicubic"]}
     assert report["figures"]["psnr_db_ceiling"] == scored["tokenizer"]
+    assert report["figures"]["psnr_to_tokenizer_db"] == close["superres"]
+    assert report["baseline"]["psnr_to_tokenizer_db"] == close["bicubic"]
     page = (smallest_demo / "report" / "index.html").read_text()
     assert "Super-resolution of RGB, 32 to 64 pixels" in page and f"{scored['superres']:.2f}" in page
     assert superres_picture(Generator(session), heldout).startswith(b"\x89PNG")

@@ -273,12 +273,13 @@ def fourm_text2im_demo(steps: int) -> PretrainConfig:
 def fourm_superres_demo(steps: int) -> PretrainConfig:
     """The demo's model fine-tuned to super-resolve RGB from 4 x 4 tokens to the 8 x 8 that it was trained on.
 
-    The new, small tokens start from the tables of the large ones, and lie where these lie.
+    The new, small tokens start from the tables of the large ones, and lie where these lie. A step has few tokens and costs a
+    third of one of the others: at the same cost, half of the grid predicted in twice as many steps gains 0.2 dB.
     """
     return PretrainConfig(
         model=_demo_model(),
-        masking=MaskingConfig(components=_rgb_biased(), num_input_tokens=(16, 80), num_target_tokens=(64, 64)),
-        optim=OptimConfig(learning_rate=1.2e-3, warmup_steps=min(20, steps // 10), clip_grad=1.0),
+        masking=MaskingConfig(components=_rgb_biased(), num_input_tokens=(16, 24), num_target_tokens=(32, 32)),
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=min(20, steps // 10), clip_grad=1.0),
         resolutions="both",
         copy_tables=True,
         batch_size=16,
@@ -327,7 +328,9 @@ def _caption_rgb_biased() -> tuple[MixtureComponent, ...]:
 
 
 def _rgb_biased() -> tuple[MixtureComponent, ...]:
-    """The demo's share of it: RGB tokens of both resolutions, and the large ones predicted."""
+    """The demo's share of it, RGB alone: mostly what the first decoding step sees, and the others' at times."""
+    high = {"high:tok_rgb": 1.0}
     return (
-        MixtureComponent(input_alphas={"low:tok_rgb": 5.0, "high:tok_rgb": 5.0}, target_alphas={"high:tok_rgb": 1.0}),
+        MixtureComponent(input_alphas={"low:tok_rgb": 1.0}, target_alphas=high, weight=7.0),
+        MixtureComponent(input_alphas={"tok_rgb": 5.0}, target_alphas=high),
     )
