@@ -37,6 +37,16 @@ def test_samples_are_the_shards_in_order_cropped_and_encoded(store: tuple[LocalS
     assert all(ids[-1] == EOS for ids in samples.texts["caption"])
 
 
+def test_tokens_alone_are_read_without_images_and_texts(store: tuple[LocalStore, str]):
+    manifest = _manifest(store)
+    for folder in ("rgb", "caption", "det", "tok_semseg@32"):
+        store[0].delete(ShardPlace("cc12m", "val", folder, 0).tar)
+    chosen = [manifest.modality("tok_depth@32")]
+    samples = read_samples(store[0], manifest, "val", modalities=chosen)
+    assert samples.keys == ["000000009"] and not samples.pixels and not samples.texts
+    assert samples.tokens["tok_depth@32"].shape == (1, 16)
+
+
 def test_a_limit_reads_the_first_samples_only(store: tuple[LocalStore, str]):
     assert read_samples(store[0], _manifest(store), "train", 3).keys == ["000000000", "000000001", "000000002"]
 

@@ -118,6 +118,8 @@ def test_what_cannot_be_super_resolved_is_refused(two_sizes: FourM):
         super_resolve(two_sizes, {"tok_rgb@16": np.zeros((3, 16), np.int16)}, ["tok_rgb@32"])
     with pytest.raises(ValueError, match=r"tok_rgb@8 .* takes one of"):
         super_resolve(two_sizes, {"tok_rgb@8": np.zeros((3, 1), np.int16)}, ["tok_rgb@32"])
+    with pytest.raises(ValueError, match="title: not seen by this model, only caption"):
+        super_resolve(two_sizes, {"tok_rgb@16": np.zeros((1, 4), np.int16)}, ["tok_rgb@32"], texts={"title": [[EOS]]})
     with pytest.raises(ValueError, match="'tok_rgb@16' is not predicted"):
         super_resolve(two_sizes, {"tok_rgb@16": np.zeros((3, 4), np.int16)}, ["tok_rgb@16"])
 

@@ -35,7 +35,7 @@ STEPS_PER_MINUTE = 400  # of the demo's 4M on two idle cores without bfloat16; l
 # machine is slower but reaches the same model
 DEMO_MINUTES = 3.0
 TEXT2IM_SHARE = 0.12  # of the pretraining steps
-SUPERRES_SHARE = 0.4  # in steps that cost a third of the others: no longer than text2im
+SUPERRES_SHARE = 0.31  # in steps that take 0.4 of the time of the others: no longer than text2im
 
 
 def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:

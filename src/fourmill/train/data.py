@@ -169,7 +169,10 @@ class Loader:
 def _shard(
     store: Store, manifest: Manifest, split: Split, entry: ShardEntry, modalities: Sequence[Modality]
 ) -> list[dict]:
-    members = {f: _members(store, manifest, split, f, entry) for f in {_CROPS, "rgb", *(m.folder for m in modalities)}}
+    folders = {_CROPS, *(m.folder for m in modalities)}
+    if any(m.kind == "text" and m.ext == "json" for m in modalities):
+        folders.add("rgb")  # boxes are cropped by their image's size
+    members = {folder: _members(store, manifest, split, folder, entry) for folder in folders}
     return [
         _sample(key, {folder: found[key] for folder, found in members.items()}, modalities, manifest)
         for key in sorted(members[_CROPS])
@@ -200,7 +203,7 @@ def _members(store: Store, manifest: Manifest, split: Split, folder: str, entry:
 
 def _sample(key: SampleKey, members: dict[str, bytes], modalities: Iterable[Modality], manifest: Manifest) -> dict:
     try:
-        image = decode_image(members["rgb"]).rgb_HWC
+        image = decode_image(members["rgb"]).rgb_HWC if "rgb" in members else np.zeros((0, 0, 3), np.uint8)
         crop: CropRow = tuple(int(v) for v in _npy(members[_CROPS])[0])  # type: ignore[assignment]
         found: dict = {"key": key}
         for m in modalities:

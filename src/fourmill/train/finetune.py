@@ -1,8 +1,8 @@
 """Starting from a trained 4M: what two models share is copied, what is new starts at random or from its twin.
 
-A fine-tune may know more modalities than the model it starts from (a second resolution) and may predict fewer of them;
-nothing else may differ. Handled by name: the embeddings of a modality that the source does not have on a side are new,
-and the source's decoder embeddings of a modality that is not predicted any more are left behind.
+A fine-tune may know modalities that the model it starts from does not (a second resolution), and may see or predict fewer
+of that one's; nothing else may differ. Handled by name: embeddings of a modality that the source does not have on a side
+are new, and the source's embeddings of a modality that takes no part on a side are left behind.
 """
 
 import torch
@@ -42,10 +42,10 @@ def _differences(model: FourM, source: FourM) -> list[str]:
     problems = [f"{key} is {found[key]}, the config says {asked[key]}" for key in asked if found[key] != asked[key]]
     if model.patch_px != source.patch_px:
         problems.append(f"patch_px is {source.patch_px}, the manifest says {model.patch_px}")
-    for name, modality in source.by_name.items():
-        other = model.by_name.get(name)
-        if other != modality:
-            problems.append(f"it knows {modality}, here is {other or 'no such modality'}: train it from this manifest")
+    for name in sorted(source.by_name.keys() & model.by_name.keys()):
+        known, wanted = source.by_name[name], model.by_name[name]
+        if known != wanted:
+            problems.append(f"it knows {known}, here is {wanted}: train it from this manifest")
     return problems
 
 

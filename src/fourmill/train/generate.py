@@ -120,6 +120,9 @@ def super_resolve(
         if modality is None or grid.ndim != 2 or grid.shape[1] != modality.max_tokens:
             expected = "one of " + ", ".join(model.by_name) if modality is None else f"(B, {modality.max_tokens})"
             raise ValueError(f"{name} tokens of shape {grid.shape}; this model takes {expected}")
+    unseen = sorted((texts or {}).keys() - model.by_name.keys())
+    if unseen:
+        raise ValueError(f"{', '.join(unseen)}: not seen by this model, only {', '.join(model.by_name)}")
     known = {name: grid.astype(np.int64) for name, grid in tokens.items()}
     written = {name: [list(row) for row in rows] for name, rows in (texts or {}).items()}
     visible = Visible(len(next(iter(known.values()))), tokens=known, texts=written)

@@ -20,7 +20,7 @@ from fourmill.train.config import PretrainConfig, TrainSpec
 from fourmill.train.data import Loader, checked_manifest, read_samples
 from fourmill.train.finetune import start_from
 from fourmill.train.load import load_fourm
-from fourmill.train.masking import Mixture
+from fourmill.train.masking import Mixture, taking_part
 from fourmill.train.model import FourM
 from fourmill.train.optim import AdamW, Average, learning_rate
 from fourmill.train.ranks import Ranks, join_ranks
@@ -103,10 +103,10 @@ def start(
     """Weights and optimiser before the first step.
 
     Raises:
-        ModelError: the model to start from has another shape, or modalities that the manifest has not.
+        ModelError: the model to start from has another shape, or another idea of a modality.
         MaskingError: the mixture does not fit the modalities.
     """
-    modalities = sorted(manifest.at(config.resolutions), key=lambda m: m.name)
+    modalities = taking_part(config.masking, manifest.at(config.resolutions))
     torch.manual_seed(config.seed)
     model = FourM(config.model, modalities, manifest.patch_px, Mixture(config.masking, modalities).predicted)
     if init_from is not None:

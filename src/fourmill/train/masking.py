@@ -3,7 +3,7 @@
 All of it is a function of a random generator, one a sample, seeded by (seed, step, row); numpy only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -92,6 +92,13 @@ class Mixture:
         room = self._caps - inputs * self._is_image
         targets = np.minimum(split_budget(predicted, component.target_alphas, rng), room)
         return Budgets(inputs, targets, component.keep)
+
+
+def taking_part(config: MaskingConfig, modalities: Iterable[Modality]) -> list[Modality]:
+    """The modalities that some component shows or predicts, sorted by name: a model has no need of the others."""
+    ordered = sorted(modalities, key=lambda m: m.name)
+    alphas = sum(c.input_alphas + c.target_alphas for c in Mixture(config, ordered).components)
+    return [m for m, alpha in zip(ordered, np.asarray(alphas), strict=True) if alpha]
 
 
 def resolution_names(modalities: Sequence[Modality]) -> dict[str, str]:
