@@ -11,7 +11,7 @@ import torch
 from fourmill.core.labels import COCO_THINGS, Box, Picture, encode_boxes, encode_depth, encode_normal, encode_semseg
 from fourmill.pseudolabel import detector, dpt, mask2former
 from fourmill.pseudolabel.config import DptConfig, WeightsMissingError, seeded_labellers
-from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import Answer, NetworkError, Rejected
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import FORMATS
 from fourmill.pseudolabel.network import ConstantGuard, batches
@@ -31,7 +31,7 @@ def pictures(photo: Photo) -> list[Picture]:
     return [Picture(photo(height, width, seed)) for seed, (height, width) in enumerate(SIZES)]
 
 
-def same(a: Label | Rejected, b: Label | Rejected) -> bool:
+def same(a: Answer, b: Answer) -> bool:
     return np.array_equal(a, b) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a == b
 
 
@@ -255,4 +255,4 @@ def test_weights_that_lack_a_key_are_refused_by_its_name(tmp_path: Path) -> None
 
 def test_every_encoder_takes_what_its_labeller_gives() -> None:
     encoders = {"depth": encode_depth, "normal": encode_normal, "semseg": encode_semseg, "det": encode_boxes}
-    assert {label: form.encode for label, form in FORMATS.items()} == encoders
+    assert {label: FORMATS[label].encode for label in encoders} == encoders

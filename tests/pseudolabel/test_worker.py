@@ -1,6 +1,6 @@
 import io
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from fourmill.core.store import Store
 from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.checks import check_block
 from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig, WeightsMissingError, seeded_labellers
-from fourmill.pseudolabel.labeller import Label, NotASceneError, Rejected
+from fourmill.pseudolabel.flow import Threads
+from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, NotASceneError, Rejected
 from fourmill.pseudolabel.members import FORMATS, label_format
 from fourmill.pseudolabel.preview import label_preview
 from fourmill.pseudolabel.worker import LabelShapeError, LabelWorker, label_items, label_recipe
@@ -26,6 +27,13 @@ DATASET = "tiny"
 LABELS = ("depth", "normal", "semseg", "det")
 pytestmark = pytest.mark.usefixtures("one_thread")
 Fill = Callable[[str, dict[int, bytes | None]], None]
+
+
+@pytest.fixture(scope="session")
+def threads() -> Iterator[Threads]:
+    made = Threads(2)
+    yield made
+    made.close()
 
 
 def run(store: Store, layout: Layout, label: str, config: AnyLabellerConfig) -> dict[tuple[Split, int], Receipt]:
@@ -153,6 +161,9 @@ class EverySecond:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
 
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        return (picture.rgb_HWC.shape[1] % 3, 0)
+
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         widths = [picture.rgb_HWC.shape[1] for picture in pictures]
         return [[Box(0, 0, 1, 1, 1.0, "cat")] if width % 2 else Rejected("even") for width in widths]
@@ -167,9 +178,8 @@ def members(count: int) -> Iterator[tuple[SampleKey, bytes]]:
 
 @settings(max_examples=15, deadline=None)
 @given(count=st.integers(0, 30), batch_size=st.integers(1, 3))
-def test_every_image_becomes_one_item_in_order(count: int, batch_size: int) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        items = list(label_items(pool, members(count), EverySecond(batch_size), FORMATS["det"]))
+def test_every_image_becomes_one_item_in_order(threads: Threads, count: int, batch_size: int) -> None:
+    items = list(label_items(threads, members(count), EverySecond(batch_size), FORMATS["det"]))
     assert [item.key for item in items] == [sample_key(i) for i in range(count)]
     assert [item.status for item in items] == ["ok" if i % 2 == 0 else "rejected" for i in range(count)]
     assert all(item.reason == "even" for item in items if item.status == "rejected")
@@ -180,13 +190,16 @@ class Halved:
 
     label, version, weights_digest, batch_size = "depth", "1", "none", 1
 
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        return (0, 0)
+
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         return [np.zeros((2, 3), np.float32) for _ in pictures]
 
 
-def test_a_label_of_another_size_than_its_image_raises() -> None:
-    with ThreadPoolExecutor(1) as pool, pytest.raises(LabelShapeError, match=r"sample 000000000.*\(2, 3\).*\(1, 1\)"):
-        list(label_items(pool, members(1), Halved(), FORMATS["depth"]))
+def test_a_label_of_another_size_than_its_image_raises(threads: Threads) -> None:
+    with pytest.raises(LabelShapeError, match=r"sample 000000000.*\(2, 3\).*\(1, 1\)"):
+        list(label_items(threads, members(1), Halved(), FORMATS["depth"]))
 
 
 def test_a_check_names_what_is_missing_wrong_and_of_another_size(
@@ -253,9 +266,9 @@ def test_a_preview_is_a_small_picture_of_images_and_labels(
     label: str, store: Store, layout: Layout, scenes: list[int]
 ) -> None:
     run(store, layout, label, SceneConfig())
-    png = label_preview(store, DATASET, layout, "block_00", label)
-    assert len(png) < 60_000 and png == label_preview(store, DATASET, layout, "block_00", label)
-    sheet = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    jpeg = label_preview(store, DATASET, layout, "block_00", label)
+    assert len(jpeg) < 100_000 and jpeg == label_preview(store, DATASET, layout, "block_00", label)
+    sheet = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
     assert sheet.shape[0] >= 4 * 128 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 30
 
 
@@ -265,7 +278,7 @@ def test_a_preview_of_large_photographs_stays_small(
     rng = np.random.default_rng(0)
     fill("block_00", {row: jpeg(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)) for row in range(0, 8, 2)})
     run(store, layout, "normal", seeded_labellers()["normal"])
-    assert len(label_preview(store, DATASET, layout, "block_00", "normal")) < 60_000
+    assert len(label_preview(store, DATASET, layout, "block_00", "normal")) < 100_000
 
 
 def test_a_block_without_labels_has_a_preview_that_says_so(store: Store, layout: Layout, fill: Fill) -> None:
@@ -273,3 +286,96 @@ def test_a_block_without_labels_has_a_preview_that_says_so(store: Store, layout:
     run(store, layout, "depth", SceneConfig())
     assert Image.open(io.BytesIO(label_preview(store, DATASET, layout, "block_00", "depth"))).width > 100
     assert check_block(store, DATASET, layout, "block_00", "depth").passed
+
+
+def damaged(store: Store, damage: Callable[[Path], None]) -> None:
+    damage(Path(store.root) / ShardPlace(DATASET, "train", "images", 0).tar)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda tar: tar.write_bytes(tar.read_bytes()[:-600]), "does not have the digest its receipt names"),
+        (lambda tar: tar.write_bytes(b"x" + tar.read_bytes()[1:]), "does not have the digest its receipt names"),
+        (lambda tar: tar.unlink(), "shard-00000.tar is gone, though its receipt is there: .* materialize tiny/images"),
+    ],
+    ids=["truncated", "changed", "gone"],
+)
+def test_a_damaged_tar_of_images_stops_its_shard_and_says_what_to_do(
+    damage: Callable[[Path], None], said: str, store: Store, layout: Layout, scenes: list[int]
+) -> None:
+    damaged(store, damage)
+    with pytest.raises(ValueError, match=said):
+        run(store, layout, "depth", SceneConfig())
+    assert not store.exists(ShardPlace(DATASET, "train", "depth", 0).receipt)
+    assert not store.exists(ShardPlace(DATASET, "train", "depth", 0).tar)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_an_image_of_one_pixel_and_one_of_a_thousand_to_one_are_labelled_like_any(
+    label: str, store: Store, layout: Layout, fill: Fill, jpeg: Callable[..., bytes], photo: Callable[..., np.ndarray]
+) -> None:
+    sizes = {0: (1, 1), 2: (3, 20000), 4: (20000, 3), 6: (40, 40), 8: (64, 40)}
+    fill("block_00", {row: jpeg(photo(*size, row)) for row, size in sizes.items()})
+    receipts = run(store, layout, label, seeded_labellers()[label])
+    assert receipts["train", 0].counts == {"ok": 5}
+    assert check_block(store, DATASET, layout, "block_00", label).passed
+
+
+class Broken:
+    """Depth that cannot be: of a network whose precision overflows after its own checks, or that rejects whatever it sees."""
+
+    label, version, weights_digest, batch_size = "depth", "1", "none", 2
+
+    def __init__(self, answer: Callable[[Picture], Answer]) -> None:
+        self._answer = answer
+
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        return (0, 0)
+
+    def label_pictures(self, pictures: Sequence[Picture]) -> Sequence[Answer]:
+        return [self._answer(picture) for picture in pictures]
+
+
+def test_values_that_cannot_be_stored_stop_the_shard(threads: Threads) -> None:
+    nan = Broken(lambda picture: np.full(picture.rgb_HWC.shape[:2], np.nan, np.float32))
+    with pytest.raises(NetworkError, match=r"depth of sample 000000000: .*nan.*the network or its precision is wrong"):
+        list(label_items(threads, members(3), nan, FORMATS["depth"]))
+
+
+def test_a_network_that_rejects_a_whole_shard_is_wrong(threads: Threads) -> None:
+    dead = Broken(lambda picture: Rejected("the network's output is constant"))
+    assert len(list(label_items(threads, members(7), dead, FORMATS["depth"]))) == 7
+    with pytest.raises(NetworkError, match="every one of 8 images of a shard was rejected"):
+        list(label_items(threads, members(8), dead, FORMATS["depth"]))
+
+
+def test_figures_that_only_the_labeller_knows_reach_the_row(threads: Threads) -> None:
+    known = Broken(lambda picture: Labelled(np.zeros(picture.rgb_HWC.shape[:2], np.float32), {"clamped": 0.25}))
+    (item,) = label_items(threads, members(1), known, FORMATS["depth"])
+    assert dict(item.extra["figures"]) == {"least": 0, "most": 0, "mean": 0, "clamped": 0.25}
+
+
+def test_decoding_network_and_encoding_are_in_threads_of_their_own(threads: Threads) -> None:
+    """The network waits until images of the next batch have been decoded: it can only go on if others work meanwhile."""
+    decoded, names = threading.Semaphore(0), set[str]()
+
+    def stream() -> Iterator[tuple[SampleKey, bytes]]:
+        for member in members(8):
+            decoded.release()
+            yield member
+
+    def answer(picture: Picture) -> Answer:
+        names.add(threading.current_thread().name)
+        assert decoded.acquire(timeout=60)
+        return np.zeros(picture.rgb_HWC.shape[:2], np.float32)
+
+    items = list(label_items(threads, stream(), Broken(answer), FORMATS["depth"]))
+    assert len(items) == 8 and len(names) == 1 and "labels-network" in names.pop()
+
+
+def test_the_worker_says_how_long_its_network_was_at_work(store: Store, layout: Layout, scenes: list[int]) -> None:
+    worker = LabelWorker(store.root, DATASET, "depth", SceneConfig())
+    worker.run(ShardJob("train", 0, label_recipe(store, DATASET, "train", 0, "depth", SceneConfig()), "run"))
+    assert 0 < worker.shares["network"] <= 1
+    worker.close()

@@ -55,6 +55,38 @@ def grid_png(
     Raises:
         ValueError: a row is longer than the column titles, or titles and rows differ in number.
     """
+    sheet = _grid(rows, column_titles, row_titles, cell_px)
+    sink = io.BytesIO()
+    if colours is not None:
+        # Of Pillow's methods the one that keeps small bright areas; dithering would double the bytes.
+        sheet = sheet.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    sheet.save(sink, "PNG", optimize=True)
+    return sink.getvalue()
+
+
+def grid_jpeg(
+    rows: Sequence[Sequence[NDArray[np.uint8] | None]],
+    column_titles: Sequence[str],
+    cell_px: int = 128,
+    quality: int = 85,
+) -> bytes:
+    """The same as one JPEG: photographs in a fifth of the bytes. Colours are kept at full resolution, for small text's sake.
+
+    Raises:
+        ValueError: a row is longer than the column titles.
+    """
+    sink = io.BytesIO()
+    sheet = _grid(rows, column_titles, None, cell_px)
+    sheet.save(sink, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return sink.getvalue()
+
+
+def _grid(
+    rows: Sequence[Sequence[NDArray[np.uint8] | None]],
+    column_titles: Sequence[str],
+    row_titles: Sequence[str] | None,
+    cell_px: int,
+) -> Image.Image:
     if row_titles is not None and len(row_titles) != len(rows):
         raise ValueError(f"{len(row_titles)} row titles for {len(rows)} rows")
     longest = max((len(row) for row in rows), default=0)
@@ -78,12 +110,7 @@ def grid_png(
                 fitted = Image.fromarray(fit_picture(picture, cell_px))
                 spare = (cell_px - fitted.width) // 2, (cell_px - fitted.height) // 2
                 sheet.paste(fitted, (left + _GAP + column * step + spare[0], top + index * step + spare[1]))
-    sink = io.BytesIO()
-    if colours is not None:
-        # Of Pillow's methods the one that keeps small bright areas; dithering would double the bytes.
-        sheet = sheet.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
-    sheet.save(sink, "PNG", optimize=True)
-    return sink.getvalue()
+    return sheet
 
 
 def draw_text(

@@ -4,47 +4,64 @@ Every row is checked; pixels are read again for some shards only (`_DEEP_SHARDS`
 """
 
 import io
-from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fourmill.core.digest import Json
-from fourmill.core.labels import COCO_PANOPTIC
-from fourmill.core.modality import SEMSEG_INVALID
 from fourmill.core.names import SPLITS, Layout, shard_name
 from fourmill.core.shards import ShardPlace, read_members, read_receipt, read_rows
 from fourmill.core.store import Store
+from fourmill.core.tar import TarError
 from fourmill.pseudolabel.members import LabelFormat, label_format
+from fourmill.pseudolabel.statistics import Statistics
 
 _DEEP_SHARDS = 8  # read again, spread over the block
 _DEEP_SAMPLES = 64  # of each of them
 _MOST_REJECTED = 0.5  # a block that loses more than half of its images has a wrong labeller, not odd images
+_MOST_REASONS = 10
+
+MATCH, RANGE, REJECTED = "labels_match_images", "values_in_range", "most_are_labelled"
+CHECKS = {
+    MATCH: "One row for each image, in order, and labels of their image's size.",
+    RANGE: "Stored labels can be read, and every value lies where its label's values lie.",
+    REJECTED: f"At most {_MOST_REJECTED:.0%} of the images were rejected, each with a reason.",
+}
+"""The blocking checks of a block of labels, with what they hold."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found: sentences about what is wrong, and figures to look at."""
+    """What the checks found: sentences about what is wrong, by check, and figures to look at."""
 
-    passed: bool
-    problems: tuple[str, ...]
-    figures: dict[str, Json]
+    found: dict[str, list[str]]
+    statistics: Statistics
+    figures: dict[str, Json] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(problem for problems in self.found.values() for problem in problems)
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
 
 
 def check_block(store: Store, dataset: str, layout: Layout, block: str, label: str) -> CheckReport:
     """Check one label of one block.
 
     One row for each image, every stored label of its image's pixel size and in its range; and figures: depth range,
-    class histogram, boxes an image, and what was rejected, by reason.
+    class histogram, boxes an image, and what was rejected, by reason. Memory: the rows of one shard.
 
     Raises:
         ValueError: no such block or label.
     """
     form = label_format(label)
-    problems: list[str] = []
-    rows: list[dict[str, Any]] = []
+    found: dict[str, list[str]] = {check: [] for check in CHECKS}
+    statistics = Statistics()
     shards = layout.shards_of(block)
     deep = set(shards[:: max(1, -(-len(shards) // _DEEP_SHARDS))])
     for shard in shards:
@@ -53,108 +70,63 @@ def check_block(store: Store, dataset: str, layout: Layout, block: str, label: s
             labels = ShardPlace(dataset, split, form.folder, shard)
             missing = [place.tar for place in (images, labels) if read_receipt(store, place) is None]
             if missing:
-                problems.append(f"{', '.join(missing)} not there; materialize the block again")
+                found[MATCH].append(f"{', '.join(missing)} not there; materialize the block again")
                 continue
-            shard_rows = read_rows(store, labels).to_pylist()
-            rows += shard_rows
-            problems += _compare_rows(read_rows(store, images).to_pylist(), shard_rows, labels)
+            rows = read_rows(store, labels).to_pylist()
+            statistics.add(rows)
+            found[MATCH] += _compare_rows(read_rows(store, images).to_pylist(), rows, labels)
+            found[REJECTED] += _unexplained(rows, labels)
             if shard in deep:
-                problems += _compare_pixels(store, images, labels, form)
-    figures = _figures(label, rows)
-    rejected = sum(row["status"] != "ok" for row in rows)
-    if rejected > _MOST_REJECTED * len(rows):
-        problems.append(f"{rejected} of {len(rows)} images were rejected: {figures['rejected']}")
-    if label == "normal" and any(row["status"] == "ok" for row in rows) and figures["mean length"] == 0:
-        problems.append("every normal of the block is zero; the network sees nothing")
-    return CheckReport(not problems, tuple(problems), figures)
+                _compare_pixels(store, images, labels, form, found)
+    figures = _figures(form, statistics)
+    rejected = statistics.rows - statistics.labelled
+    if rejected > _MOST_REJECTED * statistics.rows:
+        found[REJECTED].append(f"{rejected} of {statistics.rows} images were rejected: {figures['rejected']}")
+    if statistics.labelled:
+        found[RANGE] += form.impossible(statistics)
+    return CheckReport(found, statistics, figures)
 
 
-def _compare_rows(images: list[dict[str, Any]], labels: list[dict[str, Any]], place: ShardPlace) -> list[str]:
+def _compare_rows(images: Sequence[dict[str, Any]], labels: Sequence[dict[str, Any]], place: ShardPlace) -> list[str]:
     expected = [row["key"] for row in images if row["status"] == "ok"]
     found = [row["key"] for row in labels]
-    problems: list[str] = []
-    if expected != found:
-        odd = sorted(set(expected) ^ set(found))
-        problems.append(
-            f"{place.folder} {place.split} {shard_name(place.shard)} has {len(found)} rows, its images {len(expected)} "
-            f"(first key that differs {odd[0] if odd else 'none: another order'}); materialize the block again"
-        )
-    unexplained = [row["key"] for row in labels if row["status"] != "ok" and not row["reason"]]
-    if unexplained:
-        problems.append(
-            f"{place.folder} {shard_name(place.shard)}: sample {unexplained[0]} was rejected without a reason"
-        )
-    return problems
+    if expected == found:
+        return []
+    odd = sorted(set(expected) ^ set(found))
+    return [
+        f"{place.folder} {place.split} {shard_name(place.shard)} has {len(found)} rows, its images {len(expected)} "
+        f"(first key that differs {odd[0] if odd else 'none: another order'}); materialize the block again"
+    ]
 
 
-def _compare_pixels(store: Store, images: ShardPlace, labels: ShardPlace, form: LabelFormat) -> list[str]:
-    members = list(read_members(store, labels))
-    chosen = dict(members[:: max(1, -(-len(members) // _DEEP_SAMPLES))])
-    problems: list[str] = []
-    for key, data in read_members(store, images):
-        if key not in chosen:
-            continue
+def _unexplained(labels: Sequence[dict[str, Any]], place: ShardPlace) -> list[str]:
+    keys = [row["key"] for row in labels if row["status"] != "ok" and not row["reason"]]
+    return [f"{place.folder} {shard_name(place.shard)}: sample {keys[0]} was rejected without a reason"] if keys else []
+
+
+def _compare_pixels(
+    store: Store, images: ShardPlace, labels: ShardPlace, form: LabelFormat, found: dict[str, list[str]]
+) -> None:
+    try:
+        members = list(read_members(store, labels))
+        chosen = dict(members[:: max(1, -(-len(members) // _DEEP_SAMPLES))])
+        pictures = [(key, data) for key, data in read_members(store, images) if key in chosen]
+    except (FileNotFoundError, TarError) as error:
+        found[MATCH].append(str(error))
+        return
+    for key, data in pictures:
         try:
             label = form.decode(chosen[key])
         except ValueError as error:
-            problems.append(f"{labels.tar}: sample {key}: {error}")
+            found[RANGE].append(f"{labels.tar}: sample {key}: {error}")
             continue
         width, height = Image.open(io.BytesIO(data)).size
         if isinstance(label, np.ndarray) and label.shape[:2] != (height, width):
             size = f"{label.shape[1]} x {label.shape[0]}"
-            problems.append(f"{labels.tar}: sample {key} has {size} pixels, its image {width} x {height}")
-    return problems
+            found[MATCH].append(f"{labels.tar}: sample {key} has {size} pixels, its image {width} x {height}")
 
 
-def _figures(label: str, rows: list[dict[str, Any]]) -> dict[str, Json]:
-    good = [dict(row["figures"]) for row in rows if row["status"] == "ok"]
-    rejected = Counter(row["reason"] or row["status"] for row in rows if row["status"] != "ok")
-    figures: dict[str, Json] = {"images": len(rows), "labelled": len(good), "rejected": dict(rejected.most_common(10))}
-    return figures | (_SUMMARIES[label](good) if good else {})
-
-
-def _depth_summary(good: list[dict[str, float]]) -> dict[str, Json]:
-    return {
-        "least": round(min(f["least"] for f in good), 4),
-        "most": round(max(f["most"] for f in good), 4),
-        "mean": _mean(good, "mean"),
-        "clamped share": _mean(good, "clamped"),
-    }
-
-
-def _normal_summary(good: list[dict[str, float]]) -> dict[str, Json]:
-    return {"mean length": _mean(good, "length"), "share of unit length": _mean(good, "unit")}
-
-
-def _semseg_summary(good: list[dict[str, float]]) -> dict[str, Json]:
-    shares: dict[str, float] = defaultdict(float)
-    for one in good:
-        for name, share in one.items():
-            class_id = int(name.removeprefix("class_"))
-            shares["invalid" if class_id == SEMSEG_INVALID else COCO_PANOPTIC[class_id]] += share / len(good)
-    ranked = sorted(shares.items(), key=lambda item: -item[1])
-    return {
-        "classes seen": len(shares),
-        "classes in an image": round(sum(map(len, good)) / len(good), 2),
-        "share of pixels": {name: round(share, 5) for name, share in ranked},
-    }
-
-
-def _box_summary(good: list[dict[str, float]]) -> dict[str, Json]:
-    counts: Counter[str] = Counter()
-    for one in good:
-        counts.update({name: int(count) for name, count in one.items() if name != "boxes"})
-    boxes = [int(one["boxes"]) for one in good]
-    return {
-        "boxes": sum(boxes),
-        "boxes in an image": round(sum(boxes) / len(boxes), 2),
-        "images without boxes": boxes.count(0),
-        "boxes by class": dict(counts.most_common()),
-    }
-
-
-_SUMMARIES = {"depth": _depth_summary, "normal": _normal_summary, "semseg": _semseg_summary, "det": _box_summary}
-
-
-def _mean(good: list[dict[str, float]], name: str) -> float:
-    return round(sum(f[name] for f in good) / len(good), 4)
+def _figures(form: LabelFormat, found: Statistics) -> dict[str, Json]:
+    reasons = sorted(found.rejected.items(), key=lambda one: (-one[1], one[0]))[:_MOST_REASONS]
+    figures: dict[str, Json] = {"images": found.rows, "labelled": found.labelled, "rejected": dict(reasons)}
+    return figures | (form.summarise(found) if found.labelled else {})

@@ -5,15 +5,18 @@ weights, good for trying the chain on any images and for nothing else, so it is 
 """
 
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import file_digest
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SerializeAsAny, Tag
 
 from fourmill.core.digest import digest_config, digest_json
 from fourmill.core.scene import SCENE_VERSION
+from fourmill.pseudolabel.format import OwnConfig
+from fourmill.pseudolabel.members import OWN, own_config, own_label
 
 VERSION = "1"  # of what labellers make of the same image, weights and config
 
@@ -111,8 +114,21 @@ class ClipConfig(_Config):
     batch_size: BatchSize = 32
 
 
-AnyLabellerConfig = SceneConfig | DptConfig | Mask2FormerConfig | DetectorConfig | ClipConfig
-LabellerConfig = Annotated[AnyLabellerConfig, Field(discriminator="kind")]
+NetworkConfig = SceneConfig | DptConfig | Mask2FormerConfig | DetectorConfig | ClipConfig
+AnyLabellerConfig = NetworkConfig | OwnConfig
+
+
+def _table_of(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return "own" if kind in {own.config.model_fields["kind"].default for own in OWN.values()} else "network"
+
+
+LabellerConfig = Annotated[
+    Annotated[NetworkConfig, Field(discriminator="kind"), Tag("network")]
+    | Annotated[SerializeAsAny[OwnConfig], BeforeValidator(own_config), Tag("own")],
+    Discriminator(_table_of),
+]
+"""A labeller of a project file: one of 4M's, or of `members.OWN`."""
 
 
 def seed_of(weights: str) -> int | None:
@@ -134,6 +150,8 @@ def weights_digest(config: AnyLabellerConfig) -> str:
 
     A folder that is missing has a digest too, so that definitions load; `require_weights` says what to do about it.
     """
+    if isinstance(config, OwnConfig):
+        return config.weights_digest
     if isinstance(config, SceneConfig):
         return digest_json(["scene", SCENE_VERSION])
     if seed_of(config.weights) is not None:
@@ -146,6 +164,11 @@ def config_digest(config: AnyLabellerConfig) -> str:
     return digest_config(config, exclude={"weights", "batch_size"})
 
 
+def label_version(config: AnyLabellerConfig) -> str:
+    """Version of what a labeller makes of the same image, weights and config."""
+    return OWN[own_label(config)].version if isinstance(config, OwnConfig) else VERSION
+
+
 def require_weights(label: str, config: AnyLabellerConfig) -> None:
     """Make sure that a labeller can be made, before any work starts.
 
@@ -153,6 +176,11 @@ def require_weights(label: str, config: AnyLabellerConfig) -> None:
         ValueError: the config's network does not make this label.
         WeightsMissingError: there is no network in the folder.
     """
+    if isinstance(config, OwnConfig):
+        if own_label(config) != label:
+            raise ValueError(f"a {config.kind} labeller does not make {label}; it makes {own_label(config)}")
+        config.require()
+        return
     kind = _NETWORK_OF.get(label)
     if kind is None or config.kind not in ((kind,) if label == "clip" else ("scene", kind)):
         raise ValueError(f"a {config.kind} labeller does not make {label}; labels are made by {_NETWORK_OF}")

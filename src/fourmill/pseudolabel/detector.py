@@ -52,6 +52,10 @@ class DetectorLabeller:
         self._network, self._device = load_network("det", config.weights, _model_class, lambda: _seeded(config))
         self._names = thing_names(self._network.config.id2label, config.weights)
 
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        """Height and width fed: the same for all images."""
+        return self._config.input_px, self._config.input_px
+
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Boxes of each image with a score of at least the threshold; an image may have none."""

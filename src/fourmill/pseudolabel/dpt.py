@@ -53,6 +53,10 @@ class DptLabeller:
                 f"{config.weights} is a plain DPT; the {label} labeller drives DPT-Hybrid (is_hybrid in config.json)"
             )
 
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        """Height and width fed for an image."""
+        return fed_size(size_of(picture), self._config.longer_px)
+
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Depth (H, W) float32 in [0, 1] or normals (H, W, 3) float32 in [-1, 1] at each image's size."""

@@ -1,6 +1,6 @@
 """The seam of the room: a labeller knows images and labels, nothing else. No store, no shards, no Dagster, no Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from fourmill.core.labels import Box, Picture
 
 Label = NDArray[np.float32] | NDArray[np.uint8] | list[Box]
-"""Depth (H, W) float32 in [0, 1]; normals (H, W, 3) float32 in [-1, 1]; classes (H, W) uint8; boxes."""
+"""Depth (H, W) float32 in [0, 1]; normals (H, W, 3) float32 in [-1, 1]; classes or edges (H, W) uint8; boxes."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A label, and figures of its quality that only its labeller can know; they go into the sample's row."""
+
+    label: Label
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,10 @@ class Rejected:
 
     reason: str
     status: str = "rejected"
+
+
+Answer = Label | Labelled | Rejected
+"""What a labeller says of one image."""
 
 
 class NetworkError(RuntimeError):
@@ -32,13 +44,20 @@ class NotASceneError(ValueError):
 class Labeller(Protocol):
     """Images to labels of one kind."""
 
-    label: str  # depth, normal, semseg or det
+    label: str  # depth, normal, semseg, det, or one of `members.OWN`
     version: str
     weights_digest: str
-    batch_size: int  # images at once; a caller that hands over several times as many lets equal sizes meet
+    batch_size: int  # images at once
 
-    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        """Height and width at which the network sees an image: those of one bucket can share a batch."""
+        ...
+
+    def label_pictures(self, pictures: Sequence[Picture]) -> Sequence[Answer]:
         """Label images of any sizes, in order; a label image has the pixel size of its image.
+
+        A worker hands over at most a batch of one bucket, from a thread of its own. Running out of memory is raised as the
+        library raises it: the worker halves the batch.
 
         Raises:
             NetworkError: the network is wrong.

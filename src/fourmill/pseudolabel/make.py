@@ -11,7 +11,9 @@ from fourmill.pseudolabel.config import (
     SceneConfig,
     require_weights,
 )
+from fourmill.pseudolabel.format import OwnConfig
 from fourmill.pseudolabel.labeller import FeatureExtractor, Labeller
+from fourmill.pseudolabel.members import OWN
 
 
 def make_labeller(label: str, config: AnyLabellerConfig) -> Labeller:
@@ -24,6 +26,8 @@ def make_labeller(label: str, config: AnyLabellerConfig) -> Labeller:
     """
     require_weights(label, config)
     match config:
+        case OwnConfig():
+            return OWN[label].make(config)
         case SceneConfig():
             from fourmill.pseudolabel.scene import SceneLabeller
 

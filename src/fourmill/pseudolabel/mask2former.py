@@ -49,6 +49,10 @@ class Mask2FormerLabeller:
         self._network, self._device = load_network("semseg", config.weights, _model_class, _seeded)
         _check_classes(self._network.config.id2label, config.weights)
 
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        """Height and width fed for an image, before padding."""
+        return fed_size(size_of(picture), self._config.shorter_px, self._config.longer_px)
+
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Classes (H, W) uint8 at each image's size."""

@@ -1,17 +1,24 @@
-"""Labels as the store holds them: folder, member format, and the figures that each row of the ledger keeps."""
+"""Every label that the store holds: 4M's four, and the table of those that stand beside them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fourmill.core import labels as formats
+from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
+from fourmill.core.digest import Json
 from fourmill.core.labels import Box
-from fourmill.core.modality import NUM_SEMSEG_CLASSES
+from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
+from fourmill.core.pictures import boxes_picture, depth_picture, normal_picture, semseg_legend, semseg_picture
+from fourmill.pseudolabel import canny
+from fourmill.pseudolabel.format import RGB, Figures, LabelFormat, OwnConfig, OwnLabel
+from fourmill.pseudolabel.statistics import Statistics
 
-Figures = dict[str, float]
+OWN: Mapping[str, OwnLabel] = {"canny": canny.LABEL}
+"""Labels beside 4M's own, by name: an entry here, and a config in a project's `labellers`, adds one."""
 
 ROW_EXTRA = pa.schema(
     [
@@ -22,16 +29,7 @@ ROW_EXTRA = pa.schema(
 )
 """What the label stage adds to each row."""
 
-
-@dataclass(frozen=True)
-class LabelFormat:
-    """How one label is kept."""
-
-    folder: str
-    ext: str
-    encode: Callable[[Any], bytes]
-    decode: Callable[[bytes], Any]
-    figures: Callable[[Any], Figures]
+_MAX_LENGTH = math.sqrt(3) + 1e-3  # of a normal whose components are all 1
 
 
 def _depth_figures(depth_HW: np.ndarray) -> Figures:
@@ -41,14 +39,71 @@ def _depth_figures(depth_HW: np.ndarray) -> Figures:
     }
 
 
+def _depth_summary(found: Statistics) -> dict[str, Json]:
+    return {
+        "least": round(found.figures["least"].least, 4),
+        "most": round(found.figures["most"].most, 4),
+        "mean": round(found.mean("mean"), 4),
+        "clamped share": round(found.mean("clamped"), 4),
+    }
+
+
+def _depth_impossible(found: Statistics) -> list[str]:
+    least, most = found.figures["least"].least, found.figures["most"].most
+    return [] if 0 <= least <= most <= 1 else [f"depths lie in [{least}, {most}], expected [0, 1]"]
+
+
 def _normal_figures(normal_HWC: np.ndarray) -> Figures:
     length_HW = np.linalg.norm(normal_HWC, axis=-1)
     return {"length": float(length_HW.mean()), "unit": float((np.abs(length_HW - 1) < 0.05).mean())}
 
 
+def _normal_summary(found: Statistics) -> dict[str, Json]:
+    clamped = {"clamped share": round(found.mean("clamped"), 4)} if "clamped" in found.figures else {}
+    return {
+        "mean length": round(found.mean("length"), 4),
+        "share of unit length": round(found.mean("unit"), 4),
+        **clamped,
+    }
+
+
+def _normal_impossible(found: Statistics) -> list[str]:
+    problems: list[str] = []
+    if found.mean("length") == 0:
+        problems.append("every normal of the block is zero; the network sees nothing")
+    longest = found.figures["length"].most
+    if longest > _MAX_LENGTH:
+        problems.append(f"normals of an image are {longest:.3f} long on average, which no components in [-1, 1] make")
+    return problems
+
+
 def _semseg_figures(ids_HW: np.ndarray) -> Figures:
     counts = np.bincount(ids_HW.ravel(), minlength=NUM_SEMSEG_CLASSES)
     return {f"class_{i:03d}": float(counts[i] / ids_HW.size) for i in np.flatnonzero(counts)}
+
+
+def _class_ids(found: Statistics) -> dict[str, int]:
+    return {name: int(name.removeprefix("class_")) for name in found.figures if name.startswith("class_")}
+
+
+def _semseg_summary(found: Statistics) -> dict[str, Json]:
+    ids = _class_ids(found)
+    names = {name: "invalid" if i == SEMSEG_INVALID else COCO_PANOPTIC[i] for name, i in ids.items() if _is_class(i)}
+    largest_first = sorted(names, key=lambda name: -found.mean(name))
+    return {
+        "classes seen": len(ids),
+        "classes in an image": round(sum(found.figures[name].num for name in ids) / found.labelled, 2),
+        "share of pixels": {names[name]: round(found.mean(name), 5) for name in largest_first},
+    }
+
+
+def _is_class(class_id: int) -> bool:
+    return class_id < NUM_SEMSEG_CLASSES or class_id == SEMSEG_INVALID
+
+
+def _semseg_impossible(found: Statistics) -> list[str]:
+    odd = sorted(i for i in _class_ids(found).values() if not _is_class(i))
+    return [f"ids {odd} are no classes; there are 0..{NUM_SEMSEG_CLASSES - 1}, and {SEMSEG_INVALID}"] if odd else []
 
 
 def _box_figures(boxes: list[Box]) -> Figures:
@@ -58,11 +113,79 @@ def _box_figures(boxes: list[Box]) -> Figures:
     return figures
 
 
+def _box_summary(found: Statistics) -> dict[str, Json]:
+    boxes = found.figures["boxes"]
+    counts = {name: int(sums.total) for name, sums in found.figures.items() if name != "boxes"}
+    return {
+        "boxes": int(boxes.total),
+        "boxes in an image": round(found.mean("boxes"), 2),
+        "most boxes in an image": int(boxes.most),
+        "images without boxes": boxes.num - boxes.nonzero,
+        "boxes by class": dict(sorted(counts.items(), key=lambda one: (-one[1], one[0]))),
+    }
+
+
+def _box_impossible(found: Statistics) -> list[str]:
+    odd = sorted(found.figures.keys() - {"boxes", *COCO_THINGS})
+    return [f"boxes are called {', '.join(odd[:5])}, which are none of COCO's 80 things"] if odd else []
+
+
+def _show_classes(shown: RGB, ids_HW: Any, cell_px: int) -> list[RGB]:
+    # By the nearest pixel: mixed colours would be other classes.
+    rows, columns = (np.arange(small) * full // small for small, full in zip(shown.shape, ids_HW.shape, strict=False))
+    return [semseg_picture(ids_HW[rows[:, None], columns]), semseg_legend(ids_HW, cell_px, cell_px)]
+
+
 FORMATS: dict[str, LabelFormat] = {
-    "depth": LabelFormat("depth", "png", formats.encode_depth, formats.decode_depth, _depth_figures),
-    "normal": LabelFormat("normal", "png", formats.encode_normal, formats.decode_normal, _normal_figures),
-    "semseg": LabelFormat("semseg", "png", formats.encode_semseg, formats.decode_semseg, _semseg_figures),
-    "det": LabelFormat("boxes", "json", formats.encode_boxes, formats.decode_boxes, _box_figures),
+    "depth": LabelFormat(
+        folder="depth",
+        ext="png",
+        about="Depth of every image, 16-bit, near small and far large.",
+        encode=formats.encode_depth,
+        decode=formats.decode_depth,
+        figures=_depth_figures,
+        summarise=_depth_summary,
+        titles=("depth",),
+        show=lambda shown, depth_HW, cell_px: [depth_picture(depth_HW)],
+        impossible=_depth_impossible,
+    ),
+    "normal": LabelFormat(
+        folder="normal",
+        ext="png",
+        about="Surface normals of every image in the camera's frame, 8 bits a channel.",
+        encode=formats.encode_normal,
+        decode=formats.decode_normal,
+        figures=_normal_figures,
+        summarise=_normal_summary,
+        titles=("normals",),
+        show=lambda shown, normal_HWC, cell_px: [normal_picture(normal_HWC)],
+        impossible=_normal_impossible,
+    ),
+    "semseg": LabelFormat(
+        folder="semseg",
+        ext="png",
+        about="COCO panoptic class of every pixel, raw ids 0..132, 255 where there is none.",
+        encode=formats.encode_semseg,
+        decode=formats.decode_semseg,
+        figures=_semseg_figures,
+        summarise=_semseg_summary,
+        titles=("classes", ""),
+        show=_show_classes,
+        impossible=_semseg_impossible,
+    ),
+    "det": LabelFormat(
+        folder="boxes",
+        ext="json",
+        about="Boxes of COCO's 80 things in every image, corners as shares of the sides.",
+        encode=formats.encode_boxes,
+        decode=formats.decode_boxes,
+        figures=_box_figures,
+        summarise=_box_summary,
+        titles=("boxes",),
+        show=lambda shown, boxes, cell_px: [boxes_picture(shown, boxes, scale=1)],
+        impossible=_box_impossible,
+    ),
+    **{label: own.format for label, own in OWN.items()},
 }
 """By label."""
 
@@ -72,3 +195,20 @@ def label_format(label: str) -> LabelFormat:
     if label not in FORMATS:
         raise ValueError(f"no stored label {label!r}; there are {', '.join(FORMATS)}")
     return FORMATS[label]
+
+
+def own_label(config: OwnConfig) -> str:
+    """The label that a config of the table makes. Raises ValueError when none of the table's has it."""
+    for label, own in OWN.items():
+        if isinstance(config, own.config):
+            return label
+    raise ValueError(f"no label beside 4M's own has a labeller {config.kind!r}; there are {', '.join(OWN)}")
+
+
+def own_config(value: Any) -> Any:
+    """What a project file says of a labeller, as the config of its own class; anything else as it is."""
+    if isinstance(value, Mapping):
+        for own in OWN.values():
+            if value.get("kind") == own.config.model_fields["kind"].default:
+                return own.config.model_validate(value)
+    return value

@@ -1,85 +1,108 @@
-"""A contact sheet of one label of one block: a few images, each beside its label."""
+"""Contact sheets of a block: images beside one label, and beside all labels that the block has."""
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fourmill.core.labels import decode_image
-from fourmill.core.names import SPLITS, Layout
-from fourmill.core.pictures import (
-    boxes_picture,
-    depth_picture,
-    fit_picture,
-    grid_png,
-    normal_picture,
-    semseg_legend,
-    semseg_picture,
-    text_picture,
-)
-from fourmill.core.shards import ShardPlace, read_members
+from fourmill.core.names import SPLITS, Layout, SampleKey
+from fourmill.core.shards import ShardPlace, read_members, read_receipt
+from fourmill.core.sheet import fit_picture, grid_jpeg, text_picture
 from fourmill.core.store import Store
+from fourmill.pseudolabel.format import RGB
 from fourmill.pseudolabel.members import label_format
 
-_MAX_BYTES = 60_000  # it goes into an event's row
-_CELL_PX = 128
-# Tried in turn until the sheet is small enough: side of a cell, colours.
-_SIZES = ((_CELL_PX, None), (_CELL_PX, 256), (112, 128), (96, 96), (80, 64), (64, 32), (48, 16))
-_TITLES = {"depth": ["depth"], "normal": ["normals"], "semseg": ["classes", ""], "det": ["boxes"]}
+_MAX_BYTES = 100_000  # it goes into an event's row
+# Tried in turn until the sheet is small enough: side of a cell in pixels, JPEG quality. Names stay legible in all of them.
+_SIZES = ((192, 85), (176, 80), (160, 75), (144, 70), (128, 60), (128, 45))
+_CELL_PX = _SIZES[0][0]
+
+Sample = tuple[bytes, dict[str, bytes]]
+"""An image's bytes, and its labels'."""
 
 
 def label_preview(store: Store, dataset: str, layout: Layout, block: str, label: str, num: int = 8) -> bytes:
-    """PNG under 60 kB: images of the block beside their label in colour, with the names of classes or boxes.
+    """JPEG under 100 kB: images of the block beside one label in colour, with the names of classes or boxes.
 
-    Samples are spread evenly over the first shards that have any; a block without labels gives a line of text.
+    Samples are spread evenly over the block's shards that have any; a block without labels gives a line of text.
 
     Raises:
         ValueError: no such block or label.
     """
-    samples = _choose(store, dataset, layout, block, label, num)
+    samples = _choose(store, dataset, layout, block, [label], num)
+    return _sheet(samples, [label], f"no {label} labels in {block}", columns=2)
+
+
+def contact_sheet(store: Store, dataset: str, layout: Layout, block: str, labels: Sequence[str], num: int = 5) -> bytes:
+    """JPEG under 100 kB: a row a sample, with its image and every label of the block that is there.
+
+    Raises:
+        ValueError: no such block or label.
+    """
+    there = [label for label in labels if _shards_with(store, dataset, layout, block, label)]
+    samples = _choose(store, dataset, layout, block, there, num) if there else []
+    return _sheet(samples, there, f"no labels in {block}", columns=1)
+
+
+def _sheet(samples: Sequence[Sample], labels: Sequence[str], otherwise: str, columns: int) -> bytes:
     if not samples:
-        words = text_picture(f"no {label} labels in {block}", 2 * _CELL_PX, _CELL_PX)
-        return grid_png([[words]], [label], cell_px=2 * _CELL_PX)
+        words = text_picture(otherwise, 2 * _CELL_PX, _CELL_PX)
+        return grid_jpeg([[words]], [""], cell_px=2 * _CELL_PX)
+    titles = ["image", *(title for label in labels for title in label_format(label).titles)]
+    decoded = [
+        (decode_image(image).rgb_HWC, {label: label_format(label).decode(data) for label, data in found.items()})
+        for image, found in samples
+    ]
     sheet = b""
-    for cell_px, colours in _SIZES:
-        cells = [_cells(image, data, label, cell_px) for image, data in samples]
-        rows = [cells[i] + (cells[i + 1] if i + 1 < len(cells) else []) for i in range(0, len(cells), 2)]
-        titles = ["image", *_TITLES[label]] * (2 if len(cells) > 1 else 1)
-        sheet = grid_png(rows, titles, cell_px=cell_px, colours=colours)
+    for cell_px, quality in _SIZES:
+        cells = [_cells(rgb_HWC, found, labels, cell_px) for rgb_HWC, found in decoded]
+        rows = [list(chain(*cells[i : i + columns])) for i in range(0, len(cells), columns)]
+        sheet = grid_jpeg(rows, titles * min(columns, len(cells)), cell_px=cell_px, quality=quality)
         if len(sheet) < _MAX_BYTES:
             break
     return sheet
 
 
-def _choose(store: Store, dataset: str, layout: Layout, block: str, label: str, num: int) -> list[tuple[bytes, bytes]]:
-    """Bytes of images and of their labels."""
-    chosen: list[tuple[bytes, bytes]] = []
-    for split in SPLITS:
-        for shard in layout.shards_of(block):
-            members = list(read_members(store, ShardPlace(dataset, split, label_format(label).folder, shard)))
-            wanted = min(num - len(chosen), len(members))
-            picked = dict(members[i * len(members) // wanted] for i in range(wanted))
-            images = read_members(store, ShardPlace(dataset, split, "images", shard)) if picked else ()
-            chosen += [(data, picked[key]) for key, data in images if key in picked]
-            if len(chosen) == num:
-                return chosen
-    return chosen
+def _cells(rgb_HWC: RGB, found: dict[str, Any], labels: Sequence[str], cell_px: int) -> list[RGB | None]:
+    shown = fit_picture(rgb_HWC, cell_px)
+    cells: list[RGB | None] = [shown]
+    for label in labels:
+        form = label_format(label)
+        drawn = form.show(shown, found[label], cell_px) if label in found else []
+        cells += [*drawn, *[None] * (len(form.titles) - len(drawn))]
+    return cells
 
 
-def _cells(image: bytes, data: bytes, label: str, cell_px: int) -> list[NDArray[np.uint8] | None]:
-    rgb = fit_picture(decode_image(image).rgb_HWC, cell_px)
-    found: Any = label_format(label).decode(data)
-    match label:
-        case "depth":
-            return [rgb, depth_picture(found)]
-        case "normal":
-            return [rgb, normal_picture(found)]
-        case "semseg":
-            # By the nearest pixel: mixed colours would be other classes.
-            rows, columns = (
-                np.arange(shown) * full // shown for shown, full in zip(rgb.shape, found.shape, strict=False)
-            )
-            near = found[rows[:, None], columns]
-            return [rgb, semseg_picture(near), semseg_legend(found, cell_px, cell_px)]
-        case _:
-            return [rgb, boxes_picture(rgb, found, scale=1)]
+def _shards_with(store: Store, dataset: str, layout: Layout, block: str, label: str) -> list[ShardPlace]:
+    """Shards of the block in which something has this label."""
+    folder = label_format(label).folder
+    places = [ShardPlace(dataset, split, folder, shard) for split in SPLITS for shard in layout.shards_of(block)]
+    receipts = ((place, read_receipt(store, place)) for place in places)
+    return [place for place, receipt in receipts if receipt is not None and receipt.num_ok]
+
+
+def _choose(store: Store, dataset: str, layout: Layout, block: str, labels: Sequence[str], num: int) -> list[Sample]:
+    """Samples that have the first of the labels, from shards spread over the block."""
+    places = _shards_with(store, dataset, layout, block, labels[0])
+    places = places[:: max(1, len(places) // num)]
+    chosen: list[Sample] = []
+    for index, place in enumerate(places):
+        wanted = -(-(num - len(chosen)) // (len(places) - index))
+        chosen += _from_shard(store, place, labels, wanted)
+        if len(chosen) >= num:
+            break
+    return chosen[:num]
+
+
+def _from_shard(store: Store, place: ShardPlace, labels: Sequence[str], num: int) -> list[Sample]:
+    def members(folder: str) -> dict[SampleKey, bytes]:
+        return dict(read_members(store, ShardPlace(place.dataset, place.split, folder, place.shard)))
+
+    images = members("images")
+    found = {label: members(label_format(label).folder) for label in labels}
+    keys = [key for key in found[labels[0]] if key in images]
+    num = min(num, len(keys))
+    picked = [keys[i * len(keys) // num] for i in range(num)]
+    return [
+        (images[key], {label: labelled[key] for label, labelled in found.items() if key in labelled}) for key in picked
+    ]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from fourmill.core.labels import Picture
 from fourmill.core.scene import Rendering, Scene, render
 from fourmill.pseudolabel.config import VERSION, SceneConfig, weights_digest
-from fourmill.pseudolabel.labeller import Label, NotASceneError, Rejected
+from fourmill.pseudolabel.labeller import Answer, Label, NotASceneError
 
 _PARTS: Mapping[str, Callable[[Rendering], Label]] = {
     "depth": lambda r: r.depth_HW,
@@ -32,7 +32,11 @@ class SceneLabeller:
         self.weights_digest = weights_digest(config)
         self._part = _PARTS[label]
 
-    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        """All the same: scenes are drawn one by one."""
+        return (0, 0)
+
+    def label_pictures(self, pictures: Sequence[Picture]) -> Sequence[Answer]:
         """The labels of each scene at its image's size.
 
         Raises:

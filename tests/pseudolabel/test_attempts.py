@@ -1,0 +1,121 @@
+"""What a failing batch costs: halves for memory, the sample at fault for anything else, the block for a wrong network."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from fourmill.core.labels import Picture
+from fourmill.pseudolabel.attempts import Attempts, is_broken_device, is_out_of_memory
+from fourmill.pseudolabel.labeller import Answer, NetworkError, Rejected
+
+
+def pictures(num: int) -> list[Picture]:
+    """The red of the first pixel is the picture's number."""
+    return [Picture(np.full((2, 3, 3), i, np.uint8)) for i in range(num)]
+
+
+class Scripted:
+    """Depth for every picture, unless what it is told to do for the batch raises."""
+
+    label, version, weights_digest, batch_size = "depth", "1", "none", 8
+
+    def __init__(self, act: Callable[[list[int]], None]) -> None:
+        self._act = act
+        self.batches: list[list[int]] = []
+
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        return (2, 3)
+
+    def label_pictures(self, pictures: Sequence[Picture]) -> Sequence[Answer]:
+        numbers = [int(picture.rgb_HWC[0, 0, 0]) for picture in pictures]
+        self.batches.append(numbers)
+        self._act(numbers)
+        return [np.full(picture.rgb_HWC.shape[:2], i, np.float32) for i, picture in zip(numbers, pictures, strict=True)]
+
+
+def numbers_of(answers: Sequence[Answer]) -> list[int | str]:
+    return [answer.status if isinstance(answer, Rejected) else int(np.asarray(answer)[0, 0]) for answer in answers]
+
+
+def room_for(most: int, kind: Callable[[str], Exception]) -> Callable[[list[int]], None]:
+    def act(numbers: list[int]) -> None:
+        if len(numbers) > most:
+            raise kind("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    return act
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_a_batch_without_room_is_halved_and_later_ones_start_smaller(kind: Callable[[str], Exception]) -> None:
+    labeller = Scripted(room_for(2, kind))
+    attempts = Attempts(labeller)
+    assert numbers_of(attempts.label(pictures(8), "bucket")) == list(range(8))
+    assert [len(batch) for batch in labeller.batches] == [8, 4, 2, 2, 4, 2, 2]
+    labeller.batches.clear()
+    assert numbers_of(attempts.label(pictures(6), "bucket")) == list(range(6))
+    assert [len(batch) for batch in labeller.batches] == [2, 2, 2]
+    labeller.batches.clear()
+    attempts.label(pictures(4), "another bucket")
+    assert labeller.batches[0] == [0, 1, 2, 3]
+
+
+def test_one_image_at_fault_is_found_and_rejected_with_its_reason() -> None:
+    def act(numbers: list[int]) -> None:
+        if 5 in numbers:
+            raise IndexError("row 20000 of 3")
+
+    labeller = Scripted(act)
+    answers = Attempts(labeller).label(pictures(8), "bucket")
+    assert numbers_of(answers) == [0, 1, 2, 3, 4, "failed", 6, 7]
+    fault = answers[5]
+    assert isinstance(fault, Rejected) and fault.reason == "3 x 2 pixels: IndexError: row 20000 of 3"
+    assert max(map(len, labeller.batches)) == 8 and [5] in labeller.batches
+
+
+def test_an_image_that_never_has_room_is_rejected_for_that() -> None:
+    def act(numbers: list[int]) -> None:
+        if 1 in numbers:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert numbers_of(Attempts(Scripted(act)).label(pictures(3), "bucket")) == [0, "out_of_memory", 2]
+
+
+def test_a_network_that_fails_on_each_image_is_at_fault_itself() -> None:
+    def act(numbers: list[int]) -> None:
+        raise KeyError("weights")
+
+    with pytest.raises(NetworkError, match=r"each of 4 images failed, alone too \(.*KeyError: 'weights'\)"):
+        Attempts(Scripted(act)).label(pictures(4), "bucket")
+
+
+def test_a_network_that_says_it_is_wrong_is_believed_at_once() -> None:
+    def act(numbers: list[int]) -> None:
+        raise NetworkError("not finite")
+
+    labeller = Scripted(act)
+    with pytest.raises(NetworkError, match="not finite"):
+        Attempts(labeller).label(pictures(4), "bucket")
+    assert len(labeller.batches) == 1
+
+
+def test_a_broken_device_is_nobodys_sample() -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    assert is_broken_device(error) and not is_out_of_memory(error)
+    assert not is_broken_device(RuntimeError("CUDA error: out of memory"))
+
+    def act(numbers: list[int]) -> None:
+        raise error
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        Attempts(Scripted(act)).label(pictures(4), "bucket")
+
+
+def test_another_number_of_labels_than_images_is_the_networks_fault() -> None:
+    class Short(Scripted):
+        def label_pictures(self, pictures: Sequence[Picture]) -> Sequence[Answer]:
+            return super().label_pictures(pictures)[1:]
+
+    with pytest.raises(NetworkError, match="3 labels for 4 images"):
+        Attempts(Short(lambda numbers: None)).label(pictures(4), "bucket")
