@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -107,7 +108,8 @@ class S3Server:
                 if connection.getresponse().status < 500:
                     return
             except (OSError, http.client.HTTPException):
-                time.sleep(0.1)
+                with suppress(subprocess.TimeoutExpired):  # ended: the loop sees it; not yet: it answers soon
+                    self._process.wait(0.1)
             finally:
                 connection.close()
         log = (self._folder / "log.txt").read_text()[-2000:]

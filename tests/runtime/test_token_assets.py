@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from fourmill.pipelines.profiles import cc12m_4m7, demo
 from fourmill.runtime.project import Project
 from fourmill.runtime.token_assets import token_assets
-from fourmill.runtime.workers import modality_of, token_modalities
+from fourmill.runtime.workers import token_modalities
 
 
 def changed(project: Project, **values: object) -> Project:
@@ -30,7 +30,7 @@ def test_the_second_resolution_carries_its_size_in_its_name(tmp_path: Path) -> N
 def test_every_tokenized_modality_has_one_asset(tmp_path: Path) -> None:
     for project in (demo(tmp_path), cc12m_4m7(tmp_path)):
         assert sorted(a.modality for a in token_assets(project).values()) == sorted(token_modalities(project))
-        assert modality_of(project, "rgb") == f"tok_rgb@{project.input_px}"
+        assert token_assets(project)["rgb"].modality == f"tok_rgb@{project.input_px}"
 
 
 def test_a_project_of_one_resolution_has_no_second_assets(tmp_path: Path) -> None:

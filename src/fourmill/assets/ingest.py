@@ -1,11 +1,9 @@
 """`cc12m/source_index` and `cc12m/images`: from the list to pictures."""
 
-from collections.abc import Sequence
-
 import dagster as dg
 from pydantic import Field
 
-from fourmill.assets.result import Verdict, check_spec, materialize_block, picture, table
+from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config
 from fourmill.ingest import preview
@@ -104,20 +102,19 @@ def ingest_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.
             context,
             workshop.for_dataset(project.dataset),
             lambda session: images_stage(session, config.retry_failed),
-            _judge,
-            _describe,
+            _inspect,
         )
 
     return [source_index, images]
 
 
-def _judge(session: Session, block: str) -> Sequence[Verdict]:
+def _inspect(session: Session, block: str) -> Inspection:
     store, project = session.store, session.project
     found = preview.survey_block(store, project.dataset, project.layout, block)
     decodable, success = found.num_decoded / max(found.num_arrived, 1), found.num_images / max(found.num_asked, 1)
     copies = copies_elsewhere(store, project.dataset, project.layout, block)
     nothing_asked = found.num_asked == 0
-    return [
+    verdicts = [
         Verdict(
             "all_shards_there",
             found.num_shards == found.wanted_shards,
@@ -146,13 +143,8 @@ def _judge(session: Session, block: str) -> Sequence[Verdict]:
             metadata={"block": block, "materialize_again": ", ".join(copies) or "none", "copies": sum(copies.values())},
         ),
     ]
-
-
-def _describe(session: Session, block: str) -> dict[str, dg.MetadataValue]:
-    store, project = session.store, session.project
-    found = preview.survey_block(store, project.dataset, project.layout, block)
     sheet = preview.images_preview(store, project.dataset, project.layout, block)
-    return {
+    return verdicts, {
         "failures": table(["status", "rows", "percent", "example"], preview.failure_table(found)),
         "hosts": table(["host", "rows", "ok_percent"], preview.host_table(found)),
         "contact_sheet": picture(sheet, f"images of {block}"),

@@ -1,11 +1,8 @@
 """`labels/depth`, `labels/normal`, `labels/semseg`, `labels/det`: what networks see in the images."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import dagster as dg
 
-from fourmill.assets.result import Verdict, check_spec, materialize_block, picture, table
+from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.modality import LABELS
 from fourmill.pseudolabel.checks import check_block
@@ -32,15 +29,11 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str) 
     key = dg.AssetKey(["labels", label])
     config = project.labellers[label]
 
-    def judge(session: Session, block: str) -> Sequence[Verdict]:
+    def inspect(session: Session, block: str) -> Inspection:
         report = check_block(session.store, project.dataset, project.layout, block, label)
-        metadata = {"block": block, "problems": table(["problem"], [[p] for p in report.problems[:20]])}
-        return [Verdict("labels_match_images", report.passed, metadata=metadata)]
-
-    def describe(session: Session, block: str) -> Mapping[str, Any]:
-        report = check_block(session.store, project.dataset, project.layout, block, label)
+        found = {"block": block, "problems": table(["problem"], [[p] for p in report.problems[:20]])}
         sheet = label_preview(session.store, project.dataset, project.layout, block, label)
-        return {
+        return [Verdict("labels_match_images", report.passed, metadata=found)], {
             "labeller": config.kind,
             "weights": weights_digest(config),
             "figures": dg.MetadataValue.json(report.figures),
@@ -62,6 +55,6 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str) 
         check_specs=[check_spec(key, "labels_match_images", "One label an image, of its size, with values in range.")],
     )
     def labels(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
-        return materialize_block(context, workshop, lambda session: label_stage(session, label), judge, describe)
+        return materialize_block(context, workshop, lambda session: label_stage(session, label), inspect)
 
     return labels

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import dagster as dg
 
@@ -34,6 +34,10 @@ class Verdict:
         )
 
 
+Inspection: TypeAlias = tuple[Sequence[Verdict], Mapping[str, Any]]
+"""What reading a block back gives: what its checks found, and the metadata worth looking at."""
+
+
 def check_spec(asset: dg.AssetKey, name: str, description: str, blocking: bool = True) -> dg.AssetCheckSpec:
     """A check that lives with its asset."""
     return dg.AssetCheckSpec(name, asset=asset, description=description, blocking=blocking)
@@ -43,15 +47,14 @@ def materialize_block(
     context: dg.AssetExecutionContext,
     workshop: Workshop,
     make_stage: Callable[[Session], BlockStage],
-    judge: Callable[[Session, str], Sequence[Verdict]],
-    describe: Callable[[Session, str], Mapping[str, Any]],
+    inspect: Callable[[Session, str], Inspection],
 ) -> dg.MaterializeResult:
-    """Run one block stage, check it, and publish its ledger only if nothing blocking failed."""
+    """Run one block stage, read it back, and publish its ledger only if nothing blocking failed."""
     session, block = workshop.session(context), context.partition_key
     stage = make_stage(session)
     with timed() as seconds:
         made = run_block(session, stage, block)
-    verdicts = judge(session, block)
+    verdicts, shown = inspect(session, block)
     if all(v.passed or not v.blocking for v in verdicts):
         report = publish_ledger(session, stage, block, made)
         version, facts = report.digest, block_metadata(report)
@@ -59,7 +62,7 @@ def materialize_block(
         withdraw_ledger(session, stage, block)
         version, facts = f"failed-{context.run.run_id}", {}
     return dg.MaterializeResult(
-        metadata={**facts, "seconds": seconds(), **describe(session, block)},
+        metadata={**facts, "seconds": seconds(), **shown},
         data_version=dg.DataVersion(version),
         check_results=[v.result(context.asset_key) for v in verdicts],
     )

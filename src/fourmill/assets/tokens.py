@@ -1,11 +1,10 @@
 """`tokens/*`: labels to tokens, tokens to aligned shards, shards to the manifest."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
-from fourmill.assets.result import Verdict, check_spec, materialize_block, picture, table
+from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.manifest import write_manifest
 from fourmill.core.modality import LABELS
@@ -40,17 +39,16 @@ def _token_asset(project: Project, blocks: dg.PartitionsDefinition, asset: Token
 
     modality = project.modalities()[asset.modality]
 
-    def judge(session: Session, block: str) -> Sequence[Verdict]:
-        problems = token_problems(session.store, project.dataset, project.layout, block, modality)
-        metadata = {"block": block, "problems": table(["problem"], [[p] for p in problems[:20]])}
-        return [Verdict("tokens_in_range", not problems, metadata=metadata)]
-
-    def describe(session: Session, block: str) -> Mapping[str, Any]:
-        ref = current(session.store, project.dataset, tokenizer, f"tokenizers/{tokenizer}")
+    def inspect(session: Session, block: str) -> Inspection:
         place = (session.store, project.dataset, project.layout, block, modality)
-        facts: dict[str, Any] = {"tokenizer": ref.digest, **token_figures(*place)}
+        problems = token_problems(*place)
+        found = {"block": block, "problems": table(["problem"], [[p] for p in problems[:20]])}
+        ref = current(session.store, project.dataset, tokenizer, f"tokenizers/{tokenizer}")
+        shown: dict[str, Any] = {"tokenizer": ref.digest, **token_figures(*place)}
         sheet = token_preview(*place)
-        return facts if sheet is None else {**facts, "preview": picture(sheet, f"{name} tokens of {block}")}
+        if sheet is not None:
+            shown["preview"] = picture(sheet, f"{name} tokens of {block}")
+        return [Verdict("tokens_in_range", not problems, metadata=found)], shown
 
     @dg.asset(
         key=key,
@@ -67,7 +65,7 @@ def _token_asset(project: Project, blocks: dg.PartitionsDefinition, asset: Token
         check_specs=[check_spec(key, "tokens_in_range", "Every id is below the vocabulary, every grid complete.")],
     )
     def tokens(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
-        return materialize_block(context, workshop, lambda session: token_stage(session, name), judge, describe)
+        return materialize_block(context, workshop, lambda session: token_stage(session, name), inspect)
 
     return tokens
 
@@ -89,10 +87,10 @@ def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.Asset
 
     folders = ["rgb", "crop_settings", *token_modalities(project)]
 
-    def judge(session: Session, block: str) -> Sequence[Verdict]:
+    def inspect(session: Session, block: str) -> Inspection:
         problems = aligned_problems(session.store, project.dataset, project.layout, block, folders)
-        metadata = {"block": block, "problems": table(["problem"], [[p] for p in problems[:20]])}
-        return [Verdict("keys_aligned", not problems, metadata=metadata)]
+        found = {"block": block, "problems": table(["problem"], [[p] for p in problems[:20]])}
+        return [Verdict("keys_aligned", not problems, metadata=found)], {}
 
     @dg.asset(
         key=key,
@@ -112,7 +110,7 @@ def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.Asset
         ],
     )
     def shards(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
-        return materialize_block(context, workshop, align_stage, judge, lambda session, block: {})
+        return materialize_block(context, workshop, align_stage, inspect)
 
     return shards
 

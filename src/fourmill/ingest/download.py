@@ -17,10 +17,11 @@ from yarl import URL
 
 from fourmill.ingest.addresses import AddressPolicy
 from fourmill.ingest.config import IngestConfig
-from fourmill.ingest.failures import FetchFailedError, FetchStatus, bad_response, no_address, no_response
+from fourmill.ingest.failures import FetchFailedError, bad_response, no_address, no_response
 from fourmill.ingest.hosts import HostLimits, LocalHostLimits
 from fourmill.ingest.resolver import CheckedResolver, Lookup
 from fourmill.ingest.robots import agent_names, refusal
+from fourmill.ingest.statuses import FetchStatus
 
 __all__ = ["Downloader", "FetchStatus", "Fetched"]
 

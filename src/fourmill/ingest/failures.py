@@ -3,27 +3,12 @@
 import errno
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Literal
 
 import aiohttp
 
 from fourmill.ingest.addresses import RefusedAddressError
 from fourmill.ingest.resolver import is_temporary
-
-FetchStatus = Literal[
-    "ok",
-    "dns",
-    "refused_address",
-    "connect",
-    "timeout",
-    "http_404",
-    "http_4xx",
-    "http_5xx",
-    "robots",
-    "too_large",
-    "redirects",
-    "truncated",
-]
+from fourmill.ingest.statuses import FetchStatus
 
 
 class FetchFailedError(Exception):

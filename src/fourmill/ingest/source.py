@@ -13,6 +13,7 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -101,13 +102,13 @@ def build_source_index(
     """
     stamp = list_stamp(config) if config.kind == "list" else ""
     with open_rows(config) as rows:
-        rows_digest, num_rows, repeated = _survey(rows, layout.num_rows, progress)
-        _check_length(config, layout, num_rows)
-        digest = digest_json([rows_digest, config.val_fraction, layout.rows_per_shard, VERSION])
+        survey = _survey(rows, layout.num_rows, progress)
+        _check_length(config, layout, survey.num_rows)
+        digest = digest_json([survey.digest, config.val_fraction, layout.rows_per_shard, VERSION])
         try:
             made = _read_index(store, digest).index
         except (FileNotFoundError, ValueError):
-            made = _write_parts(store, digest, rows_digest, rows, config, layout, repeated, progress, num_rows)
+            made = _write_parts(store, digest, rows, survey, config, layout, progress)
     store.write(_stamp_path(dataset), _Stamp(digest=digest, stamp=stamp or "").model_dump_json(indent=1).encode())
     store.write(f"source/{dataset}.json", made.model_dump_json(indent=1).encode())
     return made
@@ -194,8 +195,16 @@ def domains(store: Store, dataset: str) -> list[tuple[str, int]]:
     return _read_index(store, read_source(store, dataset).digest).domains
 
 
-def _survey(rows: Rows, capacity: int, progress: Progress) -> tuple[str, int, np.ndarray]:
-    """Digest of the rows, their number, and the hashes (ascending) that more than one URL has."""
+@dataclass(frozen=True)
+class _Survey:
+    """What the first reading of a source finds."""
+
+    digest: str  # of the rows
+    num_rows: int
+    repeated: np.ndarray  # hashes that more than one URL has, ascending
+
+
+def _survey(rows: Rows, capacity: int, progress: Progress) -> _Survey:
     digest, num_rows = RowsDigest(ROWS.names), 0
     hashes: list[np.ndarray] = []
     for batch in rows():
@@ -204,7 +213,7 @@ def _survey(rows: Rows, capacity: int, progress: Progress) -> tuple[str, int, np
         hashes.append(url_hashes(good["url"])[:, 0].copy())
         num_rows += batch.num_rows
         progress(num_rows, max(capacity, num_rows + 1), "rows read")
-    return digest.hexdigest(), num_rows, repeated_hashes(hashes)
+    return _Survey(digest.hexdigest(), num_rows, repeated_hashes(hashes))
 
 
 def _check_length(config: SourceConfig, layout: Layout, num_rows: int) -> None:
@@ -230,15 +239,13 @@ def _no_rows(config: SourceConfig) -> str:
 def _write_parts(
     store: Store,
     digest: str,
-    rows_digest: str,
     rows: Rows,
+    survey: _Survey,
     config: SourceConfig,
     layout: Layout,
-    repeated: np.ndarray,
     progress: Progress,
-    num_rows: int,
 ) -> SourceIndex:
-    numberer = Numberer(config.val_fraction, repeated)
+    numberer, num_rows = Numberer(config.val_fraction, survey.repeated), survey.num_rows
     parts: list[str] = []
     hosts: Counter[str] = Counter()
     bad = repeats = 0
@@ -251,14 +258,14 @@ def _write_parts(
         bad += table.num_rows - table["reason"].null_count
         repeats += table.num_rows - table["url_duplicate_of"].null_count
         progress(min(len(parts) * layout.rows_per_shard, num_rows), num_rows, "rows written")
-    if read_again.hexdigest() != rows_digest:
+    if read_again.hexdigest() != survey.digest:
         raise ValueError(
             f"the {config.kind} {config.where!r} changed while it was read; start again when nobody writes it"
         )
     index = SourceIndex(digest=digest, num_rows=num_rows, num_bad_rows=bad, num_repeated_urls=repeats)
     whole = _IndexFile(
         index=index,
-        rows_digest=rows_digest,
+        rows_digest=survey.digest,
         rows_per_shard=layout.rows_per_shard,
         val_fraction=config.val_fraction,
         parts=parts,

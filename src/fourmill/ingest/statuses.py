@@ -2,11 +2,8 @@
 
 from typing import Literal, get_args
 
-Status = Literal[
+FetchStatus = Literal[
     "ok",
-    "duplicate",  # its image has the bytes of an earlier row's
-    "opted_out",  # on the opt-out list
-    "bad_row",  # no URL to ask for
     # no response
     "dns",
     "refused_address",
@@ -20,6 +17,14 @@ Status = Literal[
     "redirects",
     "too_large",
     "truncated",  # the body ended early, or it is whole and the picture in it is cut
+]
+"""What can become of a request."""
+
+Status = Literal[
+    FetchStatus,
+    "duplicate",  # its image has the bytes of an earlier row's
+    "opted_out",  # on the opt-out list
+    "bad_row",  # no URL to ask for
     # pictures at hand
     "missing",
     "unreadable",

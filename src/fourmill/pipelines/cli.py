@@ -96,7 +96,7 @@ def run(
 def status(out: Out = _DEMO_OUT, as_json: AsJson = False) -> None:
     """Every asset and block: ok, missing, failed, stale, or waiting for something upstream."""
     from fourmill.pipelines.definitions import build_definitions
-    from fourmill.pipelines.outside import changed_opt_outs
+    from fourmill.pipelines.outside import changed_outside
     from fourmill.pipelines.runner import open_instance
     from fourmill.pipelines.status import read_status
     from fourmill.runtime.session import Session
@@ -105,7 +105,7 @@ def status(out: Out = _DEMO_OUT, as_json: AsJson = False) -> None:
     project = workspace.project()
     graph = build_definitions(project).resolve_asset_graph()
     store = Session(project).store
-    nodes = read_status(graph, open_instance(workspace.home), store, changed_opt_outs(project, store))
+    nodes = read_status(graph, open_instance(workspace.home), store, changed_outside(project, store))
     if as_json:
         rows = [{"asset": n.name, "block": n.partition, "state": n.state, "reason": n.reason} for n in nodes]
         typer.echo(json.dumps(rows, indent=1))

@@ -10,8 +10,17 @@ from fourmill.pipelines.status import Place
 from fourmill.runtime.project import DatasetConfig, Project
 
 
+def changed_outside(project: Project, store: Store) -> dict[Place, str]:
+    """What is to be made again because a file outside of the store is another one, and why.
+
+    Raises:
+        ValueError: a list or an opt-out list cannot be read; the message says which.
+    """
+    return {**changed_lists(project, store), **changed_opt_outs(project, store)}
+
+
 def changed_lists(project: Project, store: Store) -> dict[Place, str]:
-    """Numbered lists that are not their file any more. Reads every list whole."""
+    """Numbered lists that are not their file any more; one whose size, time or ETag has changed is read whole."""
     return {
         (dg.AssetKey([dataset.name, "source_index"]), None): "the list has changed"
         for dataset in project.datasets()

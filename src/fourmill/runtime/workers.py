@@ -79,11 +79,6 @@ def clip_features(project: Project, px: int | None = None) -> Callable[[np.ndarr
     return make_features(config)
 
 
-def modality_of(project: Project, name: str) -> str:
-    """`tok_depth@224` from the token asset `depth`; `caption` and `det` are their own."""
-    return token_assets(project)[name].modality
-
-
 def token_modalities(project: Project) -> list[str]:
     """Every modality that is tokenized, in the table's order."""
     return [m.name for m in project.modalities().values() if m.kind != "pixels"]

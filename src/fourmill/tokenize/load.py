@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 
 from fourmill.core.digest import digest_bytes, digest_json
 from fourmill.core.store import Store
+from fourmill.core.weights import key_problems, shown_problems
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 
@@ -70,15 +71,6 @@ def check_keys(state: dict[str, torch.Tensor], model: torch.nn.Module, where: st
     Raises:
         ModelError: unknown, missing or wrongly shaped keys, by name.
     """
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    problems = [f"{key}: missing, expected {expected[key]}" for key in sorted(expected.keys() - found.keys())]
-    problems += [f"{key}: unknown" for key in sorted(found.keys() - expected.keys())]
-    problems += [
-        f"{key}: shape {found[key]}, expected {expected[key]}"
-        for key in sorted(found.keys() & expected.keys())
-        if found[key] != expected[key]
-    ]
+    problems = key_problems(state, model.state_dict())
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ModelError(f"{where}: weights do not fit the config: {shown}")
+        raise ModelError(f"{where}: weights do not fit the config: {shown_problems(problems)}")

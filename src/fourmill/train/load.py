@@ -12,6 +12,7 @@ from safetensors.torch import load, save
 from fourmill.core.digest import digest_bytes, digest_json
 from fourmill.core.modality import Modality
 from fourmill.core.store import Store
+from fourmill.core.weights import key_problems, shown_problems
 from fourmill.train.config import ModelConfig
 from fourmill.train.model import FourM
 
@@ -82,18 +83,9 @@ def load_weights(model: FourM, state: dict[str, torch.Tensor], where: str) -> No
     Raises:
         ModelError: unknown, missing or wrongly shaped keys, by name; or two copies of a shared tensor that differ.
     """
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    problems = [f"{key}: missing, expected {expected[key]}" for key in sorted(expected.keys() - found.keys())]
-    problems += [f"{key}: unknown" for key in sorted(found.keys() - expected.keys())]
-    problems += [
-        f"{key}: shape {found[key]}, expected {expected[key]}"
-        for key in sorted(found.keys() & expected.keys())
-        if found[key] != expected[key]
-    ]
+    problems = key_problems(state, model.state_dict())
     if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ModelError(f"{where}: weights do not fit the config: {shown}")
+        raise ModelError(f"{where}: weights do not fit the config: {shown_problems(problems)}")
     for one, other in shared_names(model):
         if not torch.equal(state[one], state[other]):
             raise ModelError(

@@ -1,0 +1,32 @@
+"""Whether weights from a file are exactly those of a network: every key that is missing, unknown or of another shape."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class HasShape(Protocol):
+    """A tensor or an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def key_problems(found: Mapping[str, HasShape], expected: Mapping[str, HasShape]) -> list[str]:
+    """One line a key that does not fit, in a file's state dict beside a network's; none when all do."""
+    here = {key: tuple(value.shape) for key, value in found.items()}
+    wanted = {key: tuple(value.shape) for key, value in expected.items()}
+    return [
+        *(f"{key}: missing, expected {wanted[key]}" for key in sorted(wanted.keys() - here.keys())),
+        *(f"{key}: unknown" for key in sorted(here.keys() - wanted.keys())),
+        *(
+            f"{key}: shape {here[key]}, expected {wanted[key]}"
+            for key in sorted(here.keys() & wanted.keys())
+            if here[key] != wanted[key]
+        ),
+    ]
+
+
+def shown_problems(problems: list[str], most: int = 8) -> str:
+    """The first of them, and how many more there are."""
+    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more
