@@ -1,7 +1,8 @@
 """`fourm/*`: pretraining on the manifest, its fine-tunes, what it scores and what it generates."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -17,7 +18,7 @@ from fourmill.runtime.project import Project
 from fourmill.runtime.samples import evaluate, make_samples
 from fourmill.runtime.session import Session
 from fourmill.runtime.superres import train_superres
-from fourmill.runtime.training import train_fourm
+from fourmill.runtime.training import train_fourm, train_several
 from fourmill.train.config import VERSION, PretrainConfig
 
 MANIFEST = dg.AssetKey(["tokens", "manifest"])
@@ -25,87 +26,108 @@ PRETRAIN = dg.AssetKey(["fourm", "pretrain"])
 _MAX_LOSS_SHARE = 1.1  # of the first steps' loss; a fine-tune starts low and its batches differ
 TEXT2IM = dg.AssetKey(["fourm", "text2im"])
 SUPERRES = dg.AssetKey(["fourm", "superres"])
+_KINDS = {"torch", "safetensors"}
 
 
 def training_assets(project: Project) -> list[dg.AssetsDefinition]:
     """The fourm group of a project."""
     tokenizers = [dg.AssetKey(["tokenizers", name]) for name in (*IMAGE_TOKENS, "text")]
-    return [
-        _model(
-            PRETRAIN,
-            lambda session: train_fourm(session, "fourm"),
-            _version(project.pretrain),
-            [MANIFEST],
-            "4M trained from the manifest, from nothing.",
-        ),
-        _model(
-            TEXT2IM,
-            lambda session: train_fourm(session, "text2im"),
-            _version(project.text2im),
-            [MANIFEST, PRETRAIN],
-            "4M fine-tuned with captions as the main input.",
-        ),
-        *_superres(project),
-        _evaluation(project, tokenizers),
-        _samples(project, tokenizers),
+    return [_pretrain(project), _fine_tunes(project), _evaluation(project, tokenizers), _samples(project, tokenizers)]
+
+
+def _pretrain(project: Project) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=PRETRAIN,
+        deps=[MANIFEST],
+        group_name="fourm",
+        kinds=_KINDS,
+        owners=OWNERS,
+        pool="gpu_train",
+        code_version=_version(project.pretrain),
+        description="4M trained from the manifest, from nothing.",
+        check_specs=[_loss_holds(PRETRAIN)],
+    )
+    def pretrain(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
+        with timed() as seconds:
+            ref = train_fourm(workshop.session(context), "fourm")
+        return _trained(PRETRAIN, ref, seconds())
+
+    return pretrain
+
+
+def _fine_tunes(project: Project) -> dg.AssetsDefinition:
+    """Both in one step, so that they can be trained at the same time; either can be chosen alone."""
+    specs = [
+        _fine_tune(TEXT2IM, _version(project.text2im), [], "4M fine-tuned with captions as the main input."),
     ]
+    trainings: dict[dg.AssetKey, Callable[[Session], ModelRef]] = {
+        TEXT2IM: lambda session: train_fourm(session, "text2im")
+    }
+    if project.superres is not None and project.second_px is not None:
+        low_px, high_px = sorted((project.input_px, project.second_px))
+        version = f"{_version(project.superres)}-{digest_config(project.samples)[:8]}"
+        text = (
+            f"4M fine-tuned to super-resolve tokens of {low_px} pixels to {high_px}; PSNR beside bicubic enlargement."
+        )
+        specs.append(_fine_tune(SUPERRES, version, [dg.AssetKey(["tokenizers", "rgb"])], text))
+        trainings[SUPERRES] = train_superres
+
+    @dg.multi_asset(
+        name="fine_tunes",
+        specs=specs,
+        check_specs=[_loss_holds(key) for key in trainings],
+        can_subset=True,
+        pool="gpu_train",
+    )
+    def fine_tunes(
+        context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]
+    ) -> Iterator[dg.MaterializeResult]:
+        session = workshop.session(context)
+        keys = {key.path[-1]: key for key in trainings if key in context.selected_asset_keys}
+        works = {name: partial(trainings[key], session) for name, key in keys.items()}
+        for name, ref, seconds in train_several(works, project.fine_tunes_at_once):
+            yield _trained(keys[name], ref, seconds)
+
+    return fine_tunes
+
+
+def _fine_tune(key: dg.AssetKey, version: str, more: list[dg.AssetKey], text: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        key,
+        deps=[MANIFEST, PRETRAIN, *more],
+        group_name="fourm",
+        kinds=_KINDS,
+        owners=OWNERS,
+        code_version=version,
+        description=text,
+    )
 
 
 def _version(config: PretrainConfig) -> str:
     return f"{VERSION}-{digest_config(config)[:8]}"
 
 
-def _superres(project: Project) -> list[dg.AssetsDefinition]:
-    """Nothing where the project has one resolution only."""
-    if project.superres is None or project.second_px is None:
-        return []
-    low_px, high_px = sorted((project.input_px, project.second_px))
-    return [
-        _model(
-            SUPERRES,
-            train_superres,
-            f"{_version(project.superres)}-{digest_config(project.samples)[:8]}",
-            [MANIFEST, PRETRAIN, dg.AssetKey(["tokenizers", "rgb"])],
-            f"4M fine-tuned to super-resolve tokens of {low_px} pixels to {high_px}; PSNR beside bicubic enlargement.",
-        )
-    ]
+def _loss_holds(key: dg.AssetKey) -> dg.AssetCheckSpec:
+    return check_spec(key, "loss_holds", "The last loss is finite and not above the first.")
 
 
-def _model(
-    key: dg.AssetKey, train: Callable[[Session], ModelRef], version: str, deps: list[dg.AssetKey], text: str
-) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=key,
-        deps=deps,
-        group_name="fourm",
-        kinds={"torch", "safetensors"},
-        owners=OWNERS,
-        pool="gpu_train",
-        code_version=version,
-        description=text,
-        check_specs=[check_spec(key, "loss_holds", "The last loss is finite and not above the first.")],
+def _trained(key: dg.AssetKey, ref: ModelRef, seconds: float) -> dg.MaterializeResult:
+    curve = ref.report["loss_curve"]
+    first, last = curve[0][1], curve[-1][1]
+    fine = math.isfinite(last) and last < first * _MAX_LOSS_SHARE
+    return dg.MaterializeResult(
+        asset_key=key,
+        metadata={
+            **model_metadata(ref),
+            "manifest": ref.report["manifest_digest"],
+            "steps": ref.report["steps"],
+            "loss": last,
+            "loss_curve": table(["step", "loss"], curve),
+            "seconds": seconds,
+        },
+        data_version=dg.DataVersion(ref.digest),
+        check_results=[Verdict("loss_holds", fine, metadata={"first": first, "last": last}).result(key)],
     )
-    def model(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
-        session = workshop.session(context)
-        with timed() as seconds:
-            ref = train(session)
-        curve = ref.report["loss_curve"]
-        first, last = curve[0][1], curve[-1][1]
-        fine = math.isfinite(last) and last < first * _MAX_LOSS_SHARE
-        return dg.MaterializeResult(
-            metadata={
-                **model_metadata(ref),
-                "manifest": ref.report["manifest_digest"],
-                "steps": ref.report["steps"],
-                "loss": last,
-                "loss_curve": table(["step", "loss"], curve),
-                "seconds": seconds(),
-            },
-            data_version=dg.DataVersion(ref.digest),
-            check_results=[Verdict("loss_holds", fine, metadata={"first": first, "last": last}).result(key)],
-        )
-
-    return model
 
 
 def _evaluation(project: Project, tokenizers: list[dg.AssetKey]) -> dg.AssetsDefinition:
@@ -123,7 +145,7 @@ def _evaluation(project: Project, tokenizers: list[dg.AssetKey]) -> dg.AssetsDef
     )
     def evaluation(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         with timed() as seconds:
-            result = run_warm(evaluate, workshop.session(context))
+            result = evaluate(workshop.session(context))
         rows = [[name, result.figures[name], result.baseline.get(name)] for name in result.figures]
         return dg.MaterializeResult(
             metadata={

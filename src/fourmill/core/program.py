@@ -54,6 +54,19 @@ def run_spec_program(
     return 0
 
 
+def be_deterministic(threads: int) -> None:
+    """Let torch compute with so many threads, and with deterministic kernels where there is a choice.
+
+    Not by `use_deterministic_algorithms`, which imports the compiler; and without its filling of fresh memory, up to a sixth
+    of a step.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode("warn")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _say(done: int, total: int, note: str) -> None:
     _line({"done": done, "total": total, "note": note})
 

@@ -14,7 +14,7 @@ from fourmill.ingest.demo_source import DEMO_HOST
 from fourmill.pipelines import environment
 from fourmill.pseudolabel.config import demo_labellers, feature_dim, paper_labellers
 from fourmill.runtime.project import Project, SamplesConfig
-from fourmill.runtime.ray_session import RayConfig
+from fourmill.runtime.ray_session import RayConfig, StageShare
 from fourmill.tokenize.config import (
     ImageTokenizerConfig,
     TextTokenizerConfig,
@@ -64,6 +64,7 @@ def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:
         samples=SamplesConfig(superres_steps=1),
         ray=RayConfig(num_workers=2),
         fourm_processes=2,
+        fine_tunes_at_once=2,  # one process each: none has to wait for another's gradients
     )
     return _at_precision(project, environment.fast_precision())
 
@@ -127,11 +128,20 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         second_px=448,  # appendix A.1
         second_labels=IMAGE_TOKENS,
         superres=fourm_superres_b(),
-        ray=RayConfig(address="auto", num_workers=8, cpus_per_worker=4, gpus_per_worker=1.0),
+        ray=RayConfig(address="auto", num_workers=8, min_workers=0, cpus_per_worker=4, stages=_gpu_shares()),
         threads=16,
         tokenizers_at_once=1,
         fourm_threads=16,
     )
+
+
+def _gpu_shares() -> dict[str, StageShare]:
+    """Who shares GPUs with whom, on eight of them; what is not named here needs none."""
+    quarter, half = (StageShare(num_workers=8 * n, gpus_per_worker=1 / n) for n in (4, 2))
+    whole = StageShare(gpus_per_worker=1.0)
+    none = StageShare()
+    labels = {"labels/depth": quarter, "labels/normal": quarter, "labels/semseg": half, "labels/det": whole}
+    return {**labels, "tokens": quarter, **{f"tokens/{name}": none for name in ("caption", "det", "shards")}}
 
 
 PROFILES: dict[str, Callable[..., Project]] = {"demo": demo, "smallest": smallest, "cc12m_4m7": cc12m_4m7}

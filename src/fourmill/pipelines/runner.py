@@ -12,8 +12,9 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
-from fourmill.pipelines.outside import changed_lists, changed_opt_outs
+from fourmill.pipelines.outside import changed_outside
 from fourmill.pipelines.status import Node, Place, read_status
+from fourmill.runtime.launch import warm_up
 from fourmill.runtime.project import DatasetConfig, Project
 from fourmill.runtime.session import Session
 
@@ -64,7 +65,7 @@ def materialize_all(
         RunFailedError: a run failed; what was finished before stays finished.
     """
     store = Session(project).store
-    changed = {**changed_lists(project, store), **changed_opt_outs(project, store)}
+    changed = changed_outside(project, store)
     if retry_failed:
         changed |= _failed_images(project)
     runs = 0
@@ -76,6 +77,8 @@ def materialize_all(
             if node.state != "ok" and node.partition == partition and node.key in job.asset_layer.executable_asset_keys
         ]
         if wanted:
+            if runs == 0:
+                warm_up()  # most of what follows is training, and the libraries take a quarter of a minute to load
             announce(job_name, wanted)
             _execute(job, [n.key for n in wanted], partition, instance, retry_failed)
             runs += 1

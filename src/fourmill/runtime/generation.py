@@ -1,5 +1,6 @@
 """4M and the tokenizers together: tokens that 4M generates, decoded to maps, boxes and sentences."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from fourmill.core.modality import IMAGE_TOKENS, TEXTS, tokens_name
 from fourmill.core.sequences import TextTokenizer, parse_detection
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
-from fourmill.runtime.workers import modality_of
+from fourmill.runtime.token_assets import token_assets
 
 if TYPE_CHECKING:
     from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -26,6 +27,15 @@ class Generated:
     maps: dict[str, NDArray[Any]]  # by label, as tokenizers give them back
     boxes: list[list[Box]]
     captions: list[str]
+
+
+def joined(parts: Sequence[Generated]) -> Generated:
+    """What was made of parts, in their order."""
+    return Generated(
+        {label: np.concatenate([part.maps[label] for part in parts if len(part.captions)]) for label in parts[0].maps},
+        [boxes for part in parts for boxes in part.boxes],
+        [caption for part in parts for caption in part.captions],
+    )
 
 
 class Generator:
@@ -62,12 +72,17 @@ class Generator:
         seed = self._session.project.samples.seed
         return {label: self.tokenizers[label].detokenize(ids, seed) for label, ids in tokens.items()}
 
-    def from_rgb(self, rgb_BHWC: NDArray[np.uint8]) -> Generated:
-        """Every other modality from pixels alone, each from the pixels and not from one another."""
+    def from_rgb(self, rgb_BHWC: NDArray[np.uint8], first_row: int = 0) -> Generated:
+        """Every other modality from pixels alone, each from the pixels and not from one another.
+
+        Args:
+            first_row: number of the first image, where these are a part of more.
+        """
         from fourmill.train.generate import generate_from_rgb
 
         config = self._session.project.samples
-        names = {label: modality_of(self._session.project, label) for label in (*IMAGE_TOKENS, *TEXTS)}
+        assets = token_assets(self._session.project)
+        names = {label: assets[label].modality for label in (*IMAGE_TOKENS, *TEXTS)}
         made = generate_from_rgb(
             self.model("fourm", "fourm/pretrain"),
             rgb_BHWC,
@@ -75,6 +90,7 @@ class Generator:
             steps=config.decoding_steps,
             temperature=config.temperature,
             seed=config.seed,
+            first_row=first_row,
         )
         maps = self.reconstruct({label: np.asarray(made[names[label]]) for label in IMAGE_TOKENS})
         return Generated(
@@ -119,7 +135,7 @@ class Generator:
         from fourmill.train.generate import generate_from_caption
 
         config = self._session.project.samples
-        name = modality_of(self._session.project, "rgb")
+        name = token_assets(self._session.project)["rgb"].modality
         made = generate_from_caption(
             self.model("text2im", "fourm/text2im"),
             self.text.encode_batch(captions),

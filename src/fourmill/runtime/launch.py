@@ -14,11 +14,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +42,19 @@ Result = TypeVar("Result")
 
 class ProgramError(RuntimeError):
     """A training program that failed; the message holds the end of its log."""
+
+
+def warm_up() -> None:
+    """Begin to load the libraries, in the process that programs will be forked from. Returns at once."""
+    _forkserver()
+    forkserver.ensure_running()
+
+
+def _forkserver() -> ForkServerContext:
+    os.environ.update(_CALM)  # read when the libraries are loaded, in the process that is forked from
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
 
 
 def run_program(
@@ -66,13 +82,12 @@ def run_program(
             running.enter_context(_forked(_become, (module, str(spec_file), environment, str(log_file))))
             for environment in _environments(threads, processes)
         ]
-        report = _follow(started[0][1], progress)
-        for process, _ in started:
-            process.join()
-        codes = [process.exitcode for process, _ in started]
+        siblings = [process for process, _ in started]
+        report = _follow(siblings, started[0][1], progress)
+        codes = [process.exitcode for process in siblings]
     if any(codes) or report is None:
         tail = "\n".join(log_file.read_text().splitlines()[-15:])
-        code = next((code for code in codes if code), 0)
+        code = next((code for code in codes if code and code > 0), next(filter(None, codes), 0))
         raise ProgramError(f"python -m {module} ended with code {code}; its log is {log_file}:\n{tail}")
     return report
 
@@ -91,10 +106,26 @@ def run_warm(work: Callable[[Session], Result], session: Session) -> Result:
             is_done, result = said.recv()
         except EOFError:
             process.join()
-            raise ProgramError(f"{work.__name__} ended with code {process.exitcode} before it was done") from None
+            name = getattr(work, "__name__", repr(work))
+            raise ProgramError(f"{name} ended with code {process.exitcode} before it was done") from None
     if not is_done:
         raise result
     return result
+
+
+def run_warm_parts(work: Callable[[Session, int, int], Result], session: Session, parts: int) -> list[Result]:
+    """Call `work(session, part, parts)` for every part, each in a forked process of its own at the same time.
+
+    Raises:
+        ProgramError: a process was killed. What a part raises is raised here, when all have ended.
+    """
+    with ThreadPoolExecutor(parts, "part") as pool:
+        running = [pool.submit(run_warm, partial(_part, work, part, parts), session) for part in range(parts)]
+    return [part.result() for part in running]
+
+
+def _part(work: Callable[[Session, int, int], Result], part: int, parts: int, session: Session) -> Result:
+    return work(session, part, parts)
 
 
 def _call(work: Callable[[Session], Any], session: Session, saying: Connection) -> None:
@@ -108,9 +139,7 @@ def _call(work: Callable[[Session], Any], session: Session, saying: Connection) 
 @contextmanager
 def _forked(target: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[tuple[ForkServerProcess, Connection]]:
     """A process that does not outlive the block: neither an interrupt from the UI nor a failed sibling leaves one behind."""
-    os.environ.update(_CALM)  # read when the libraries are loaded, in the process that is forked from
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context = _forkserver()
     said, saying = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(*arguments, saying))
     process.start()
@@ -150,19 +179,42 @@ def _environments(threads: int, processes: int) -> list[dict[str, str]]:
     return [{**shared, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def _follow(said: Connection, progress: Progress) -> str | None:
-    report = None
-    with os.fdopen(os.dup(said.fileno())) as lines:
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # a library that prints; it is in nobody's way
-            if "report" in event:
-                report = event["report"]
-            elif "done" in event:
-                progress(event["done"], event["total"], event.get("note", ""))
+def _follow(processes: Sequence[ForkServerProcess], said: Connection, progress: Progress) -> str | None:
+    """Listen until all have ended; return the report that was named. Once one fails the others are ended too: they would
+    wait for it, for ten minutes where it never came to the meeting.
+    """
+    report, line = None, b""
+    running: dict[object, ForkServerProcess] = {process.sentinel: process for process in processes}
+    listening = [said]
+    while running or listening:
+        for ready in wait([*running, *listening]):  # pyright: ignore[reportArgumentType] # sentinels are ints
+            if ready is said:
+                heard = os.read(said.fileno(), 65536)
+                *lines, line = (line + heard).split(b"\n")
+                for one in lines:
+                    report = _heard(one, progress) or report
+                if not heard:
+                    listening = []
+                continue
+            ended = running.pop(ready)
+            ended.join()
+            if ended.exitcode:
+                for other in running.values():
+                    other.terminate()
     return report
+
+
+def _heard(line: bytes, progress: Progress) -> str | None:
+    """Pass progress on; the path of the report where the line names it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None  # a library that prints; it is in nobody's way
+    if not isinstance(event, dict):
+        return None
+    if "done" in event:
+        progress(event["done"], event["total"], event.get("note", ""))
+    return event.get("report")
 
 
 def _die_with_parent() -> None:

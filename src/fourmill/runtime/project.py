@@ -100,6 +100,9 @@ class Project(BaseModel):
     fourm_processes: Annotated[int, Field(gt=0)] = Field(
         default=1, description="Processes that share every batch of 4M's training."
     )
+    fine_tunes_at_once: Annotated[int, Field(gt=0)] = Field(
+        default=1, description="Fine-tunes of 4M trained at the same time; they share its processes out among them."
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Project":

@@ -12,8 +12,9 @@ from fourmill.core.coco import COCO_PANOPTIC
 from fourmill.core.digest import digest_bytes, digest_json
 from fourmill.core.labels import Box
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
-from fourmill.runtime.generation import Generated, Generator
+from fourmill.runtime.generation import Generated, Generator, joined
 from fourmill.runtime.heldout import HeldOut, read_heldout
+from fourmill.runtime.launch import run_warm_parts
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
 from fourmill.runtime.sheets import caption_sheet, modality_sheets, overview
@@ -51,13 +52,23 @@ def evaluate(session: Session) -> Evaluation:
     """Score what 4M generates from the pixels of held-out samples; keep the figures beside the model's runs."""
     manifest = make_manifest(session)
     heldout = read_heldout(session.store, manifest, session.project.samples.num_scored)
-    generated = Generator(session).from_rgb(heldout.maps["rgb"])
+    generated = joined(run_warm_parts(_generate_part, session, session.project.fourm_processes))
     figures = {**score_maps(generated.maps, heldout), **score_texts(generated, heldout)}
     baseline = score_maps(_mean_maps(session, len(heldout)), heldout)
     result = {"figures": figures, "baseline": baseline, "samples": len(heldout), "manifest": manifest.digest}
     path = f"runs/{EVALUATION}/figures.json"
     session.store.write(path, json.dumps(result, indent=1).encode())
     return Evaluation(figures, baseline, len(heldout), path, digest_json(result))
+
+
+def _generate_part(session: Session, part: int, parts: int) -> Generated:
+    """What 4M makes of one of so many equal parts of the held-out samples."""
+    import torch
+
+    torch.set_num_threads(session.project.fourm_threads)
+    heldout = read_heldout(session.store, make_manifest(session), session.project.samples.num_scored)
+    first, end = (len(heldout) * edge // parts for edge in (part, part + 1))
+    return Generator(session).from_rgb(heldout.maps["rgb"][first:end], first)
 
 
 def score_maps(maps: dict[str, NDArray[Any]], heldout: HeldOut) -> dict[str, float]:

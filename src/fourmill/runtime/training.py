@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,16 +51,22 @@ def _labels() -> dict[str, str]:
 
 
 def train_tokenizers(session: Session, labels: Sequence[str]) -> Iterator[tuple[str, ModelRef, float]]:
-    """Train image tokenizers, several at a time, the longest first; yield each when it is done, with its seconds.
+    """Train image tokenizers, several at a time, the longest first; as `train_several` yields them."""
+    configs = {label: session.project.tokenizers[label].training for label in labels}
+    by_length = sorted(labels, key=lambda label: -configs[label].steps * configs[label].batch_size)
+    works = {label: partial(train_tokenizer, session, label) for label in by_length}
+    return train_several(works, session.project.tokenizers_at_once)
+
+
+def train_several(works: Mapping[str, Callable[[], ModelRef]], at_once: int) -> Iterator[tuple[str, ModelRef, float]]:
+    """Train models in the order given, several at a time; yield each when it is done, with its seconds.
 
     Raises:
         ProgramError: the first that failed, after the others have ended and were yielded.
     """
-    configs = {label: session.project.tokenizers[label].training for label in labels}
-    by_length = sorted(labels, key=lambda label: -configs[label].steps * configs[label].batch_size)
     failed: Exception | None = None
-    with ThreadPoolExecutor(session.project.tokenizers_at_once, "tokenizer") as pool:
-        running = [pool.submit(_timed_tokenizer, session, label) for label in by_length]
+    with ThreadPoolExecutor(at_once, "training") as pool:
+        running = [pool.submit(_timed, name, work) for name, work in works.items()]
         for done in as_completed(running):
             error = done.exception()
             if isinstance(error, Exception):
@@ -70,10 +77,10 @@ def train_tokenizers(session: Session, labels: Sequence[str]) -> Iterator[tuple[
         raise failed
 
 
-def _timed_tokenizer(session: Session, label: str) -> tuple[str, ModelRef, float]:
+def _timed(name: str, work: Callable[[], ModelRef]) -> tuple[str, ModelRef, float]:
     start = time.monotonic()
-    ref = train_tokenizer(session, label)
-    return label, ref, round(time.monotonic() - start, 2)
+    ref = work()
+    return name, ref, round(time.monotonic() - start, 2)
 
 
 def train_tokenizer(session: Session, label: str) -> ModelRef:
@@ -136,6 +143,7 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
             "this project has one resolution only; give second_px, second_labels and superres in its config"
         )
     start = None if name == "fourm" else current(store, p.dataset, "fourm", "fourm/pretrain").path
+    processes = p.fourm_processes if name == "fourm" else max(1, p.fourm_processes // p.fine_tunes_at_once)
     folder = session.folder(f"runs/{name}")
     spec = TrainSpec(
         store=p.store,
@@ -145,11 +153,11 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
         init_from=start,
         run_folder="",
         threads=p.fourm_threads,
-        processes=p.fourm_processes,
+        processes=processes,
     )
     spec = spec.model_copy(update={"run_folder": _checkpoints(folder, spec.input_digest)})
     progress = session.progress(_STAGES[name])
-    report = run_program("fourmill.train", spec, folder, p.fourm_threads, progress, p.fourm_processes)
+    report = run_program("fourmill.train", spec, folder, p.fourm_threads, progress, processes)
     return _serve(session, name, report)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fourmill.core.digest import digest_json
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 
-TRAIN_VERSION = "1"  # of the networks and their training
+TRAIN_VERSION = "2"  # of the networks and their training
 TRAIN_SET_VERSION = "1"  # of what is packed and how
 TEXT_VERSION = "1"  # of the WordPiece fit
 TOKENS_VERSION = "1"  # of labels to tokens

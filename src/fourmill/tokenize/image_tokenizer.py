@@ -64,7 +64,7 @@ class ImageTokenizer(nn.Module):
             channels = NUM_CLASS_ROWS if config.label == "semseg" else config.in_channels
             self.post_quant_proj = nn.Conv2d(quantizer.latent_dim, decoder.width, 1)
             self.decoder = VitDecoder(decoder, channels, patch_px, config.grid)
-        choose_attention(self, torch.device("cpu"))
+        self._suit(torch.device("cpu"))
 
     @property
     def device(self) -> torch.device:
@@ -72,10 +72,15 @@ class ImageTokenizer(nn.Module):
         return self.quant_proj.weight.device
 
     def to_device(self, device: torch.device) -> "ImageTokenizer":
-        """Move to a device and choose its attention kernel."""
+        """Move to a device and choose its kernels."""
         self.to(device)
-        choose_attention(self, device)
+        self._suit(device)
         return self
+
+    def _suit(self, device: torch.device) -> None:
+        choose_attention(self, device)
+        if isinstance(self.decoder, PatchedUNet):
+            self.decoder.choose_layout(device, self.config.training.precision == "bf16")
 
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Quantized:
         """Network input (see `conversions`) to codewords; moves the codebook in training mode."""

@@ -13,6 +13,7 @@ import torch
 
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.core.metrics import codebook_use, standardise_depth
+from fourmill.core.program import be_deterministic
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress
 from fourmill.tokenize.batches import batch_flips, batch_indices
@@ -59,8 +60,7 @@ def train_tokenizer(spec: TokenizerSpec, progress: Progress) -> str:
     if _is_done(store, report_path):
         _log.info("%s was trained from the same inputs before: %s", spec.name, report_path)
         return report_path
-    torch.set_num_threads(spec.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    be_deterministic(spec.threads)
     labels = read_label(store, spec.train_set, spec.train_set_digest, spec.config.label)
     folder = Path(spec.run_folder)
     state = _start(spec.config, labels)

@@ -45,6 +45,7 @@ def generate_from_rgb(
     temperature: float = 0.0,
     seed: int = 0,
     chain: bool = False,
+    first_row: int = 0,
     **options: float,
 ) -> dict[str, Tokens]:
     """Every modality from pixels alone.
@@ -54,6 +55,7 @@ def generate_from_rgb(
         targets: modality names; all that the model predicts by default.
         steps: decoding steps of an image.
         chain: let what is decoded be seen by the modalities after it.
+        first_row: number of the first image, where these are a part of more: what is drawn depends on it.
         options: `top_k`, `top_p`, `max_text` of `Decoding`.
 
     Returns:
@@ -64,7 +66,7 @@ def generate_from_rgb(
     """
     names = [n for n in model.decoder_embeddings] if targets is None else list(targets)
     plan = [Decoding(name, steps=steps, temperature=temperature, **options) for name in names]  # type: ignore[arg-type]
-    return generate(model, visible_rgb(model, rgb_BHWC), plan, seed, chain)
+    return generate(model, visible_rgb(model, rgb_BHWC), plan, seed, chain, first_row)
 
 
 def generate_from_caption(
@@ -132,13 +134,14 @@ def super_resolve(
 
 @torch.inference_mode()
 def generate(
-    model: FourM, visible: Visible, plan: Sequence[Decoding], seed: int = 0, chain: bool = True
+    model: FourM, visible: Visible, plan: Sequence[Decoding], seed: int = 0, chain: bool = True, first_row: int = 0
 ) -> dict[str, Tokens]:
     """Decode modalities one after the other.
 
     Args:
         visible: what is known; not changed.
         chain: whether a decoded modality is visible to those after it.
+        first_row: number of the first sample, where these are a part of more.
 
     Raises:
         ValueError: a modality that the model does not predict, or that is visible already.
@@ -155,7 +158,7 @@ def generate(
         rows = visible.rows(first, first + _BATCH)
         found: dict[str, Tokens] = {}
         for decoding in plan:
-            found[decoding.name] = _decode(model, rows, decoding, seed, first)
+            found[decoding.name] = _decode(model, rows, decoding, seed, first_row + first)
             if chain:
                 _show(rows, model.by_name[decoding.name], found[decoding.name])
         parts.append(found)
@@ -207,37 +210,34 @@ def _predict_image(
 
 
 def _decode_text(model: FourM, visible: Visible, decoding: Decoding, seed: int, first: int) -> list[list[int]]:
-    """From [S_1] on, until [EOS] or a sentinel closes the span in every row."""
+    """From [S_1] on, each row until [EOS] or a sentinel closes its span. Few are long, and those go on alone."""
     modality, number = model.by_name[decoding.name], visible.num_samples
-    context = model.encode(visible_inputs(model, visible))
-    written = np.full((number, 1), sentinel(1), np.int64)
-    open_B = np.ones(number, bool)
+    context_BND, bias = model.encode(visible_inputs(model, visible))
+    found: list[list[int]] = [[] for _ in range(number)]
+    open_rows = list(range(number))
     rngs = [_rng(seed, first + row, modality, 0) for row in range(number)]
     for _ in range(min(decoding.max_text, TEXT_MAX_TOKENS)):
-        prefix = np.concatenate(
-            [written, np.zeros((number, 1), np.int64)], 1
-        )  # the last one is only a place to predict
+        prefixes = [[sentinel(1), *found[row], 0] for row in open_rows]  # the last one is only a place to predict
         targets = assemble_targets(
-            [[text_target(model.index(modality.name), row)] for row in prefix], prefix.shape[1] - 1
+            [[text_target(model.index(modality.name), np.array(prefix))] for prefix in prefixes], len(prefixes[0]) - 1
         )
-        y_BMD = model.decode(targets, *context)
-        uniform = np.array([rng.random() for rng in rngs])
+        y_BMD = model.decode(targets, context_BND[open_rows], None if bias is None else bias[open_rows])
+        uniform = np.array([rngs[row].random() for row in open_rows])
         scores_BV = model.logits(y_BMD[:, -1], modality.name)
         ids_B, _ = draw_tokens(scores_BV, uniform, decoding.temperature, decoding.top_k, decoding.top_p)
-        written = np.concatenate([written, ids_B[:, None]], 1)
-        open_B &= ~_closes(ids_B)
-        if not open_B.any():
+        still_open = []
+        for row, token in zip(open_rows, ids_B.tolist(), strict=True):
+            if not _closes(token):
+                found[row].append(token)
+                still_open.append(row)
+        open_rows = still_open
+        if not open_rows:
             break
-    return [_content(row) for row in written[:, 1:]]
+    return found
 
 
-def _closes(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return (ids == EOS) | ((ids >= FIRST_SENTINEL) & (ids < FIRST_SENTINEL + NUM_SENTINELS))
-
-
-def _content(ids: NDArray[np.int64]) -> list[int]:
-    ends = np.flatnonzero(_closes(ids))
-    return ids[: ends[0] if len(ends) else len(ids)].tolist()
+def _closes(token: int) -> bool:
+    return token == EOS or FIRST_SENTINEL <= token < FIRST_SENTINEL + NUM_SENTINELS
 
 
 def _show(visible: Visible, modality: Modality, found: Tokens) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.core.manifest import Manifest
+from fourmill.core.program import be_deterministic
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
 from fourmill.train.batch import Batch
@@ -65,8 +66,7 @@ def train_fourm(spec: TrainSpec, progress: Progress) -> str:
     if is_done(store, report_path(spec)):
         _log.info("%s was trained from the same inputs before: %s", spec.name, report_path(spec))
         return report_path(spec)
-    torch.set_num_threads(spec.threads)
-    be_deterministic()
+    be_deterministic(spec.threads)
     with join_ranks() as ranks:
         if ranks.size != spec.processes:
             raise TrainingError(
@@ -154,15 +154,6 @@ def train_step(state: State, batch: Batch, config: PretrainConfig, ranks: Ranks 
 def autocast(model: FourM, config: PretrainConfig) -> torch.autocast:
     """The precision that a config asks for, on the model's device."""
     return torch.autocast(model.mask_token.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-def be_deterministic() -> None:
-    """Choose deterministic kernels where there is a choice.
-
-    Not by `use_deterministic_algorithms`, which imports the compiler; and without its filling of fresh memory, a sixth of a step.
-    """
-    torch.set_deterministic_debug_mode("warn")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def publish_average(state: State) -> None:

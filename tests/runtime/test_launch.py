@@ -1,0 +1,58 @@
+"""Programs that share a training and end together."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from fourmill.core.work import no_progress
+from fourmill.runtime.launch import ProgramError, run_program
+
+_LONELY = """
+import os
+import threading
+
+def main(arguments):
+    if os.environ["RANK"] == "1":
+        print("no such device", file=__import__("sys").stderr)
+        return 3
+    threading.Event().wait()
+"""
+
+_CHATTY = """
+import sys
+
+def main(arguments):
+    print("a library says hello")
+    print("17")
+    print('{"done": 1, "total": 2, "note": "half"}')
+    sys.stdout.write('{"report": "models/')
+    sys.stdout.flush()
+    print('x/report.json"}')
+    return 0
+"""
+
+
+class Nothing(BaseModel):
+    """A spec without settings."""
+
+
+def _program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    (folder / name).mkdir()
+    (folder / name / "__main__.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    return name
+
+
+def test_a_process_that_fails_ends_those_that_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _program(tmp_path, "lonely", _LONELY, monkeypatch)
+    with pytest.raises(ProgramError, match=r"(?s)ended with code 3.*no such device"):
+        run_program(module, Nothing(), tmp_path / "log", 1, no_progress, processes=2)
+
+
+def test_lines_that_are_no_events_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _program(tmp_path, "chatty", _CHATTY, monkeypatch)
+    heard: list[tuple[int, int, str]] = []
+    report = run_program(module, Nothing(), tmp_path / "log", 1, lambda *event: heard.append(event))
+    assert report == "models/x/report.json"
+    assert heard == [(1, 2, "half")]
