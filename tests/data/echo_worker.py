@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from fourmill.core.names import sample_key
 from fourmill.core.shards import Item, Receipt, ShardPlace, write_shard
@@ -10,8 +11,13 @@ from fourmill.core.work import ShardJob
 
 
 class EchoWorker:
-    def __init__(self, root: str, kill_at: int = -1, fail_at: int = -1) -> None:
+    shares = {"network": 0.5}  # noqa: RUF012
+
+    def __init__(
+        self, root: str, kill_at: int = -1, fail_at: int = -1, deadly: bool = False, hang: bool = False
+    ) -> None:
         self._root, self._kill_at, self._fail_at = root, kill_at, fail_at
+        self._deadly, self._hang = deadly, hang
 
     def close(self) -> None:
         open_store(self._root).write("closed", b"once")
@@ -20,7 +26,11 @@ class EchoWorker:
         store = open_store(self._root)
         if job.shard == self._fail_at:
             raise ValueError("this shard cannot be read")
-        if job.shard == self._kill_at and not store.exists("killed"):
+        if self._hang:
+            store.write(f"hanging/{os.getpid()}", b"")
+            while True:
+                time.sleep(0.05)
+        if job.shard == self._kill_at and (self._deadly or not store.exists("killed")):
             store.write("killed", b"once")
             os.kill(os.getpid(), signal.SIGKILL)
         place = ShardPlace("cc12m", job.split, "echo", job.shard)

@@ -1,17 +1,27 @@
 """Shards on a real local Ray: every shard once, errors by name, a killed actor's shard done again."""
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+from pydantic import ValidationError
 
 from fourmill.core.names import sample_key
 from fourmill.core.shards import Recipe, ShardPlace, read_members
 from fourmill.core.store import LocalStore
 from fourmill.core.work import ShardJob, no_progress
+from fourmill.runtime.actors import crew_of
+from fourmill.runtime.pace import Pace
 from fourmill.runtime.pool import ShardError, ShardRunner, run_shards
-from fourmill.runtime.ray_session import RayConfig, RayUnreachableError, check_reachable, ensure_ray
+from fourmill.runtime.ray_session import RayConfig, RayUnreachableError, StageShare, check_reachable, ensure_ray
 
 CONFIG = RayConfig(num_workers=2)
 WORKER = "echo_worker:EchoWorker"
@@ -35,8 +45,8 @@ def test_every_shard_is_made_once_and_receipts_are_in_order(tmp_path: Path, ray_
     keys = [list(read_members(store, ShardPlace("cc12m", "train", "echo", shard))) for shard in range(5)]
     assert keys == [[(sample_key(shard), b"x")] for shard in range(5)]
     assert [receipt.num_ok for receipt in receipts] == [1] * 5
-    assert seen == [1, 2, 3, 4, 5]
-    assert all("rows/s, 100.0 % ok" in note for note in notes) and "left" in notes[0]
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert all("rows/s, network 50.0 %, 100.0 % ok" in note for note in notes[1:]) and "left" in notes[1]
 
 
 @pytest.mark.ray
@@ -81,3 +91,87 @@ def test_a_second_connection_is_the_first(ray_session: None) -> None:
     before = ray.get_runtime_context().get_job_id()
     ensure_ray(CONFIG)
     assert ray.get_runtime_context().get_job_id() == before
+
+
+@pytest.mark.ray
+def test_a_shard_that_kills_every_worker_is_named(tmp_path: Path, ray_session: None) -> None:
+    with pytest.raises(ShardError, match=r"echo train shard 00001: its worker died 4 times.*out-of-memory killer"):
+        run_shards(WORKER, {"root": str(tmp_path), "kill_at": 1, "deadly": True}, jobs(3), CONFIG, no_progress)
+    store = LocalStore(tmp_path)
+    done = [store.exists(ShardPlace("cc12m", "train", "echo", shard).receipt) for shard in range(3)]
+    assert done == [True, False, True]
+
+
+@pytest.mark.ray
+def test_the_pool_shrinks_to_its_lower_bound_and_grows_again(tmp_path: Path, ray_session: None) -> None:
+    for kept in (0, 1, 2):
+        config = CONFIG.model_copy(update={"min_workers": kept})
+        run_shards(WORKER, {"root": str(tmp_path / str(kept))}, jobs(4), config, no_progress)
+        assert len(crew_of(config)) == kept
+
+
+@pytest.mark.ray
+def test_an_actor_that_died_while_idle_costs_nothing(tmp_path: Path, ray_session: None) -> None:
+    import ray
+
+    run_shards(WORKER, {"root": str(tmp_path / "one")}, jobs(4), CONFIG, no_progress)
+    for actor in crew_of(CONFIG).free([]):
+        ray.kill(actor)
+    assert len(run_shards(WORKER, {"root": str(tmp_path / "two")}, jobs(1), CONFIG, no_progress)) == 1
+
+
+@pytest.mark.ray
+def test_a_pace_tells_how_the_work_went(tmp_path: Path, ray_session: None) -> None:
+    notes: list[str] = []
+    pace = Pace(2, unit="images", listener=lambda done, total, note: notes.append(note))
+    run_shards(WORKER, {"root": str(tmp_path)}, jobs(2), CONFIG, pace)
+    assert "images/s, network 50.0 %, 100.0 % ok" in notes[-1]
+    facts = pace.facts()
+    assert facts["images_per_second"] > 0 and facts["network_share"] == 0.5
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_cancelled_run_leaves_nobody_at_work(tmp_path: Path, how: signal.Signals) -> None:
+    """Dagster cancels a run by SIGINT; SIGTERM, to a program that does not heed it, leaves no time for anything."""
+    code = (
+        "import signal, sys; from fourmill.core.work import ShardJob, no_progress; from fourmill.core.shards import Recipe; "
+        "from fourmill.runtime.pool import run_shards; from fourmill.runtime.ray_session import RayConfig; "
+        "jobs = [ShardJob('train', s, Recipe(stage='echo', code_version='1'), 'run') for s in range(3)]; "
+        f"run_shards('{WORKER}', {{'root': sys.argv[1], 'hang': True}}, jobs, RayConfig(num_workers=1), no_progress)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "data")}
+    driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while not (hanging := list(tmp_path.glob("hanging/*"))) and driver.poll() is None and time.monotonic() < deadline:
+        with suppress(subprocess.TimeoutExpired):
+            driver.wait(0.1)
+    (worker,) = hanging
+    at_work = psutil.Process(int(worker.name))
+    driver.send_signal(how)
+    assert driver.wait(180) != 0
+    _, alive = psutil.wait_procs([at_work], timeout=180)
+    assert not alive
+    assert len(list(tmp_path.glob("hanging/*"))) == 1  # nobody took the next shard
+
+
+def test_stages_have_shares_of_their_own() -> None:
+    config = RayConfig(
+        num_workers=4,
+        gpus_per_worker=1.0,
+        stages={
+            "labels": StageShare(gpus_per_worker=0.5),
+            "labels/depth": StageShare(gpus_per_worker=0.25, num_workers=16),
+        },
+    )
+    depth, semseg, images = (config.for_stage(name) for name in ("labels/depth", "labels/semseg", "cc12m/images"))
+    assert (depth.gpus_per_worker, depth.num_workers, semseg.gpus_per_worker) == (0.25, 16, 0.5)
+    assert images == config and config.local_cpus() == 16
+    with pytest.raises(ValidationError, match="min_workers 9 is more than num_workers 4 labels"):
+        RayConfig(num_workers=4, stages={"labels": StageShare(min_workers=9)})
+
+
+@pytest.mark.ray
+def test_a_machine_without_a_gpu_says_so_before_any_work(ray_session: None) -> None:
+    with pytest.raises(RayUnreachableError, match=r"asks for 64 GPU and this machine's Ray has .*gpus_per_worker"):
+        run_shards(WORKER, {"root": ""}, jobs(1), RayConfig(gpus_per_worker=64), no_progress)

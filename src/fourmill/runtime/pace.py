@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fourmill.core.shards import Receipt
+from fourmill.core.work import Progress, no_progress
 
 _CLASSES = 3  # named in a note, the most frequent ones
 
@@ -15,33 +16,70 @@ class Pace:
     A shard is the smallest step that is seen, so the rate is that of whole shards since the work began.
     """
 
-    def __init__(self, num_shards: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        num_shards: int,
+        clock: Callable[[], float] = time.monotonic,
+        unit: str = "rows",
+        listener: Progress = no_progress,
+    ) -> None:
         """Start the clock.
 
         Args:
             num_shards: shards to be made in all.
             clock: seconds.
+            unit: what the rows are called.
+            listener: hears what is said to the pace itself, which so stands for a `Progress`.
         """
         self._num_shards = num_shards
         self._clock = clock
+        self._unit = unit
+        self._listener = listener
         self._start = clock()
+        self._elapsed = 0.0
         self._done = 0
         self._counts: Counter[str] = Counter()
+        self._worked_s = 0.0  # by workers that tell how their time was spent
+        self._spent: Counter[str] = Counter()  # seconds of it
 
-    def note(self, receipt: Receipt) -> str:
-        """Count a finished shard and say how it goes: `412 rows/s, 71.3 % ok, http_404 12.0 %, timeout 9.1 %, 3 min left`."""
+    def __call__(self, done: int, total: int, note: str) -> None:
+        self._listener(done, total, note)
+
+    def note(self, receipt: Receipt, shares: Mapping[str, float] | None = None, num_workers: int | None = None) -> str:
+        """Count a finished shard and say how it goes: `412 rows/s, 71.3 % ok, http_404 12.0 %, timeout 9.1 %, 3 min left`.
+
+        Args:
+            shares: of the shard's time, by what it was spent on: `network 93.0 %` follows the rate.
+            num_workers: that are up.
+        """
         self._done += 1
         self._counts.update(receipt.counts)
-        rows, elapsed = self._counts.total(), max(self._clock() - self._start, 1e-6)
-        left = elapsed * (self._num_shards - self._done) / self._done
-        said = [f"{rows / elapsed:.3g} rows/s" if rows < 1000 * elapsed else f"{rows / elapsed:.0f} rows/s"]
+        self._elapsed = max(self._clock() - self._start, 1e-6)
+        if shares:
+            self._worked_s += receipt.seconds
+            self._spent.update({name: share * receipt.seconds for name, share in shares.items()})
+        rows = self._counts.total()
+        rate = f"{rows / self._elapsed:.3g}" if rows < 1000 * self._elapsed else f"{rows / self._elapsed:.0f}"
+        said = [f"{rate} {self._unit}/s", *(f"{name} {share:.1%}" for name, share in self._shares().items())]
         if rows:
             ordered = sorted(self._counts.items(), key=lambda count: (-count[1], count[0]))
             failures = [f"{name} {num / rows:.1%}" for name, num in ordered if name != "ok"][:_CLASSES]
             said += [f"{self._counts['ok'] / rows:.1%} ok", *failures]
+        if num_workers is not None:
+            said.append(f"{num_workers} worker{'s' * (num_workers != 1)}")
         if self._done < self._num_shards:
-            said.append(f"{_duration(left)} left")
+            said.append(f"{_duration(self._elapsed * (self._num_shards - self._done) / self._done)} left")
         return ", ".join(said).replace("%", " %")
+
+    def facts(self) -> dict[str, float]:
+        """Figures of the work so far, by name; none before the first shard."""
+        if not self._done:
+            return {}
+        rate = {f"{self._unit}_per_second": round(self._counts.total() / self._elapsed, 3)}
+        return rate | {f"{name}_share": round(share, 4) for name, share in self._shares().items()}
+
+    def _shares(self) -> dict[str, float]:
+        return {name: spent / max(self._worked_s, 1e-9) for name, spent in sorted(self._spent.items())}
 
 
 def _duration(seconds: float) -> str:

@@ -1,52 +1,30 @@
 """Shards over Ray actors: a path goes in, a tar comes out, no image passes through the object store (ADR 0003).
 
-An actor keeps the worker it made last, so weights are loaded once a stage, and it lives as long as the Ray session, so
-libraries are imported once. A killed actor is restarted and its shard done again; shards are published whole, so that
-is exactly once in effect.
+A shard whose actor or node is lost goes back to the others; shards are published whole, so that is exactly once in effect.
 """
 
-import importlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fourmill.core.digest import Json
 from fourmill.core.shards import Receipt
-from fourmill.core.work import Progress, ShardJob, ShardWorker
+from fourmill.core.work import Progress, ShardJob
+from fourmill.runtime.actors import Crew, Made, ShardRunner, crew_of, make_worker
 from fourmill.runtime.pace import Pace
-from fourmill.runtime.ray_session import RayConfig, ensure_ray
+from fourmill.runtime.ray_session import RayConfig, check_room, dashboard_url, ensure_ray
+
+__all__ = ["ShardError", "ShardRunner", "make_worker", "run_shards"]
 
 _log = logging.getLogger(__name__)
-_TASK_RETRIES = 3  # a shard whose actor dies this often is at fault itself
+_MOST_LOSSES = 3  # a shard whose actor dies more often is at fault itself
+_LOOK_EVERY_S = 1.0  # an interrupt from the UI waits no longer than this
 
 
 class ShardError(RuntimeError):
     """A shard that could not be made; the message is the worker's own."""
-
-
-def make_worker(factory: str, arguments: Mapping[str, Any]) -> ShardWorker:
-    """A worker from `module:callable` and JSON-like arguments."""
-    module, _, name = factory.partition(":")
-    return getattr(importlib.import_module(module), name)(**arguments)
-
-
-class ShardRunner:
-    """What each actor is: makes the worker that a job asks for and keeps it for the next one."""
-
-    def __init__(self) -> None:
-        self._made: tuple[str, ShardWorker] | None = None
-
-    def run(self, factory: str, arguments: str, job: ShardJob) -> Receipt:
-        """Make one shard. `arguments` is JSON, so that equal arguments are seen to be equal."""
-        wanted = f"{factory} {arguments}"
-        if self._made is None or self._made[0] != wanted:
-            close = getattr(self._made[1], "close", None) if self._made else None
-            if close:
-                close()
-            self._made = None  # frees the last worker's weights before the next one's are loaded
-            self._made = (wanted, make_worker(factory, json.loads(arguments)))
-        return self._made[1].run(job)
 
 
 def run_shards(
@@ -54,70 +32,105 @@ def run_shards(
 ) -> list[Receipt]:
     """Make every shard and return the receipts in the order of the jobs.
 
+    There are at most `num_workers` actors, as far as the cluster has room, and no more than there is work for; those that
+    have nothing left to do go, down to `min_workers`. However this ends, no actor goes on with a shard.
+
     Args:
         factory: `module:callable` of the worker.
         arguments: its keyword arguments, JSON only (they cross to other machines).
+        progress: a listener, or a `Pace` with a listener, which then can tell how it went.
 
     Raises:
-        ShardError: a worker raised; shards already finished stay finished.
+        ShardError: a worker raised, or a shard's actors died again and again; shards already finished stay finished.
+        RayUnreachableError: there is no Ray, or none of its nodes can hold an actor.
     """
     if not jobs:
         return []
     ensure_ray(config)
-    import ray
-    from ray.exceptions import RayTaskError
+    check_room(config)
+    pace = progress if isinstance(progress, Pace) else Pace(len(jobs), listener=progress)
+    crew = crew_of(config)
+    work = _Work(factory, json.dumps(arguments, sort_keys=True), jobs, pace)
+    try:
+        work.finish(crew, config)
+    except BaseException:  # an interrupt too: whoever cancels a run wants its machines back
+        for actor in work.busy():
+            crew.dismiss(actor)
+        raise
+    finally:
+        crew.shrink(config.kept_workers, work.busy())
+    return [work.made[index].receipt for index in range(len(jobs))]
 
-    text = json.dumps(arguments, sort_keys=True)
-    actors = _actors(config, min(config.num_workers, len(jobs)))
-    waiting = list(enumerate(jobs))[::-1]
-    running: dict[Any, tuple[int, Any]] = {}
-    receipts: dict[int, Receipt] = {}
-    pace = Pace(len(jobs))
-    for actor in actors:
-        _hand_out(actor, waiting, running, factory, text)
-    while running:
-        done, _ = ray.wait(list(running), num_returns=1)
-        index, actor = running.pop(done[0])
+
+class _Work:
+    """Which shards wait, who works on which, and what is done."""
+
+    def __init__(self, factory: str, arguments: str, jobs: Sequence[ShardJob], pace: Pace) -> None:
+        self._factory, self._arguments, self._jobs, self._pace = factory, arguments, jobs, pace
+        self._waiting = list(range(len(jobs)))[::-1]
+        self._running: dict[Any, tuple[int, Any]] = {}
+        self._losses: Counter[int] = Counter()
+        self.made: dict[int, Made] = {}
+
+    def busy(self) -> list[Any]:
+        """Actors with a shard in their hands."""
+        return [actor for _, actor in self._running.values()]
+
+    def finish(self, crew: Crew, config: RayConfig) -> None:
+        import ray
+
+        crew.shrink(config.num_workers, [])
+        where = dashboard_url(config)
+        self._pace(0, len(self._jobs), f"Ray dashboard {where}" if where else "")
+        while len(self.made) < len(self._jobs):
+            unfinished = len(self._waiting) + len(self._running)
+            crew.grow(min(config.num_workers, unfinished))
+            for actor in crew.free(self.busy()):
+                self._hand_out(actor)
+            if not self._waiting:
+                crew.shrink(config.kept_workers, self.busy())
+            hoped = crew.answers if self._waiting else []
+            done, _ = ray.wait([*self._running, *hoped], num_returns=1, timeout=_LOOK_EVERY_S)
+            for reference in done:
+                if reference in self._running:
+                    self._take(reference, crew)
+                else:
+                    crew.welcome(reference)
+
+    def _hand_out(self, actor: Any) -> None:
+        if self._waiting:
+            index = self._waiting.pop()
+            self._running[actor.run.remote(self._factory, self._arguments, self._jobs[index])] = (index, actor)
+
+    def _take(self, reference: Any, crew: Crew) -> None:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        index, actor = self._running.pop(reference)
         try:
-            receipts[index] = ray.get(done[0])
+            self.made[index] = ray.get(reference)
         except RayTaskError as error:
-            for left in running:
-                ray.cancel(left)
             cause = error.cause if isinstance(error.cause, Exception) else error
-            job = jobs[index]
-            raise ShardError(f"{job.recipe.stage} {job.split} shard {job.shard:05d}: {cause}") from cause
-        _hand_out(actor, waiting, running, factory, text)
-        progress(len(receipts), len(jobs), pace.note(receipts[index]))
-    return [receipts[i] for i in range(len(jobs))]
+            raise ShardError(f"{self._name(index)}: {cause}") from cause
+        except RayError as error:  # the actor, its node, or the way to it
+            crew.dismiss(actor)
+            crew.doubt(self.busy())
+            self._lost(index, error)
+            return
+        made = self.made[index]
+        self._pace(len(self.made), len(self._jobs), self._pace.note(made.receipt, made.shares, crew.num_ready))
 
+    def _lost(self, index: int, error: Exception) -> None:
+        self._losses[index] += 1
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if self._losses[index] > _MOST_LOSSES:
+            raise ShardError(
+                f"{self._name(index)}: its worker died {self._losses[index]} times ({first_line}); look for the kernel's "
+                "out-of-memory killer, or make smaller batches"
+            ) from error
+        _log.warning("%s lost its worker (%s); another one does it again", self._name(index), first_line)
+        self._waiting.insert(0, index)  # the last in turn: what killed this worker should not kill the next one first
 
-def _hand_out(
-    actor: Any, waiting: list[tuple[int, ShardJob]], running: dict[Any, Any], factory: str, text: str
-) -> None:
-    if waiting:
-        index, job = waiting.pop()
-        running[actor.run.remote(factory, text, job)] = (index, actor)
-
-
-# Handles of this process's Ray sessions: an actor ends with its last handle, and the next stage wants it warm.
-_handles: dict[tuple[str, str, float, float, int], Any] = {}
-
-
-def _actors(config: RayConfig, number: int) -> list[Any]:
-    """Actors of this session; the ones that an earlier stage used, where there are any."""
-    import ray
-
-    context = ray.get_runtime_context()
-    remote = ray.remote(ShardRunner)
-    actors: list[Any] = []
-    for i in range(number):
-        name = (context.get_node_id(), context.get_job_id(), config.cpus_per_worker, config.gpus_per_worker, i)
-        if name not in _handles:
-            _handles[name] = remote.options(
-                num_cpus=config.cpus_per_worker,
-                num_gpus=config.gpus_per_worker,
-                max_restarts=-1,
-                max_task_retries=_TASK_RETRIES,
-            ).remote()
-        actors.append(_handles[name])
-    return actors
+    def _name(self, index: int) -> str:
+        job = self._jobs[index]
+        return f"{job.recipe.stage} {job.split} shard {job.shard:05d}"

@@ -8,16 +8,38 @@ import logging
 import os
 import secrets
 import socket
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _log = logging.getLogger(__name__)
+_session: dict[str, str | None] = {}  # what Ray said of this process's session when it began
 _INIT_TRIES = 6  # Ray gives a node 30 s; on a busy machine two of eight local starts were seen to time out
 
 
 class RayUnreachableError(ValueError):
     """No Ray where the config says there is one."""
+
+
+NumWorkers = Annotated[int, Field(gt=0)]
+Cpus = Annotated[float, Field(gt=0)]
+Gpus = Annotated[float, Field(ge=0)]
+
+
+class StageShare(BaseModel):
+    """What one stage asks for in place of `RayConfig`'s own; None: as there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_workers: NumWorkers | None = Field(default=None, description="Most actors of this stage.")
+    min_workers: Annotated[int, Field(ge=0)] | None = Field(default=None, description="Actors kept without work.")
+    cpus_per_worker: Cpus | None = Field(default=None, description="CPUs reserved for each actor.")
+    gpus_per_worker: Gpus | None = Field(default=None, description="GPUs for each actor; 0.25: four share one.")
+    runtime_env: dict[str, Any] | None = Field(
+        default=None,
+        description="Ray runtime environment of the actors: for libraries that must not be in the main one.",
+    )
 
 
 class RayConfig(BaseModel):
@@ -28,12 +50,49 @@ class RayConfig(BaseModel):
     address: str | None = Field(
         default=None, description="host:port of an existing cluster's GCS, or auto; none starts a local one."
     )
-    num_workers: Annotated[int, Field(gt=0)] = Field(default=2, description="Actors that take shards.")
-    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(default=1.0, description="CPUs reserved for each actor.")
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Share of a GPU for each actor.")
+    num_workers: NumWorkers = Field(
+        default=2, description="Most actors that take shards; as many come up as the cluster has room for."
+    )
+    min_workers: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Actors that are kept when nothing is left for them; None: all, warm for the next stage.",
+    )
+    cpus_per_worker: Cpus = Field(default=1.0, description="CPUs reserved for each actor.")
+    gpus_per_worker: Gpus = Field(default=0.0, description="GPUs for each actor; 0.25: four share one.")
+    runtime_env: dict[str, Any] = Field(default={}, description="Ray runtime environment of the actors.")
+    stages: dict[str, StageShare] = Field(
+        default={}, description="Other shares for some stages, by asset (labels/depth) or its group (labels)."
+    )
+    dashboard: bool = Field(default=False, description="Start a local Ray's dashboard, on loopback: 350 MB more.")
+    dashboard_url: str | None = Field(
+        default=None, description="Where people reach the dashboard, if not where Ray says: behind an ingress, say."
+    )
     object_store_mb: Annotated[int, Field(ge=100)] = Field(
         default=128, description="Local Ray's object store; only paths and receipts pass through it."
     )
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "RayConfig":
+        for name, share in ("", self), *((name, self.for_stage(name)) for name in self.stages):
+            if share.min_workers is not None and share.min_workers > share.num_workers:
+                raise ValueError(f"min_workers {share.min_workers} is more than num_workers {share.num_workers} {name}")
+        return self
+
+    @property
+    def kept_workers(self) -> int:
+        """Actors that are kept without work."""
+        return self.num_workers if self.min_workers is None else self.min_workers
+
+    def for_stage(self, asset: str) -> "RayConfig":
+        """This config with an asset's own share in it."""
+        share = self.stages.get(asset) or self.stages.get(asset.partition("/")[0])
+        changed = {} if share is None else share.model_dump(exclude_none=True)
+        return self.model_copy(update={**changed, "stages": {}}) if changed else self
+
+    def local_cpus(self) -> int:
+        """CPUs of a local Ray: room for the largest of its stages."""
+        shares = [self, *(self.for_stage(name) for name in self.stages)]
+        return max(1, *(round(share.num_workers * share.cpus_per_worker) for share in shares))
 
 
 def check_reachable(config: RayConfig, timeout_s: float = 5.0) -> None:
@@ -67,25 +126,57 @@ def ensure_ray(config: RayConfig) -> None:
         return
     check_reachable(config)
     if config.address not in (None, "local"):
-        ray.init(address=config.address, namespace="fourmill", log_to_driver=False, logging_level=logging.WARNING)
+        context = ray.init(
+            address=config.address, namespace="fourmill", log_to_driver=False, logging_level=logging.WARNING
+        )
+        _session["dashboard_url"] = context.dashboard_url
         return
     for attempt in range(1, _INIT_TRIES + 1):
         try:
-            ray.init(
+            context = ray.init(
                 address="local",  # never a cluster that RAY_ADDRESS happens to name
                 namespace="fourmill",
-                num_cpus=max(1, round(config.num_workers * config.cpus_per_worker)),
+                num_cpus=config.local_cpus(),
                 object_store_memory=config.object_store_mb * 1024**2,
-                include_dashboard=False,
+                include_dashboard=config.dashboard,
+                dashboard_host="127.0.0.1",
                 log_to_driver=False,
                 logging_level=logging.WARNING,
             )
+            _session["dashboard_url"] = context.dashboard_url
             return
         except Exception as error:  # a bare one when the node is slow to start, which a busy machine makes it
             ray.shutdown()
             if attempt == _INIT_TRIES or isinstance(error, ValueError):
                 raise
             _log.warning("local Ray did not start (%s); try %d of %d", error, attempt + 1, _INIT_TRIES)
+
+
+def check_room(config: RayConfig) -> None:
+    """Prove that an actor can live somewhere, where no autoscaler may add machines: on a local Ray.
+
+    Raises:
+        RayUnreachableError: this machine has less than one actor asks for.
+    """
+    if config.address not in (None, "local"):
+        return
+    import ray
+
+    there: Mapping[str, float] = ray.cluster_resources()
+    for name, wanted in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
+        if wanted > there.get(name, 0):
+            raise RayUnreachableError(
+                f"each worker asks for {wanted:g} {name} and this machine's Ray has {there.get(name, 0):g}: lower "
+                f"ray.{name.lower()}s_per_worker (or that of ray.stages), or give ray.address of a cluster that has it"
+            )
+
+
+def dashboard_url(config: RayConfig) -> str | None:
+    """Where to look at this session's Ray; None when it has no dashboard."""
+    if config.dashboard_url:
+        return config.dashboard_url
+    found = _session.get("dashboard_url")
+    return f"http://{found}" if found else None
 
 
 def _prepare_environment(config: RayConfig) -> None:

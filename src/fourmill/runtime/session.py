@@ -24,6 +24,7 @@ class Session:
     run_id: str = "by-hand"
     connect_to: Mapping[str, str] = field(default_factory=dict)  # "host:port" -> "ip:port", as curl's --connect-to
     listener: Listener = silent
+    measured: dict[str, float] = field(default_factory=dict)  # how the last block's work went, for people
 
     @property
     def store(self) -> Store:

@@ -19,8 +19,10 @@ from fourmill.ingest.stale import remember_opt_out
 from fourmill.ingest.statuses import MAY_PASS
 from fourmill.ingest.worker import images_recipe
 from fourmill.pseudolabel.config import config_digest, weights_digest
+from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.worker import label_recipe
 from fourmill.runtime.models import current
+from fourmill.runtime.pace import Pace
 from fourmill.runtime.pool import run_shards
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
@@ -30,7 +32,7 @@ from fourmill.tokenize.align import FOLDER as ALIGNED
 from fourmill.tokenize.align import align_recipe, token_folder
 from fourmill.tokenize.worker import token_recipe
 
-LABEL_FOLDERS = {"depth": "depth", "normal": "normal", "semseg": "semseg", "det": "boxes"}
+LABEL_FOLDERS = {label: label_format(label).folder for label in LABELS}
 
 
 class BlockNotReadyError(ValueError):
@@ -49,6 +51,7 @@ class BlockStage:
     needs: dict[str, str] = field(default_factory=dict)  # folder of an upstream ledger -> asset that writes it
     finish: Callable[[str], None] | None = None  # a pass over the block after its shards
     again: Callable[[Receipt], bool] | None = None  # finished shards that this run works on all the same
+    unit: str = "rows"  # what people count here
 
 
 def run_block(session: Session, stage: BlockStage, block: str) -> int:
@@ -70,7 +73,10 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
     if work:
         withdraw_ledger(session, stage, block)
     jobs = [job for job, _ in work]
-    made = run_shards(stage.factory, stage.arguments, jobs, project.ray, session.progress(f"{stage.asset} {block}"))
+    pace = Pace(len(jobs), unit=stage.unit, listener=session.progress(f"{stage.asset} {block}"))
+    made = run_shards(stage.factory, stage.arguments, jobs, project.ray.for_stage(stage.asset), pace)
+    session.measured.clear()
+    session.measured.update(pace.facts())
     if stage.finish:
         stage.finish(block)
     return sum(receipt != before for receipt, (_, before) in zip(made, work, strict=True))
@@ -137,11 +143,12 @@ def label_stage(session: Session, label: str) -> BlockStage:
     p, store = session.project, session.store
     return BlockStage(
         asset=f"labels/{label}",
-        folder=LABEL_FOLDERS[label],
+        folder=label_format(label).folder,
         factory="fourmill.runtime.workers:labels",
         arguments={"project": p.model_dump(mode="json"), "label": label},
         recipe=lambda split, shard: label_recipe(store, p.dataset, split, shard, label, p.labellers[label]),
         needs={"images": f"{p.dataset}/images"},
+        unit="images",
     )
 
 

@@ -36,7 +36,8 @@ def labels(project: Mapping[str, Any], label: str) -> ShardWorker:
     from fourmill.pseudolabel.worker import LabelWorker
 
     made = Project.model_validate(project)
-    return LabelWorker(made.store, made.dataset, label, made.labellers[label])
+    threads = max(2, round(made.ray.for_stage(f"labels/{label}").cpus_per_worker))
+    return LabelWorker(made.store, made.dataset, label, made.labellers[label], threads)
 
 
 def tokens(project: Mapping[str, Any], name: str, tokenizer_path: str, tokenizer_digest: str) -> ShardWorker:
