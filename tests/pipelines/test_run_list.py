@@ -37,8 +37,9 @@ def run(fourmill: Run, pictures: Path, labellers: str, *more: str) -> "subproces
 
 
 def test_ordinary_pictures_run_through_the_whole_chain(pictures: Path, fourmill: Run) -> None:
-    done = run(fourmill, pictures, "seeded", "--allow-host", "127.0.0.1")
+    done = run(fourmill, pictures, "seeded", "--allow-host", "127.0.0.1", "--labels", "canny")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "labels/canny" in done.stdout
     assert (pictures.parent / "out" / "report" / "index.html").is_file()
     assert "fourm/samples" in all_digests(pictures.parent / "out")
 

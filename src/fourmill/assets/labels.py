@@ -1,43 +1,49 @@
-"""`labels/depth`, `labels/normal`, `labels/semseg`, `labels/det`: what networks see in the images."""
+"""`labels/depth`, `labels/normal`, `labels/semseg`, `labels/det`, and what a project adds: what networks see in the images."""
+
+import base64
+from typing import Any
 
 import dagster as dg
 
-from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, picture, table
+from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, table
 from fourmill.assets.workshop import OWNERS, Workshop
-from fourmill.core.modality import LABELS
-from fourmill.pseudolabel.checks import check_block
-from fourmill.pseudolabel.config import VERSION, config_digest, weights_digest
-from fourmill.pseudolabel.preview import label_preview
+from fourmill.pseudolabel import drift
+from fourmill.pseudolabel.checks import CHECKS, CheckReport, check_block
+from fourmill.pseudolabel.config import config_digest, label_version, weights_digest
+from fourmill.pseudolabel.members import label_format
+from fourmill.pseudolabel.preview import contact_sheet, label_preview
+from fourmill.pseudolabel.statistics import write_statistics
 from fourmill.runtime.project import Project
+from fourmill.runtime.ray_session import dashboard_url
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import label_stage
 
-_TEXTS = {
-    "depth": "Depth of every image, 16-bit, near small and far large.",
-    "normal": "Surface normals of every image in the camera's frame, 8 bits a channel.",
-    "semseg": "COCO panoptic class of every pixel, raw ids 0..132, 255 where there is none.",
-    "det": "Boxes of COCO's 80 things in every image, corners as shares of the sides.",
-}
+DRIFT = "like_the_blocks_before"
+_DRIFT_TEXT = (
+    f"No figure's mean lies more than {drift.MIN_DEVIATIONS:g} of an image's standard deviations, and {drift.MIN_ERRORS:g} "
+    f"standard errors, from that of the blocks published already ({drift.MIN_IMAGES} images or more on each side)."
+)
+_MOST_ROWS = 25  # of a table on the asset's page
 
 
 def label_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """One asset a label; adding a labeller to `LABELS` and the project adds its asset."""
-    return [_label_asset(project, blocks, label) for label in LABELS]
+    """One asset a stored label; a labeller in the project for a label of `pseudolabel.members` adds its asset."""
+    return [_label_asset(project, blocks, label) for label in project.stored_labels()]
 
 
 def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str) -> dg.AssetsDefinition:
     key = dg.AssetKey(["labels", label])
     config = project.labellers[label]
+    version = f"{label_version(config)}-{weights_digest(config)[:8]}-{config_digest(config)[:8]}"
 
     def inspect(session: Session, block: str) -> Inspection:
         report = check_block(session.store, project.dataset, project.layout, block, label)
-        found = {"block": block, "problems": table(["problem"], [[p] for p in report.problems[:20]])}
-        sheet = label_preview(session.store, project.dataset, project.layout, block, label)
-        return [Verdict("labels_match_images", report.passed, metadata=found)], {
+        return [*_verdicts(report, block), _drift_verdict(session, report, block, label)], {
             "labeller": config.kind,
             "weights": weights_digest(config),
-            "figures": dg.MetadataValue.json(report.figures),
-            "preview": picture(sheet, f"{label} of {block}"),
+            **_how_it_went(session),
+            **_figures(report),
+            **_pictures(session, block, label),
         }
 
     @dg.asset(
@@ -50,11 +56,79 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str) 
         owners=OWNERS,
         tags={"modality": label, "stage": "label"},
         pool="gpu_label",
-        code_version=f"{VERSION}-{weights_digest(config)[:8]}-{config_digest(config)[:8]}",
-        description=_TEXTS[label],
-        check_specs=[check_spec(key, "labels_match_images", "One label an image, of its size, with values in range.")],
+        code_version=version,
+        description=label_format(label).about,
+        check_specs=[
+            *(check_spec(key, check, text) for check, text in CHECKS.items()),
+            check_spec(key, DRIFT, _DRIFT_TEXT, blocking=False),
+        ],
     )
     def labels(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         return materialize_block(context, workshop, lambda session: label_stage(session, label), inspect)
 
     return labels
+
+
+def _verdicts(report: CheckReport, block: str) -> list[Verdict]:
+    return [
+        Verdict(
+            check,
+            not problems,
+            metadata={
+                "block": block,
+                "num_problems": len(problems),
+                "problems": table(["problem"], [[one] for one in problems[:_MOST_ROWS]]),
+            },
+        )
+        for check, problems in report.found.items()
+    ]
+
+
+def _drift_verdict(session: Session, report: CheckReport, block: str, label: str) -> Verdict:
+    """Compare the block with the published ones, and keep its figures for those that come."""
+    project, store = session.project, session.store
+    published, used = drift.published_statistics(store, project.dataset, project.layout, block, label)
+    found = drift.drifts(report.statistics, published)
+    write_statistics(store, project.dataset, label_format(label).folder, block, report.statistics)
+    rows = drift.drift_rows(found)[:_MOST_ROWS]
+    enough = min(report.statistics.labelled, published.labelled) >= drift.MIN_IMAGES
+    metadata: dict[str, Any] = {
+        "block": block,
+        "compared_with": ", ".join(sorted(used)) or "no published block",
+        "drifted": table(["figure", "block", "published", "deviations"], rows),
+    }
+    if used and not enough:
+        metadata["note"] = f"fewer than {drift.MIN_IMAGES} labelled images on one side: too few to tell"
+    return Verdict(DRIFT, not found, blocking=False, metadata=metadata)
+
+
+def _how_it_went(session: Session) -> dict[str, Any]:
+    """Throughput of this run, and where to look at its Ray; nothing where every shard was there already."""
+    if not session.measured:
+        return {}
+    where = dashboard_url(session.project.ray)
+    return {**session.measured, **({"ray_dashboard": dg.MetadataValue.url(where)} if where else {})}
+
+
+def _figures(report: CheckReport) -> dict[str, Any]:
+    """Numbers as numbers, so that Dagster draws them over the blocks; histograms as tables, the largest first."""
+    shown: dict[str, Any] = {}
+    for name, value in report.figures.items():
+        if isinstance(value, dict):
+            rows = [[key, count] for key, count in value.items()][:_MOST_ROWS]
+            shown[name] = table(["reason" if name == "rejected" else "class", name], rows)
+        elif isinstance(value, int | float):
+            shown[name] = value
+    return shown
+
+
+def _pictures(session: Session, block: str, label: str) -> dict[str, Any]:
+    project, place = session.project, (session.store, session.project.dataset, session.project.layout, block)
+    return {
+        "preview": _jpeg(label_preview(*place, label), f"{label} of {block}"),
+        "contact_sheet": _jpeg(contact_sheet(*place, project.stored_labels()), f"labels of {block} so far"),
+    }
+
+
+def _jpeg(data: bytes, title: str) -> dg.MetadataValue:
+    return dg.MetadataValue.md(f"![{title}](data:image/jpeg;base64,{base64.b64encode(data).decode()})")

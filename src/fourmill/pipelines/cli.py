@@ -73,6 +73,9 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask again for images whose failure may have passed.")
     ] = False,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="A label beside depth, normal, semseg and det: canny. Repeat for more.")
+    ] = None,
 ) -> None:
     """Any CC12M-style list through the same assets, at the demo's sizes."""
     from fourmill.pipelines.demo import run_list
@@ -89,6 +92,7 @@ def run(
         opt_out=str(opt_out.resolve()) if opt_out else None,
         store=store,
         retry_failed=retry_failed,
+        labels=labels or [],
     )
 
 

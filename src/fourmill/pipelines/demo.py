@@ -16,6 +16,7 @@ from fourmill.pipelines.status import Node
 from fourmill.pipelines.summary import print_summary
 from fourmill.pipelines.workspace import Workspace, routes
 from fourmill.pseudolabel.config import feature_dim, labellers_from
+from fourmill.pseudolabel.members import own_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import stop_ray
 
@@ -57,6 +58,7 @@ def run_list(
     opt_out: str | None = None,
     store: str | None = None,
     retry_failed: bool = False,
+    labels: Sequence[str] = (),
 ) -> None:
     """Any list through the same assets, at the demo's sizes.
 
@@ -64,6 +66,7 @@ def run_list(
         opt_out: path of a list of domains, URLs and images to leave out.
         store: root of the store, a folder or s3://bucket/prefix; below the workspace by default.
         retry_failed: ask again for images whose failure may have passed.
+        labels: labels beside 4M's own, as `pseudolabel.members.OWN` has them.
 
     Raises:
         ValueError: the list, the labellers or the machine is not fit for it.
@@ -72,6 +75,7 @@ def run_list(
     base = profiles.profile(profile, workspace.out, train_minutes)
     if store is not None:
         base = base.model_copy(update={"store": store, "scratch": str(workspace.out / "scratch")})
+    base = base.model_copy(update={"labellers": {**base.labellers, **own_labellers(labels)}})
     project = list_project(base, list_place, labellers, allow_hosts, num_blocks, opt_out)
     with preflight.only_one(workspace.out):
         preflight.check_machine(project)

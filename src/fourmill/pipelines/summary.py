@@ -6,7 +6,7 @@ import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
-from fourmill.core.modality import IMAGE_TOKENS, LABELS
+from fourmill.core.modality import IMAGE_TOKENS
 from fourmill.core.store import open_store
 from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.page import GRID_PATH, PATH
@@ -45,7 +45,7 @@ def summary_rows(project: Project, instance: dg.DagsterInstance) -> list[Row]:
     blocks = project.layout.block_keys()
     data = project.dataset
     rows = [_row(instance, f"{data}/source_index", [None]), _row(instance, f"{data}/images", blocks)]
-    rows += [_row(instance, f"labels/{label}", blocks) for label in LABELS]
+    rows += [_row(instance, f"labels/{label}", blocks) for label in project.stored_labels()]
     rows.append(_row(instance, "tokenizers/train_set", [None]))
     rows += [_row(instance, f"tokenizers/{name}", [None]) for name in (*IMAGE_TOKENS, "text")]
     rows += [_row(instance, f"tokens/{name}", blocks) for name in token_assets(project)]

@@ -29,9 +29,9 @@ class CannyConfig(OwnConfig):
     kind: str = Field(default="canny", pattern="^canny$")
     sigma_px: Annotated[float, Field(ge=0)] = Field(default=1.0, description="Smoothing before; 0 for none.")
     low: Annotated[float, Field(gt=0)] = Field(
-        default=100.0, description="Gradient (Sobel, L2) at which an edge goes on."
+        default=50.0, description="Gradient (Sobel, L2) at which an edge goes on."
     )
-    high: Annotated[float, Field(gt=0)] = Field(default=200.0, description="Gradient at which an edge begins.")
+    high: Annotated[float, Field(gt=0)] = Field(default=100.0, description="Gradient at which an edge begins.")
 
 
 class CannyLabeller:

@@ -1,7 +1,7 @@
 """Every label that the store holds: 4M's four, and the table of those that stand beside them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -121,7 +121,7 @@ def _box_summary(found: Statistics) -> dict[str, Json]:
         "boxes in an image": round(found.mean("boxes"), 2),
         "most boxes in an image": int(boxes.most),
         "images without boxes": boxes.num - boxes.nonzero,
-        "boxes by class": dict(sorted(counts.items(), key=lambda one: (-one[1], one[0]))),
+        "boxes by class": {name: counts[name] for name in sorted(counts, key=lambda name: (-counts[name], name))},
     }
 
 
@@ -195,6 +195,15 @@ def label_format(label: str) -> LabelFormat:
     if label not in FORMATS:
         raise ValueError(f"no stored label {label!r}; there are {', '.join(FORMATS)}")
     return FORMATS[label]
+
+
+def own_labellers(labels: Iterable[str]) -> dict[str, OwnConfig]:
+    """Labellers with their usual settings for labels beside 4M's own. Raises ValueError for one that there is none for."""
+    labels = list(labels)
+    unknown = [label for label in labels if label not in OWN]
+    if unknown:
+        raise ValueError(f"no label {unknown[0]!r} beside 4M's own; there are {', '.join(OWN)}")
+    return {label: OWN[label].config.model_validate({}) for label in labels}
 
 
 def own_label(config: OwnConfig) -> str:

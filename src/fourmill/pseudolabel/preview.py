@@ -9,12 +9,13 @@ from fourmill.core.names import SPLITS, Layout, SampleKey
 from fourmill.core.shards import ShardPlace, read_members, read_receipt
 from fourmill.core.sheet import fit_picture, grid_jpeg, text_picture
 from fourmill.core.store import Store
+from fourmill.core.tar import TarError
 from fourmill.pseudolabel.format import RGB
 from fourmill.pseudolabel.members import label_format
 
 _MAX_BYTES = 100_000  # it goes into an event's row
 # Tried in turn until the sheet is small enough: side of a cell in pixels, JPEG quality. Names stay legible in all of them.
-_SIZES = ((192, 85), (176, 80), (160, 75), (144, 70), (128, 60), (128, 45))
+_SIZES = ((192, 85), (176, 80), (160, 75), (144, 70), (128, 60), (128, 45), (112, 45))
 _CELL_PX = _SIZES[0][0]
 
 Sample = tuple[bytes, dict[str, bytes]]
@@ -45,14 +46,11 @@ def contact_sheet(store: Store, dataset: str, layout: Layout, block: str, labels
 
 
 def _sheet(samples: Sequence[Sample], labels: Sequence[str], otherwise: str, columns: int) -> bytes:
-    if not samples:
+    decoded = [shown for sample in samples if (shown := _decoded(sample)) is not None]
+    if not decoded:
         words = text_picture(otherwise, 2 * _CELL_PX, _CELL_PX)
         return grid_jpeg([[words]], [""], cell_px=2 * _CELL_PX)
     titles = ["image", *(title for label in labels for title in label_format(label).titles)]
-    decoded = [
-        (decode_image(image).rgb_HWC, {label: label_format(label).decode(data) for label, data in found.items()})
-        for image, found in samples
-    ]
     sheet = b""
     for cell_px, quality in _SIZES:
         cells = [_cells(rgb_HWC, found, labels, cell_px) for rgb_HWC, found in decoded]
@@ -61,6 +59,15 @@ def _sheet(samples: Sequence[Sample], labels: Sequence[str], otherwise: str, col
         if len(sheet) < _MAX_BYTES:
             break
     return sheet
+
+
+def _decoded(sample: Sample) -> tuple[RGB, dict[str, Any]] | None:
+    """None for what cannot be read: the block's checks say so, and a person wants to see the others all the more."""
+    image, found = sample
+    try:
+        return decode_image(image).rgb_HWC, {label: label_format(label).decode(data) for label, data in found.items()}
+    except ValueError:
+        return None
 
 
 def _cells(rgb_HWC: RGB, found: dict[str, Any], labels: Sequence[str], cell_px: int) -> list[RGB | None]:
@@ -73,33 +80,37 @@ def _cells(rgb_HWC: RGB, found: dict[str, Any], labels: Sequence[str], cell_px: 
     return cells
 
 
-def _shards_with(store: Store, dataset: str, layout: Layout, block: str, label: str) -> list[ShardPlace]:
-    """Shards of the block in which something has this label."""
+def _shards_with(store: Store, dataset: str, layout: Layout, block: str, label: str) -> list[tuple[ShardPlace, int]]:
+    """Shards of the block in which something has this label, and how many have."""
     folder = label_format(label).folder
     places = [ShardPlace(dataset, split, folder, shard) for split in SPLITS for shard in layout.shards_of(block)]
     receipts = ((place, read_receipt(store, place)) for place in places)
-    return [place for place, receipt in receipts if receipt is not None and receipt.num_ok]
+    return [(place, receipt.num_ok) for place, receipt in receipts if receipt is not None and receipt.num_ok]
 
 
 def _choose(store: Store, dataset: str, layout: Layout, block: str, labels: Sequence[str], num: int) -> list[Sample]:
     """Samples that have the first of the labels, from shards spread over the block."""
-    places = _shards_with(store, dataset, layout, block, labels[0])
-    places = places[:: max(1, len(places) // num)]
-    chosen: list[Sample] = []
-    for index, place in enumerate(places):
-        wanted = -(-(num - len(chosen)) // (len(places) - index))
-        chosen += _from_shard(store, place, labels, wanted)
-        if len(chosen) >= num:
-            break
-    return chosen[:num]
+    filled = _shards_with(store, dataset, layout, block, labels[0])
+    filled = filled[:: max(1, len(filled) // num)]
+    shares = [0] * len(filled)
+    while sum(shares) < min(num, sum(there for _, there in filled)):
+        for index, (_, there) in enumerate(filled):
+            shares[index] += shares[index] < there and sum(shares) < num
+    chosen = (
+        _from_shard(store, place, labels, share) for (place, _), share in zip(filled, shares, strict=True) if share
+    )
+    return list(chain(*chosen))
 
 
 def _from_shard(store: Store, place: ShardPlace, labels: Sequence[str], num: int) -> list[Sample]:
     def members(folder: str) -> dict[SampleKey, bytes]:
         return dict(read_members(store, ShardPlace(place.dataset, place.split, folder, place.shard)))
 
-    images = members("images")
-    found = {label: members(label_format(label).folder) for label in labels}
+    try:
+        images = members("images")
+        found = {label: members(label_format(label).folder) for label in labels}
+    except (FileNotFoundError, TarError):  # the block's checks say so
+        return []
     keys = [key for key in found[labels[0]] if key in images]
     num = min(num, len(keys))
     picked = [keys[i * len(keys) // num] for i in range(num)]

@@ -8,11 +8,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fourmill.core.modality import IMAGE_TOKENS, Modality, modality_table
+from fourmill.core.modality import IMAGE_TOKENS, LABELS, Modality, modality_table
 from fourmill.core.names import Layout
 from fourmill.core.store import is_local
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.pseudolabel.config import LabellerConfig
+from fourmill.pseudolabel.members import label_format
 from fourmill.runtime.ray_session import RayConfig
 from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TextTokenizerConfig, TrainSetConfig
 from fourmill.train.config import PretrainConfig
@@ -72,7 +73,9 @@ class Project(BaseModel):
         default=(),
         description="Data sets that are ingested beside the one that 4M is trained on, each as assets of its own.",
     )
-    labellers: dict[str, LabellerConfig] = Field(description="One each for depth, normal, semseg, det, and clip.")
+    labellers: dict[str, LabellerConfig] = Field(
+        description="One each for depth, normal, semseg, det, and clip; more for labels beside 4M's own, such as canny."
+    )
     train_set: TrainSetConfig
     tokenizers: dict[str, ImageTokenizerConfig] = Field(description="One for each image modality.")
     text: TextTokenizerConfig
@@ -114,6 +117,16 @@ class Project(BaseModel):
                 )
             if name in _TAKEN_NAMES:
                 raise ValueError(f"a dataset cannot be called {name!r}: other assets or folders are; give another name")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_known(self) -> "Project":
+        for label in self.labellers:
+            if label != "clip":
+                label_format(label)
+        missing = {*LABELS, "clip"} - self.labellers.keys()
+        if missing:
+            raise ValueError(f"labellers has none for {', '.join(sorted(missing))}")
         return self
 
     @model_validator(mode="after")
@@ -176,6 +189,10 @@ class Project(BaseModel):
                 update = {"dataset": name, "source": other.source, "layout": other.layout, "ingest": other.ingest}
                 return self.model_copy(update={**update, "more_datasets": ()})
         raise ProjectError(f"no dataset {name!r}; there are {', '.join(dataset.name for dataset in self.datasets())}")
+
+    def stored_labels(self) -> list[str]:
+        """The labels that are stored, 4M's own first: all that have a labeller but CLIP's features."""
+        return [*LABELS, *(label for label in self.labellers if label not in (*LABELS, "clip"))]
 
     def modalities(self) -> dict[str, Modality]:
         """The modality table of this project, by name."""

@@ -1,0 +1,169 @@
+"""`labels/*` as Dagster runs them: checks, figures and pictures on the page, and one more label by one more setting."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from fourmill.assets.labels import DRIFT, label_assets
+from fourmill.assets.workshop import Workshop
+from fourmill.core.ledger import ledger_path, write_ledger
+from fourmill.core.names import SPLITS, Layout, sample_key
+from fourmill.core.scene import render, sample_scene
+from fourmill.core.shards import Item, Recipe, ShardPlace, write_shard
+from fourmill.core.store import Store
+from fourmill.pipelines.definitions import build_definitions
+from fourmill.pipelines.profiles import smallest
+from fourmill.pseudolabel.canny import CannyConfig
+from fourmill.pseudolabel.members import own_labellers
+from fourmill.runtime import stages
+from fourmill.runtime.pool import make_worker
+from fourmill.runtime.project import Project
+
+pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # backfill_policy, as `build_definitions` does
+
+LAYOUT = Layout(rows_per_shard=110, shards_per_block=1, num_blocks=2)
+Images = Callable[[int], bytes]
+Materialize = Callable[[str, str], dg.ExecuteInProcessResult]
+
+
+def in_this_process(factory, arguments, jobs, config, progress):
+    worker = make_worker(factory, arguments)
+    return [worker.run(job) for job in jobs]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    base = smallest(tmp_path)
+    return base.model_copy(update={"layout": LAYOUT, "labellers": {**base.labellers, "canny": CannyConfig()}})
+
+
+@pytest.fixture
+def images(store: Store, project: Project) -> Callable[[str, Images], None]:
+    """Writes the images of a block, by row, and publishes their ledger; every tenth row is held out."""
+
+    def write(block: str, image: Images) -> None:
+        shards = LAYOUT.shards_of(block)
+        for shard in shards:
+            for split in SPLITS:
+                rows = [row for row in LAYOUT.rows_of(shard) if (row % 10 == 0) == (split == "val")]
+                items = [Item(sample_key(row), ext="jpg", data=image(row)) for row in rows]
+                place = ShardPlace(project.dataset, split, "images", shard)
+                write_shard(store, place, Recipe(stage="images", code_version="1"), items, "run")
+        write_ledger(store, project.dataset, "images", block, shards, "images", len(shards))
+
+    return write
+
+
+@pytest.fixture
+def materialize(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Materialize]:
+    monkeypatch.setattr(stages, "run_shards", in_this_process)  # Ray is not what is tested here
+    instance = dg.DagsterInstance.ephemeral()
+
+    def run(label: str, block: str) -> dg.ExecuteInProcessResult:
+        assets = label_assets(project, dg.StaticPartitionsDefinition(LAYOUT.block_keys()))
+        return dg.materialize(
+            assets,
+            selection=[dg.AssetKey(["labels", label])],
+            partition_key=block,
+            resources={"workshop": Workshop(project)},
+            instance=instance,
+            raise_on_error=False,
+        )
+
+    yield run
+    instance.dispose()
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+    return {one.check_name: one for one in result.get_asset_check_evaluations()}
+
+
+def metadata(result: dg.ExecuteInProcessResult) -> dict[str, dg.MetadataValue]:
+    (event,) = result.get_asset_materialization_events()
+    return dict(event.materialization.metadata)
+
+
+def rows(value: dg.MetadataValue) -> list[dict[str, Any]]:
+    assert isinstance(value, dg.TableMetadataValue)
+    return [dict(record.data) for record in value.records]
+
+
+def test_a_block_shows_its_figures_and_pictures(images, materialize: Materialize, jpeg) -> None:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng) for _ in range(8)]
+    drawn = [jpeg(render(scene, 32).rgb_HWC, scene.model_dump_json()) for scene in scenes]
+    images("block_00", lambda row: drawn[row % 8] if row else b"no image")
+    for label, figure in (("depth", "clamped share"), ("semseg", "share of pixels"), ("det", "boxes by class")):
+        result = materialize(label, "block_00")
+        assert result.success and all(check.passed for check in checks(result).values())
+        shown = metadata(result)
+        assert figure in shown and "images" in shown
+        (reason,) = rows(shown["rejected"])
+        assert "not a readable image" in reason["reason"] and reason["rejected"] == 1
+        for picture in ("preview", "contact_sheet"):
+            assert "data:image/jpeg;base64," in str(shown[picture].value)
+    classes = rows(metadata(materialize("semseg", "block_00"))["share of pixels"])
+    assert {"sky-other-merged", "floor-other-merged"} <= {row["class"] for row in classes}
+
+
+def test_a_block_unlike_the_one_before_is_a_warning(images, materialize: Materialize, jpeg, photo) -> None:
+    photos = [jpeg(photo(40, 48, seed)) for seed in range(10)]
+    images("block_00", lambda row: photos[row % 10])
+    images("block_01", lambda row: photos[row % 10])
+    first = checks(materialize("canny", "block_00"))[DRIFT]
+    assert first.passed and first.metadata["compared_with"].value == "no published block"
+    second = checks(materialize("canny", "block_01"))[DRIFT]
+    assert second.passed and second.metadata["compared_with"].value == "block_00"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    images("block_01", lambda row: jpeg(noise + row))
+    result = materialize("canny", "block_01")
+    warned = checks(result)[DRIFT]
+    assert result.success and not warned.passed and warned.severity == dg.AssetCheckSeverity.WARN
+    (drifted,) = rows(warned.metadata["drifted"])
+    assert drifted["figure"] == "edges" and drifted["block"] > drifted["published"]
+
+
+def test_a_block_with_wrong_values_is_not_passed_on(
+    images, materialize: Materialize, jpeg, photo, store: Store, project: Project
+) -> None:
+    image = jpeg(photo(20, 20))
+    images("block_00", lambda row: image)
+    assert materialize("canny", "block_00").success
+    place = ShardPlace(project.dataset, "train", "canny", 0)
+    tar = Path(store.root) / place.tar
+    tar.write_bytes(tar.read_bytes()[:-512])
+    result = materialize("canny", "block_00")
+    assert not result.success
+    failed = checks(result)["labels_match_images"]
+    assert not failed.passed and "does not have the digest its receipt names" in str(failed.metadata["problems"].value)
+    assert not store.exists(ledger_path(project.dataset, "train", "canny", "block_00"))
+
+
+def test_a_label_beside_4ms_own_is_one_setting(tmp_path: Path) -> None:
+    base = smallest(tmp_path)
+    more = base.model_copy(update={"labellers": {**base.labellers, **own_labellers(["canny"])}})
+    graphs = [
+        {spec.key.to_user_string(): spec for spec in build_definitions(each).resolve_all_asset_specs()}
+        for each in (base, more)
+    ]
+    assert set(graphs[1]) - set(graphs[0]) == {"labels/canny"}
+    assert all(graphs[0][name] == graphs[1][name] for name in graphs[0])
+    assert "Edges" in (graphs[1]["labels/canny"].description or "")
+    assert Project.model_validate_json(more.model_dump_json()) == more
+    job = build_definitions(more).resolve_job_def("label_block")
+    assert dg.AssetKey(["labels", "canny"]) in job.asset_layer.executable_asset_keys
+    with pytest.raises(ValueError, match="no label 'cany' beside 4M's own; there are canny"):
+        own_labellers(["cany"])
+
+
+def test_a_project_names_labels_that_there_are_and_all_that_4m_needs(tmp_path: Path) -> None:
+    base = smallest(tmp_path)
+    known = base.model_dump(mode="json")
+    with pytest.raises(ValueError, match="no stored label 'edges'"):
+        Project.model_validate({**known, "labellers": {**known["labellers"], "edges": {"kind": "canny"}}})
+    with pytest.raises(ValueError, match="labellers has none for depth"):
+        Project.model_validate({**known, "labellers": {k: v for k, v in known["labellers"].items() if k != "depth"}})
