@@ -16,6 +16,7 @@ from fourmill.pipelines.outside import changed_outside
 from fourmill.pipelines.status import Node, Place, read_status
 from fourmill.runtime.launch import warm_up
 from fourmill.runtime.project import DatasetConfig, Project
+from fourmill.runtime.ray_session import stop_ray
 from fourmill.runtime.session import Session
 
 _PID_TAG = "fourmill/pid"
@@ -79,6 +80,8 @@ def materialize_all(
         if wanted:
             if runs == 0:
                 warm_up()  # most of what follows is training, and the libraries take a quarter of a minute to load
+            if job_name == "train_4m":
+                stop_ray()  # all shards are made; its processes would take memory and a share of every core
             announce(job_name, wanted)
             _execute(job, [n.key for n in wanted], partition, instance, retry_failed)
             runs += 1

@@ -238,7 +238,7 @@ def demo_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig]:
     diffusion = ("rgb", "depth", "normal")
     plain = VitDecoderConfig(width=128, depth=2, heads=4)
     denoiser = DiffusionDecoderConfig(
-        channels=48, multipliers=(1, 2), res_blocks=1, attention_levels=(1,), sample_steps=4
+        channels=32, multipliers=(1, 2), res_blocks=1, attention_levels=(1,), sample_steps=4
     )
 
     def one(label: ImageLabel, steps: int, batch: int, rate: float, commitment: float = 1.0) -> ImageTokenizerConfig:
@@ -265,13 +265,14 @@ def demo_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig]:
             ),
         )
 
-    # Small batches and many steps: at 16 images depth reaches 0.07 in the time that gives 0.09 at 32.
+    # Small batches, narrow U-Nets and many steps: in the time that gives rgb 21.7 dB, depth 0.088 and normals 6.7 degrees
+    # with 16 images and 48 channels, 8 and 32 reach 22.2, 0.077 and 6.2.
     return {
-        "rgb": one("rgb", 190, 16, 1.5e-3),
-        "depth": one("depth", 280, 16, 1.5e-3, commitment=4.0),
-        "normal": one("normal", 230, 16, 1.5e-3, commitment=4.0),
-        "semseg": one("semseg", 420, 16, 1e-3),
-        "clip": one("clip", 150, 32, 1e-3),
+        "rgb": one("rgb", 340, 8, 2.2e-3),
+        "depth": one("depth", 450, 8, 2.2e-3, commitment=4.0),
+        "normal": one("normal", 380, 8, 2.2e-3, commitment=4.0),
+        "semseg": one("semseg", 600, 8, 1.6e-3),
+        "clip": one("clip", 260, 8, 1e-3),
     }
 
 

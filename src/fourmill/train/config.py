@@ -253,7 +253,7 @@ def fourm_demo(steps: int) -> PretrainConfig:
             num_input_tokens=(80, 80),
             num_target_tokens=(96, 96),
         ),
-        optim=OptimConfig(learning_rate=2.4e-3, warmup_steps=min(100, steps // 10), clip_grad=1.0),
+        optim=OptimConfig(learning_rate=3e-3, warmup_steps=min(100, steps // 10), clip_grad=1.0),
         batch_size=16,
         steps=steps,
     )
