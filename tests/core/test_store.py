@@ -138,3 +138,16 @@ def test_files_are_readable_by_others(tmp_path: Path) -> None:
     umask = os.umask(0o022)
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666 & ~umask
+
+
+def test_what_killed_writers_left_is_swept_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.write("shards/shard-00000.tar", b"whole")
+    left = tmp_path / "shards" / ".shard-00001.tar.4242.0a1b2c3d.tmp"
+    left.write_bytes(b"half of it")
+    with store.create("shards/shard-00001.tar") as stream:
+        stream.write(b"being written")
+        os.utime(left, (0, 0))
+        store.sweep("shards")
+    assert files(tmp_path) == ["shard-00000.tar", "shard-00001.tar"]
+    store.sweep("nowhere")

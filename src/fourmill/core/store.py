@@ -5,9 +5,10 @@
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
@@ -25,6 +26,9 @@ __all__ = [
     "register_opener",
     "relative_path",
 ]
+
+
+_ABANDONED_AFTER_S = 6 * 3600.0  # no file is written to so seldom
 
 
 class Store(Protocol):
@@ -61,6 +65,10 @@ class Store(Protocol):
 
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens when it is not there."""
+        ...
+
+    def sweep(self, folder: str) -> None:
+        """Remove what killed writers have left of files of a folder; never what somebody may still be writing."""
         ...
 
     def check(self) -> None:
@@ -145,6 +153,14 @@ class LocalStore:
 
     def delete(self, path: str) -> None:
         self.path(path).unlink(missing_ok=True)
+
+    def sweep(self, folder: str) -> None:
+        base = self.path(folder)
+        oldest = time.time() - _ABANDONED_AFTER_S
+        for draft in base.glob(".*.tmp") if base.is_dir() else ():
+            with suppress(OSError):  # another sweeper was first, or it is not ours to remove
+                if draft.stat().st_mtime < oldest:
+                    draft.unlink()
 
     def check(self) -> None:
         probe = f"_probe-{uuid.uuid4().hex[:8]}"

@@ -111,7 +111,7 @@ def attention(q_BHNd: Tensor, k_BHCd: Tensor, v_BHCd: Tensor, bias: Tensor | Non
     Returns:
         (B, N, H * d).
     """
-    if q_BHNd.is_cuda:
+    if q_BHNd.is_cuda or q_BHNd.dtype == torch.float32:
         out = F.scaled_dot_product_attention(q_BHNd, k_BHCd, v_BHCd, None if bias is None else bias.to(q_BHNd.dtype))
     else:  # the fused kernel's backward pass in bf16 is four times slower on a CPU
         scores = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHCd.transpose(-1, -2)
