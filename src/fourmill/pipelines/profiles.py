@@ -33,13 +33,13 @@ from fourmill.train.config import (
 
 STEPS_PER_MINUTE = 400  # of the demo's 4M on two idle cores without bfloat16; length is set in steps, so that a busy
 # machine is slower but reaches the same model
-DEMO_MINUTES = 3.0
+DEMO_MINUTES = 2.75
 TEXT2IM_SHARE = 0.12  # of the pretraining steps
 SUPERRES_SHARE = 0.31  # in steps that take 0.4 of the time of the others: no longer than text2im
 
 
 def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:
-    """The embedded demo: 4,000 rows of generated scenes, two blocks of four shards; about seven minutes on two cores.
+    """The embedded demo: 3,200 rows of generated scenes, two blocks of four shards; ten minutes on two slow cores.
 
     Expect on held-out scenes: see docs/benchmarks.md, "The demo".
     """
@@ -49,10 +49,10 @@ def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:
         profile="demo",
         store=str(out / "store"),
         source=SourceConfig(list=str(out / "scenes" / "list.tsv"), val_fraction=0.08),
-        layout=Layout(rows_per_shard=500, shards_per_block=4, num_blocks=2),
+        layout=Layout(rows_per_shard=400, shards_per_block=4, num_blocks=2),
         ingest=IngestConfig(allow_hosts=(DEMO_HOST,)),
         labellers=labellers,
-        train_set=TrainSetConfig(num_samples=3300, num_eval=250, blocks=("block_00", "block_01")),
+        train_set=TrainSetConfig(num_samples=2600, num_eval=250, blocks=("block_00", "block_01")),
         tokenizers=demo_tokenizers(feature_dim(labellers["clip"])),
         text=TextTokenizerConfig(vocab_size=4800),
         pretrain=fourm_demo(steps),
