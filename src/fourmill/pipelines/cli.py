@@ -30,7 +30,7 @@ _DEMO_OUT = Path("out/demo")
 def demo(
     out: Out = _DEMO_OUT,
     train_minutes: Annotated[
-        float | None, typer.Option(help="Length of 4M's training, in minutes of an idle 2-core machine; default 2.75.")
+        float | None, typer.Option(help="Length of 4M's training, in minutes of an idle 2-core machine; default 3.")
     ] = None,
     profile: Annotated[str, typer.Option(help=f"Sizes: {', '.join(PROFILES)}.")] = "demo",
 ) -> None:

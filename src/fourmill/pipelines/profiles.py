@@ -33,13 +33,13 @@ from fourmill.train.config import (
 
 STEPS_PER_MINUTE = 400  # of the demo's 4M on two idle cores without bfloat16; length is set in steps, so that a busy
 # machine is slower but reaches the same model
-DEMO_MINUTES = 2.75
+DEMO_MINUTES = 3.0
 TEXT2IM_SHARE = 0.12  # of the pretraining steps
 SUPERRES_SHARE = 0.31  # in steps that take 0.4 of the time of the others: no longer than text2im
 
 
 def demo(out: Path, train_minutes: float = DEMO_MINUTES) -> Project:
-    """The embedded demo: 3,200 rows of generated scenes, two blocks of four shards; ten minutes on two slow cores.
+    """The embedded demo: 3,200 rows of generated scenes, two blocks of four shards; nine minutes on two slow cores.
 
     Expect on held-out scenes: see docs/benchmarks.md, "The demo".
     """
