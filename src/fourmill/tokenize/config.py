@@ -268,10 +268,10 @@ def demo_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig]:
     # Small batches, narrow U-Nets and many steps: in the time that gives rgb 21.7 dB, depth 0.088 and normals 6.7 degrees
     # with 16 images and 48 channels, 8 and 32 reach 22.2, 0.077 and 6.2.
     return {
-        "rgb": one("rgb", 340, 8, 2.2e-3),
+        "rgb": one("rgb", 380, 8, 2.2e-3),
         "depth": one("depth", 450, 8, 2.2e-3, commitment=4.0),
         "normal": one("normal", 380, 8, 2.2e-3, commitment=4.0),
-        "semseg": one("semseg", 600, 8, 1.6e-3),
+        "semseg": one("semseg", 660, 8, 1.6e-3),
         "clip": one("clip", 260, 8, 1e-3),
     }
 
