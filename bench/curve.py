@@ -30,6 +30,16 @@ def _train(project: Project, out: Path, minutes: float, processes: int, store: P
     return loss, evaluate(session)
 
 
+def _link_store(store: Path, copy: Path) -> None:
+    """A copy in hard links, but for the run folders: their files are written in place."""
+    shutil.copytree(
+        store,
+        copy,
+        ignore=shutil.ignore_patterns("runs"),
+        copy_function=lambda source, target: Path(target).hardlink_to(source),
+    )
+
+
 def _say(stage: str, done: int, total: int, note: str) -> None:
     if done % max(1, total // 20) == 0:
         print(f"{stage}: {done}/{total} {note}", flush=True)
@@ -48,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="curve-", dir=given.out) as folder:
         store = Path(folder) / "store"
-        shutil.copytree(project.store, store, copy_function=lambda source, target: Path(target).hardlink_to(source))
+        _link_store(Path(project.store), store)
         for minutes in [0.05] if given.quick else sorted(given.minutes):
             loss, found = _train(project, given.out, minutes, given.processes, store)
             rows.append([minutes, round(minutes * STEPS_PER_MINUTE), loss, *(found.figures[name] for name in FIGURES)])
