@@ -18,6 +18,7 @@ from fourmill.core.store import Store
 from fourmill.pipelines.definitions import build_definitions
 from fourmill.pipelines.profiles import smallest
 from fourmill.pseudolabel.canny import CannyConfig
+from fourmill.pseudolabel.config import DptConfig
 from fourmill.pseudolabel.members import own_labellers
 from fourmill.runtime import stages
 from fourmill.runtime.pool import make_worker
@@ -141,6 +142,36 @@ def test_a_block_with_wrong_values_is_not_passed_on(
     failed = checks(result)["labels_match_images"]
     assert not failed.passed and "does not have the digest its receipt names" in str(failed.metadata["problems"].value)
     assert not store.exists(ledger_path(project.dataset, "train", "canny", "block_00"))
+
+
+def test_depth_and_normals_of_one_run_are_decoded_once(
+    images, project: Project, jpeg, photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counted(factory, arguments, jobs, config, progress):
+        made.extend(f"{job.recipe.stage} {job.split}" for job in jobs)
+        return in_this_process(factory, arguments, jobs, config, progress)
+
+    monkeypatch.setattr(stages, "run_shards", counted)
+    image = jpeg(photo(32, 32))
+    images("block_00", lambda row: image)
+    seeded = {label: DptConfig(weights="seeded:0", longer_px=32) for label in ("depth", "normal")}
+    project = project.model_copy(update={"labellers": {**project.labellers, **seeded}})
+    assets = label_assets(project, dg.StaticPartitionsDefinition(LAYOUT.block_keys()))
+    keys = [dg.AssetKey(["labels", label]) for label in seeded]
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            assets,
+            selection=keys,
+            partition_key="block_00",
+            resources={"workshop": Workshop(project)},
+            instance=instance,
+        )
+    assert result.success and made == ["labels/depth train", "labels/depth val"]
+    shown = [dict(event.materialization.metadata) for event in result.get_asset_materialization_events()]
+    assert [one["shards_made"].value for one in shown] == [2, 0]
+    assert all(one["labelled"].value == 110 for one in shown)
 
 
 def test_a_label_beside_4ms_own_is_one_setting(tmp_path: Path) -> None:

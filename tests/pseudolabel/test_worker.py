@@ -18,10 +18,11 @@ from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.checks import check_block
 from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig, WeightsMissingError, seeded_labellers
 from fourmill.pseudolabel.flow import Threads
+from fourmill.pseudolabel.items import LabelShapeError, label_items
 from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, NotASceneError, Rejected
 from fourmill.pseudolabel.members import FORMATS, label_format
 from fourmill.pseudolabel.preview import label_preview
-from fourmill.pseudolabel.worker import LabelShapeError, LabelWorker, label_items, label_recipe
+from fourmill.pseudolabel.worker import LabelWorker, label_recipe
 
 DATASET = "tiny"
 LABELS = ("depth", "normal", "semseg", "det")
@@ -151,6 +152,12 @@ def test_an_undecodable_image_is_rejected_with_its_reason(
     assert report.passed
     rejected = report.figures["rejected"]
     assert isinstance(rejected, dict) and sum(rejected.values()) == 2  # type: ignore[arg-type]
+
+
+def test_a_rejected_image_has_the_same_row_each_time(store: Store, layout: Layout, fill: Fill) -> None:
+    fill("block_00", {0: b"not an image"})
+    first, again = (run(store, layout, "depth", SceneConfig())["train", 0] for _ in range(2))
+    assert first.content == again.content
 
 
 class EverySecond:
@@ -378,4 +385,23 @@ def test_the_worker_says_how_long_its_network_was_at_work(store: Store, layout: 
     worker = LabelWorker(store.root, DATASET, "depth", SceneConfig())
     worker.run(ShardJob("train", 0, label_recipe(store, DATASET, "train", 0, "depth", SceneConfig()), "run"))
     assert 0 < worker.shares["network"] <= 1
+    worker.close()
+
+
+def test_labels_made_together_are_those_made_apart(
+    store: Store, layout: Layout, fill: Fill, jpeg: Callable[..., bytes], photo: Callable[..., np.ndarray]
+) -> None:
+    fill("block_00", {row: jpeg(photo(40, 48 + 16 * (row % 3), row)) if row != 4 else b"no" for row in range(0, 10, 2)})
+    configs = {label: seeded_labellers()[label] for label in ("depth", "normal")}
+    apart = {label: run(store, layout, label, config)["train", 0] for label, config in configs.items()}
+    for label in configs:
+        store.delete(ShardPlace(DATASET, "train", label, 0).receipt)
+    recipes = {label: label_recipe(store, DATASET, "train", 0, label, config) for label, config in configs.items()}
+    worker = LabelWorker(store.root, DATASET, "depth", configs["depth"], also={"normal": configs["normal"]})
+    together = worker.run(ShardJob("train", 0, recipes["depth"], "run"))
+    other = finished(store, ShardPlace(DATASET, "train", "normal", 0), recipes["normal"])
+    assert other is not None and together.content == apart["depth"].content and other.content == apart["normal"].content
+    assert other.counts == {"ok": 4, "undecodable": 1}
+    worker.run(ShardJob("train", 0, recipes["depth"], "another run"))
+    assert finished(store, ShardPlace(DATASET, "train", "normal", 0), recipes["normal"]) == other  # done is left alone
     worker.close()

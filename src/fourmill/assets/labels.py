@@ -64,9 +64,16 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str) 
         ],
     )
     def labels(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
-        return materialize_block(context, workshop, lambda session: label_stage(session, label), inspect)
+        wanted = _labels_of_run(context)
+        return materialize_block(context, workshop, lambda session: label_stage(session, label, wanted), inspect)
 
     return labels
+
+
+def _labels_of_run(context: dg.AssetExecutionContext) -> list[str]:
+    """The labels that this run makes, in order."""
+    keys = context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys
+    return sorted(key.path[1] for key in keys if key.path[0] == "labels")
 
 
 def _verdicts(report: CheckReport, block: str) -> list[Verdict]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
@@ -197,6 +197,8 @@ def _open(data: bytes, formats: tuple[str, ...], what: str) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels, over {MAX_PIXELS}")
         image.load()
+    except UnidentifiedImageError as error:  # names an object by its address, which no ledger may hold
+        raise ValueError(f"not a readable {what}: its bytes are no {' or '.join(formats)} file's") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a readable {what} ({' or '.join(formats)}): {error}") from error
     return image

@@ -26,6 +26,7 @@ class Attempts:
 
     def __init__(self, labeller: Labeller) -> None:
         self._labeller = labeller
+        self.label_name = labeller.label
         self._fits: dict[Hashable, int] = {}  # images at once, of the buckets that ran out of memory
 
     def label(self, pictures: Sequence[Picture], bucket: Hashable) -> list[Answer]:

@@ -4,7 +4,7 @@ A stage's ledger is written only after its checks have passed; the next stage as
 cannot get past, in whichever run it is tried.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from fourmill.core.digest import Json, digest_json
@@ -18,7 +18,7 @@ from fourmill.ingest.optout import publish_opt_out, read_opt_out
 from fourmill.ingest.stale import remember_opt_out
 from fourmill.ingest.statuses import MAY_PASS
 from fourmill.ingest.worker import images_recipe
-from fourmill.pseudolabel.config import config_digest, weights_digest
+from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, config_digest, weights_digest
 from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.worker import label_recipe
 from fourmill.runtime.models import current
@@ -52,6 +52,7 @@ class BlockStage:
     finish: Callable[[str], None] | None = None  # a pass over the block after its shards
     again: Callable[[Receipt], bool] | None = None  # finished shards that this run works on all the same
     unit: str = "rows"  # what people count here
+    also: "tuple[BlockStage, ...]" = ()  # stages some of whose shards this one makes too; it publishes none of theirs
 
 
 def run_block(session: Session, stage: BlockStage, block: str) -> int:
@@ -72,6 +73,11 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
     work = list(_work(session, stage, block))
     if work:
         withdraw_ledger(session, stage, block)
+        for other in stage.also:
+            if any(_work(session, other, block)):
+                withdraw_ledger(session, other, block)
+        for split in SPLITS:
+            store.sweep(f"{project.dataset}/{split}/{stage.folder}")
     jobs = [job for job, _ in work]
     pace = Pace(len(jobs), unit=stage.unit, listener=session.progress(f"{stage.asset} {block}"))
     made = run_shards(stage.factory, stage.arguments, jobs, project.ray.for_stage(stage.asset), pace)
@@ -138,18 +144,32 @@ def images_stage(session: Session, retry_failed: bool = False) -> BlockStage:
     )
 
 
-def label_stage(session: Session, label: str) -> BlockStage:
-    """Images to one kind of pseudo-label."""
+def label_stage(session: Session, label: str, wanted: Collection[str] = ()) -> BlockStage:
+    """Images to one kind of pseudo-label.
+
+    Args:
+        wanted: labels that the same run makes later. Those whose network is fed like this one's are made along with it: an
+            image is decoded once for all of them, and their own stage finds its shards done.
+    """
     p, store = session.project, session.store
+    also = [other for other in wanted if other != label and _fed_alike(p.labellers[label], p.labellers[other])]
     return BlockStage(
         asset=f"labels/{label}",
         folder=label_format(label).folder,
         factory="fourmill.runtime.workers:labels",
-        arguments={"project": p.model_dump(mode="json"), "label": label},
+        arguments={"project": p.model_dump(mode="json"), "label": label, "also": also},
         recipe=lambda split, shard: label_recipe(store, p.dataset, split, shard, label, p.labellers[label]),
         needs={"images": f"{p.dataset}/images"},
         unit="images",
+        also=tuple(label_stage(session, other) for other in also),
     )
+
+
+def _fed_alike(one: AnyLabellerConfig, other: AnyLabellerConfig) -> bool:
+    """Depth and normals by DPT at one size, in batches of one size: the same images meet, whoever is first."""
+    if not (isinstance(one, DptConfig) and isinstance(other, DptConfig)):
+        return False
+    return (one.longer_px, one.batch_size) == (other.longer_px, other.batch_size)
 
 
 def token_stage(session: Session, name: str) -> BlockStage:

@@ -1,6 +1,6 @@
 """Workers made from a project: the factories that actors call. Rooms do not know each other; here they are put together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,14 @@ def images(
     )
 
 
-def labels(project: Mapping[str, Any], label: str) -> ShardWorker:
-    """The labeller of `labels/{label}`."""
+def labels(project: Mapping[str, Any], label: str, also: Sequence[str] = ()) -> ShardWorker:
+    """The labeller of `labels/{label}`; with `also`, of more labels from the same decoded images."""
     from fourmill.pseudolabel.worker import LabelWorker
 
     made = Project.model_validate(project)
     threads = max(2, round(made.ray.for_stage(f"labels/{label}").cpus_per_worker))
-    return LabelWorker(made.store, made.dataset, label, made.labellers[label], threads)
+    more = {other: made.labellers[other] for other in also}
+    return LabelWorker(made.store, made.dataset, label, made.labellers[label], threads, more)
 
 
 def tokens(project: Mapping[str, Any], name: str, tokenizer_path: str, tokenizer_digest: str) -> ShardWorker:

@@ -1,0 +1,174 @@
+"""Images to items of shards: decoding and encoding in some threads, the networks in another, nothing unbounded.
+
+Images wait a little, in bounded numbers, until enough of one size are there for a batch.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fourmill.core.labels import Picture, decode_image
+from fourmill.core.names import SampleKey
+from fourmill.core.shards import Item
+from fourmill.pseudolabel.attempts import Attempts
+from fourmill.pseudolabel.flow import Group, Threads, ahead, gather, in_order
+from fourmill.pseudolabel.format import LabelFormat
+from fourmill.pseudolabel.labeller import Answer, Labelled, Labeller, NetworkError, Rejected
+
+_WINDOW_BATCHES = 16  # images that wait for others of their size, in batches
+_WINDOW_PIXELS = 64_000_000  # 192 MB of decoded images; the larger wait in smaller numbers
+_BATCHES_AHEAD = 3  # handed to the network's thread: one is worked on, the next begins without anybody's help
+_ENOUGH = 8  # images of a shard that tell a network that rejects everything from odd images
+
+Member = tuple[SampleKey, Picture | Rejected]
+
+
+class LabelShapeError(ValueError):
+    """A label of another pixel size than its image."""
+
+
+@dataclass
+class Effort:
+    """How long a network was at work, for whoever watches."""
+
+    network_s: float = 0.0
+
+
+def label_items(
+    threads: Threads,
+    members: Iterator[tuple[SampleKey, bytes]],
+    labeller: Labeller,
+    form: LabelFormat,
+    effort: Effort | None = None,
+) -> Iterator[Item]:
+    """One item an image, in order, labelled or rejected.
+
+    Raises:
+        NetworkError: the network is wrong; what was yielded before is of no use.
+    """
+    return first_of(all_items(threads, members, [(labeller, form)], effort or Effort()), [])
+
+
+def all_items(
+    threads: Threads,
+    members: Iterator[tuple[SampleKey, bytes]],
+    labellers: Sequence[tuple[Labeller, LabelFormat]],
+    effort: Effort,
+) -> Iterator[tuple[Item, ...]]:
+    """One item an image for each of the labellers, in order; the first one's batches and buckets are those of all.
+
+    Raises:
+        NetworkError: a network is wrong; what was yielded before is of no use.
+    """
+    first, forms = labellers[0][0], [form for _, form in labellers]
+    size = first.batch_size
+    decoded = ahead(threads.coders, _decode, members, num=size + threads.num)
+    groups = gather(decoded, _bucket_of(first), size, _WINDOW_BATCHES * size, _pixels, _WINDOW_PIXELS)
+    networks = _Networks([labeller for labeller, _ in labellers], effort)
+    answered = ahead(threads.network, networks.answer, groups, num=_BATCHES_AHEAD)
+
+    def encoding() -> Iterator[tuple[int, Future[tuple[Item, ...]]]]:
+        for group, answers in answered:
+            for place, (key, picture), said in zip(group.places, group.items, answers, strict=True):
+                yield place, threads.coders.submit(_items, key, picture, said, forms)
+
+    yield from in_order(encoding(), most_unread=2 * size + threads.num)
+    networks.finish()
+
+
+def first_of(made: Iterator[tuple[Item, ...]], others: Sequence[list[Item]]) -> Iterator[Item]:
+    """The first labeller's items; those of the others are put into their lists meanwhile."""
+    for first, *rest in made:
+        for items, item in zip(others, rest, strict=True):
+            items.append(item)
+        yield first
+
+
+class _Networks:
+    """The labellers, as their thread calls them."""
+
+    def __init__(self, labellers: Sequence[Labeller], effort: Effort) -> None:
+        self._attempts, self._effort = [Attempts(labeller) for labeller in labellers], effort
+        self._tried, self._rejected = 0, Counter[str]()
+
+    def answer(self, group: Group[Member]) -> tuple[Group[Member], list[tuple[Answer, ...]]]:
+        """What each labeller says of each image."""
+        start = time.monotonic()
+        pictures = [picture for _, picture in group.items if isinstance(picture, Picture)]
+        answers = [attempts.label(pictures, group.bucket) if pictures else [] for attempts in self._attempts]
+        self._tried += len(pictures)
+        for attempts, its_answers in zip(self._attempts, answers, strict=True):
+            self._rejected[attempts.label_name] += sum(isinstance(one, Rejected) for one in its_answers)
+        of_each = zip(*answers, strict=True)
+        merged: list[tuple[Answer, ...]] = [
+            next(of_each) if isinstance(picture, Picture) else (picture,) * len(self._attempts)
+            for _, picture in group.items
+        ]
+        self._effort.network_s += time.monotonic() - start
+        return group, merged
+
+    def finish(self) -> None:
+        """Raise NetworkError for a labeller that rejected whatever it saw."""
+        for label, rejected in self._rejected.items():
+            if rejected == self._tried >= _ENOUGH:
+                raise NetworkError(
+                    f"{label}: every one of {rejected} images of a shard was rejected; the network is wrong, or was trained "
+                    "for other images"
+                )
+
+
+class _BucketOf(Protocol):
+    def __call__(self, member: Member, /) -> Hashable: ...
+
+
+def _bucket_of(labeller: Labeller) -> _BucketOf:
+    def bucket(member: Member) -> Hashable:
+        picture = member[1]
+        if not isinstance(picture, Picture):
+            return None
+        return labeller.bucket(picture)
+
+    return bucket
+
+
+def _pixels(member: Member) -> int:
+    picture = member[1]
+    return picture.rgb_HWC.shape[0] * picture.rgb_HWC.shape[1] if isinstance(picture, Picture) else 0
+
+
+def _decode(member: tuple[SampleKey, bytes]) -> Member:
+    key, data = member
+    try:
+        return key, decode_image(data)
+    except ValueError as error:
+        return key, Rejected(str(error), status="undecodable")
+
+
+def _items(
+    key: SampleKey, picture: Picture | Rejected, answers: Sequence[Answer], forms: Sequence[LabelFormat]
+) -> tuple[Item, ...]:
+    return tuple(_item(key, picture, answer, form) for answer, form in zip(answers, forms, strict=True))
+
+
+def _item(key: SampleKey, picture: Picture | Rejected, answer: Answer, form: LabelFormat) -> Item:
+    height, width = (None, None) if isinstance(picture, Rejected) else picture.rgb_HWC.shape[:2]
+    sides = {"width": width, "height": height}
+    if isinstance(answer, Rejected):
+        return Item(key, answer.status, answer.reason, extra={**sides, "figures": None})
+    label, known = (answer.label, answer.figures) if isinstance(answer, Labelled) else (answer, {})
+    if isinstance(label, np.ndarray) and label.shape[:2] != (height, width):
+        raise LabelShapeError(
+            f"{form.folder} of sample {key} has {label.shape[:2]} pixels (height, width), its image {(height, width)}; "
+            "the labeller must bring labels to their image's size"
+        )
+    try:
+        data = form.encode(label)
+    except ValueError as error:
+        raise NetworkError(f"{form.folder} of sample {key}: {error}; the network or its precision is wrong") from error
+    figures = {**form.figures(label), **known}
+    return Item(key, ext=form.ext, data=data, extra={**sides, "figures": sorted(figures.items())})
