@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fourmill.pseudolabel import clip
-from fourmill.pseudolabel.config import ClipConfig, SceneConfig, demo_labellers
+from fourmill.pseudolabel.choices import demo_labellers
+from fourmill.pseudolabel.config import ClipConfig, SceneConfig
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.make import make_features, make_labeller
 
@@ -61,6 +62,32 @@ def test_dense_features_begin_as_transformers_own_embeddings_do(crops: np.ndarra
         theirs = network(pixels).last_hidden_state
         tokens = network.visual_projection(network.vision_model.post_layernorm(theirs))[:, 1:]
         assert torch.allclose(clip.dense_features(network, pixels).flatten(1, 2), tokens, atol=1e-5)
+
+
+def test_any_multiple_of_the_patch_is_a_size_for_crops(photo: Callable[..., np.ndarray]) -> None:
+    extract = make_features(DEMO)
+    for side in (8, 24, 40, 72, 128):
+        assert extract(photo(side, side)[None]).shape == (1, side // 8, side // 8, 64)
+
+
+def cubic(values: np.ndarray, place: float) -> float:
+    """Cubic convolution with a = -0.75, edges repeated: what torch calls bicubic, along one axis."""
+    first, a = int(np.floor(place)), -0.75
+    total = 0.0
+    for index in range(first - 1, first + 3):
+        x = abs(place - index)
+        near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+        total += values[min(max(index, 0), len(values) - 1)] * (near if x <= 1 else far)
+    return total
+
+
+def test_positions_are_stretched_by_the_factor_of_the_code_that_made_the_public_tokens() -> None:
+    """(28 + 0.1) / 14, not 28 / 14: the last of 28 places lies a twentieth of a patch further to the left."""
+    values = np.random.default_rng(0).normal(size=14)
+    grid = torch.from_numpy(np.broadcast_to(values[:, None], (14, 14)).copy())
+    rows = clip.positions(torch.cat([torch.zeros(1, 1), grid.reshape(-1, 1)]), 28, 28)[1:].reshape(28, 28)[:, 5]
+    expected = [cubic(values, (i + 0.5) * 14 / 28.1 - 0.5) for i in range(28)]
+    assert np.allclose(rows.numpy(), expected, atol=1e-5)
 
 
 def test_positions_keep_the_trained_grid_and_stretch_it_for_others() -> None:

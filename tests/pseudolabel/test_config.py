@@ -5,27 +5,28 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from fourmill.pseudolabel.choices import demo_labellers, labellers_from, paper_labellers, seeded_labellers
 from fourmill.pseudolabel.config import (
     ClipConfig,
     DetectorConfig,
     DptConfig,
     LabellerConfig,
     SceneConfig,
+    VitDetConfig,
     WeightsMissingError,
     config_digest,
-    demo_labellers,
     feature_dim,
-    labellers_from,
-    paper_labellers,
     require_weights,
-    seeded_labellers,
     weights_digest,
 )
 
 ADAPTER: TypeAdapter[LabellerConfig] = TypeAdapter(LabellerConfig)
 
 
-@pytest.mark.parametrize("labellers", [demo_labellers(), seeded_labellers(3), paper_labellers(Path("/weights"))])
+@pytest.mark.parametrize(
+    "labellers",
+    [demo_labellers(), seeded_labellers(3), paper_labellers(Path("/weights")), paper_labellers(precision="bf16")],
+)
 def test_every_set_covers_all_labels_and_comes_back_from_json(labellers: dict[str, LabellerConfig]) -> None:
     assert sorted(labellers) == ["clip", "depth", "det", "normal", "semseg"]
     for config in labellers.values():
@@ -34,8 +35,8 @@ def test_every_set_covers_all_labels_and_comes_back_from_json(labellers: dict[st
 
 def test_the_config_and_its_digests_need_no_torch() -> None:
     code = (
-        "import sys; from fourmill.pseudolabel import config; "
-        "[config.weights_digest(c) for c in config.demo_labellers().values()]; "
+        "import sys; from fourmill.pseudolabel import choices, config; "
+        "[config.weights_digest(c) for s in (choices.demo_labellers(), choices.paper_labellers()) for c in s.values()]; "
         "assert not {'torch', 'transformers', 'dagster', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -81,6 +82,21 @@ def test_missing_weights_have_a_digest_but_stop_the_work_with_the_next_step(tmp_
         require_weights("depth", config)
 
 
+def test_only_the_card_of_a_folder_is_not_part_of_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"12345678")
+    before = weights_digest(DptConfig(weights=str(tmp_path)))
+    (tmp_path / "card.md").write_text("where it is from")
+    assert weights_digest(DptConfig(weights=str(tmp_path))) == before
+    (tmp_path / "config.json").write_text("{}")
+    assert weights_digest(DptConfig(weights=str(tmp_path))) != before
+
+
+def test_how_a_network_is_run_is_part_of_what_its_labels_depend_on() -> None:
+    before = DptConfig(weights="/a")
+    for change in ({"precision": "bf16"}, {"channels_last": True}, {"compile_backend": "inductor"}):
+        assert config_digest(before.model_copy(update=change)) != config_digest(before)
+
+
 def test_a_network_is_not_asked_for_another_networks_label() -> None:
     for label, config in (
         ("depth", DetectorConfig(weights="seeded:0")),
@@ -103,7 +119,10 @@ def test_labellers_are_chosen_by_name_or_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissingError, match="det labeller"):
         labellers_from(str(tmp_path))
     (tmp_path / "det").mkdir()
+    (tmp_path / "det" / "config.json").write_text('{"model_type": "vitdet"}')
+    assert isinstance(labellers_from(str(tmp_path))["det"], VitDetConfig)
     (tmp_path / "det" / "config.json").write_text("{}")
+    assert isinstance(labellers_from(str(tmp_path))["det"], DetectorConfig)
     chosen = labellers_from(str(tmp_path), grid=8)
     assert chosen["clip"] == ClipConfig(weights=str(tmp_path / "clip"), input_px=128, patch_px=16, channels=512)
     assert feature_dim(chosen["clip"]) == 512

@@ -10,11 +10,12 @@ import torch
 
 from fourmill.core.labels import COCO_THINGS, Box, Picture, encode_boxes, encode_depth, encode_normal, encode_semseg
 from fourmill.pseudolabel import detector, dpt, mask2former
-from fourmill.pseudolabel.config import DptConfig, WeightsMissingError, seeded_labellers
-from fourmill.pseudolabel.labeller import Answer, NetworkError, Rejected
+from fourmill.pseudolabel.choices import seeded_labellers
+from fourmill.pseudolabel.config import DetectorConfig, DptConfig, WeightsMissingError
+from fourmill.pseudolabel.labeller import Answer, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import FORMATS
-from fourmill.pseudolabel.network import ConstantGuard, batches
+from fourmill.pseudolabel.network import ConstantGuard, batches, shortest_edge
 
 SMALL = {
     label: config.model_copy(update={"longer_px": 96} if hasattr(config, "longer_px") else {})
@@ -31,13 +32,19 @@ def pictures(photo: Photo) -> list[Picture]:
     return [Picture(photo(height, width, seed)) for seed, (height, width) in enumerate(SIZES)]
 
 
+def bare(answer: Answer) -> Any:
+    """The label without what its labeller says of it."""
+    return answer.label if isinstance(answer, Labelled) else answer
+
+
 def same(a: Answer, b: Answer) -> bool:
+    a, b = bare(a), bare(b)
     return np.array_equal(a, b) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a == b
 
 
 @pytest.mark.parametrize("label", LABELS)
 def test_every_image_gets_a_label_of_its_size_that_can_be_stored(label: str, pictures: list[Picture]) -> None:
-    labels = make_labeller(label, SMALL[label]).label_pictures(pictures)
+    labels = [bare(answer) for answer in make_labeller(label, SMALL[label]).label_pictures(pictures)]
     assert len(labels) == len(pictures)
     for (height, width), found in zip(SIZES, labels, strict=True):
         if isinstance(found, np.ndarray):
@@ -56,9 +63,9 @@ def test_the_seed_decides_everything(label: str, pictures: list[Picture]) -> Non
 
 @pytest.mark.parametrize("label", LABELS)
 def test_a_seeded_network_sees_something(label: str, pictures: list[Picture]) -> None:
-    labels = make_labeller(label, SMALL[label]).label_pictures(pictures[:4])
+    labels = [bare(answer) for answer in make_labeller(label, SMALL[label]).label_pictures(pictures[:4])]
     if label == "det":
-        boxes = [box for found in labels for box in found if isinstance(box, Box)]  # type: ignore[union-attr]
+        boxes = [box for found in labels for box in found if isinstance(box, Box)]
         assert boxes and {box.class_name for box in boxes} <= set(COCO_THINGS)
         assert all(box.score >= 0.6 for box in boxes)
         return
@@ -84,13 +91,13 @@ def test_the_size_of_batches_changes_nothing_to_speak_of(label: str, photo: Phot
         make_labeller(label, SMALL[label].model_copy(update={"batch_size": size})).label_pictures(pictures)
         for size in (1, 4)
     )
-    for a, b in zip(one, many, strict=True):
+    for a, b in zip(map(bare, one), map(bare, many), strict=True):
         if label == "semseg":
             assert np.mean(np.asarray(a) != np.asarray(b)) < 0.01
         elif isinstance(a, np.ndarray):
             assert np.abs(a - np.asarray(b)).max() < 1e-3
         else:
-            assert isinstance(b, list) and len(a) == len(b)  # type: ignore[arg-type]
+            assert isinstance(b, list) and len(a) == len(b)
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -186,7 +193,7 @@ def test_depth_is_fed_in_plus_minus_one_and_normals_in_zero_to_one(
 def test_mask2former_sees_800_pixels_on_the_shorter_side_at_most_1333_on_the_longer(
     size: tuple[int, int], fed: tuple[int, int]
 ) -> None:
-    assert mask2former.fed_size(size, 800, 1333) == fed
+    assert shortest_edge(size, 800, 1333) == fed
 
 
 def test_classes_come_from_masks_at_the_images_size() -> None:
@@ -198,6 +205,27 @@ def test_classes_come_from_masks_at_the_images_size() -> None:
     ids = np.asarray(mask2former._semantic(classes, masks, (16, 16)))
     assert ids.dtype == np.uint8
     assert (ids[:, :8] == 5).all() and (ids[:, 8:] == 7).all()
+
+
+def test_masks_of_a_large_image_are_enlarged_in_bands_as_they_are_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = torch.randn(3, 13, 17, generator=torch.Generator().manual_seed(0))
+    whole = mask2former.enlarged_rows(masks, (50, 61), 0, 50)
+    for top, bottom in ((0, 7), (7, 49), (49, 50)):
+        assert torch.allclose(mask2former.enlarged_rows(masks, (50, 61), top, bottom), whole[:, top:bottom], atol=1e-5)
+    classes = torch.randn(3, 134, generator=torch.Generator().manual_seed(1)) * 4
+    ids = mask2former._semantic(classes, masks, (50, 61))
+    monkeypatch.setattr(mask2former, "_MASK_VALUES_AT_ONCE", 3 * 61 * 8)
+    assert np.mean(np.asarray(mask2former._semantic(classes, masks, (50, 61))) != np.asarray(ids)) < 0.001
+
+
+def test_clamped_outputs_are_counted_before_they_are_clamped(photo: Photo) -> None:
+    labeller: Any = make_labeller("depth", SMALL["depth"])
+    (before,) = labeller.label_pictures([Picture(photo(64, 64))])
+    with torch.no_grad():
+        labeller._network.head.head[4].bias += 10  # everything lies above 1, by different amounts
+    (after,) = labeller.label_pictures([Picture(photo(64, 64))])
+    assert before.figures["clamped"] < 0.2 and after.figures == {"clamped": 1.0}
+    assert (after.label == 1).all()
 
 
 def test_mask2former_weights_with_other_classes_are_refused(tmp_path: Path) -> None:
@@ -222,10 +250,21 @@ def test_detector_scores_know_both_kinds_of_head() -> None:
 
 
 def test_boxes_are_sorted_by_score_inside_the_image_and_bounded_in_number(pictures: list[Picture]) -> None:
-    config = SMALL["det"].model_copy(update={"score_threshold": 0.0, "max_boxes": 7})
+    config = SMALL["det"].model_copy(update={"score_threshold": 0.001, "max_boxes": 7})
     for found in make_labeller("det", config).label_pictures(pictures):
         assert isinstance(found, list) and len(found) == 7
         assert [box.score for box in found] == sorted((box.score for box in found), reverse=True)
+
+
+def test_every_detector_has_a_threshold_of_its_own_which_is_stored_as_the_papers() -> None:
+    config = DetectorConfig(weights="w")
+    assert detector.threshold_of(config, "d_fine") == 0.5
+    assert detector.threshold_of(config.model_copy(update={"score_threshold": 0.3}), "d_fine") == 0.3
+    with pytest.raises(NetworkError, match=r"w is a yolos.*set labellers\.det\.score_threshold"):
+        detector.threshold_of(config, "yolos")
+    assert [detector.rescaled(score, 0.5) for score in (0.5, 0.75, 1.0)] == [0.6, 0.8, 1.0]
+    assert detector.rescaled(0.87, 0.6) == pytest.approx(0.87)
+    assert detector.rescaled(1.0, 1.0) == 1.0
 
 
 def test_a_folder_that_does_not_load_says_what_was_expected(tmp_path: Path) -> None:
@@ -250,6 +289,18 @@ def test_weights_that_lack_a_key_are_refused_by_its_name(tmp_path: Path) -> None
     del state["neck.convs.1.weight"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NetworkError, match=r"missing keys: neck\.convs\.1\.weight"):
+        make_labeller("depth", SMALL["depth"].model_copy(update={"weights": str(tmp_path)}))
+
+
+def test_weights_of_another_shape_are_refused_by_name_and_shapes(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    depth: Any = make_labeller("depth", SMALL["depth"])
+    depth._network.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["neck.convs.1.weight"] = state["neck.convs.1.weight"][:5].clone()
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NetworkError, match=r"neck\.convs\.1\.weight \(5, 24, 3, 3\), expected \(24, 24, 3, 3\)"):
         make_labeller("depth", SMALL["depth"].model_copy(update={"weights": str(tmp_path)}))
 
 

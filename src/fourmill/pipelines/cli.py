@@ -13,13 +13,16 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fourmill.pipelines import environment, preflight
+from fourmill.pipelines import environment, preflight, weights_cli
+from fourmill.pipelines.doctor import doctor
 from fourmill.pipelines.profiles import PROFILES
 from fourmill.pipelines.workspace import Workspace, routes
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None, pretty_exceptions_enable=False
 )
+app.add_typer(weights_cli.app, name="weights")
+app.command()(doctor)
 _console = Console()
 Out = Annotated[Path, typer.Option("--out", help="Folder of the project: store, Dagster's state, pictures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -55,7 +58,10 @@ def run(
     out: Out,
     labellers: Annotated[
         str,
-        typer.Option(help="seeded (tiny random networks), scene (the demo's pictures only), or a folder of weights."),
+        typer.Option(
+            help="stored (real networks, see `fourmill weights`), seeded (tiny random ones), scene (the demo's pictures only), "
+            "or a folder of networks."
+        ),
     ],
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A host that may have a private or loopback address; repeat for more.")

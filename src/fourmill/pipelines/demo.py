@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from fourmill.core.names import Layout
+from fourmill.core.store import open_store
 from fourmill.ingest.config import SourceConfig
 from fourmill.ingest.demo_source import DEMO_HOST, write_demo_list
 from fourmill.ingest.source import count_rows
@@ -15,8 +16,10 @@ from fourmill.pipelines.runner import close_orphans, materialize_all, open_insta
 from fourmill.pipelines.status import Node
 from fourmill.pipelines.summary import print_summary
 from fourmill.pipelines.workspace import Workspace, routes
-from fourmill.pseudolabel.config import feature_dim, labellers_from
+from fourmill.pseudolabel.choices import labellers_from
+from fourmill.pseudolabel.config import feature_dim
 from fourmill.pseudolabel.members import own_labellers
+from fourmill.runtime.labeller_weights import pinned_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import stop_ray
 
@@ -29,7 +32,7 @@ def run_demo(workspace: Workspace, profile: str, train_minutes: float | None, co
     Raises:
         ValueError: the machine, the profile or the folder is not fit for it.
     """
-    project = profiles.profile(profile, workspace.out, train_minutes)
+    project = pinned_labellers(profiles.profile(profile, workspace.out, train_minutes))
     with preflight.only_one(workspace.out):
         workspace.keep(project)
         with live_progress(console) as listener:
@@ -100,7 +103,7 @@ def list_project(
         shards_per_block=shards_per_block,
         num_blocks=num_blocks,
     )
-    chosen = {**base.labellers, **labellers_from(labellers)}
+    chosen = {**base.labellers, **labellers_from(labellers, store=open_store(base.store))}
     features = feature_dim(chosen["clip"])
     clip = base.tokenizers["clip"].model_copy(update={"feature_dim": features})
     return base.model_copy(

@@ -11,6 +11,7 @@ import psutil
 
 from fourmill.core.store import check_writable
 from fourmill.ingest.config import SourceConfig
+from fourmill.runtime.labeller_weights import missing_weights
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import check_reachable
 
@@ -25,7 +26,7 @@ class NotReadyError(ValueError):
 def check_machine(
     project: Project, min_disk_mb: int = MIN_FREE_DISK_MB, min_memory_mb: int = MIN_FREE_MEMORY_MB
 ) -> None:
-    """Store, list, Ray, disk and memory.
+    """Store, list, weights, Ray, disk and memory.
 
     Raises:
         NotReadyError, StoreError, RayUnreachableError: the first that is missing, and what to do about it.
@@ -33,18 +34,47 @@ def check_machine(
     for dataset in project.datasets():
         check_source(dataset.source)
     check_writable(project.store)
+    check_weights(project)
     check_reachable(project.ray)
-    folder = project.local_folder
+    check_disk(project.local_folder, min_disk_mb)
+    check_memory(min_memory_mb)
+
+
+def check_weights(project: Project) -> None:
+    """Every labeller has its weights.
+
+    Raises:
+        NotReadyError: some have not; with the command for each.
+    """
+    missing = missing_weights(project)
+    if missing:
+        raise NotReadyError("\n".join(missing.values()))
+
+
+def check_disk(folder: Path, min_mb: int = MIN_FREE_DISK_MB) -> None:
+    """A folder, which is made, has room.
+
+    Raises:
+        NotReadyError: too little.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     free_mb = shutil.disk_usage(folder).free // 1_000_000
-    if free_mb < min_disk_mb:
+    if free_mb < min_mb:
         raise NotReadyError(
-            f"{folder} has {free_mb} MB free and a run needs {min_disk_mb}; free some or choose another --out"
+            f"{folder} has {free_mb} MB free and a run needs {min_mb}; free some or choose another --out"
         )
+
+
+def check_memory(min_mb: int = MIN_FREE_MEMORY_MB) -> None:
+    """The machine has memory to spare.
+
+    Raises:
+        NotReadyError: too little.
+    """
     memory_mb = psutil.virtual_memory().available // 1_000_000
-    if memory_mb < min_memory_mb:
+    if memory_mb < min_mb:
         raise NotReadyError(
-            f"{memory_mb} MB of memory are free and a run needs {min_memory_mb}; close something or use a larger machine"
+            f"{memory_mb} MB of memory are free and a run needs {min_mb}; close something or use a larger machine"
         )
 
 

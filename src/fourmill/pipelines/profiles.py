@@ -12,7 +12,8 @@ from fourmill.core.names import Layout
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.ingest.demo_source import DEMO_HOST
 from fourmill.pipelines import environment
-from fourmill.pseudolabel.config import demo_labellers, feature_dim, paper_labellers
+from fourmill.pseudolabel.choices import demo_labellers, paper_labellers
+from fourmill.pseudolabel.config import feature_dim
 from fourmill.runtime.project import Project, SamplesConfig
 from fourmill.runtime.ray_session import RayConfig, StageShare
 from fourmill.tokenize.config import (
@@ -34,6 +35,7 @@ from fourmill.train.config import (
 STEPS_PER_MINUTE = 400  # of the demo's 4M on two idle cores without bfloat16; length is set in steps, so that a busy
 # machine is slower but reaches the same model
 DEMO_MINUTES = 3.0
+DETECTRON2_PYTHON = "/opt/detectron2/bin/python"  # in the image of infra/detectron2
 TEXT2IM_SHARE = 0.12  # of the pretraining steps
 SUPERRES_SHARE = 0.31  # in steps that take 0.4 of the time of the others: no longer than text2im
 
@@ -119,7 +121,7 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         source=SourceConfig(list=str(out / "cc12m.tsv")),
         layout=Layout(rows_per_shard=1000, shards_per_block=200, num_blocks=62),
         ingest=IngestConfig(),
-        labellers=paper_labellers(out / "weights"),
+        labellers=paper_labellers(precision="bf16"),
         train_set=TrainSetConfig(num_samples=20_000, num_eval=1_000, blocks=("block_00",)),
         tokenizers=paper_tokenizers(),
         text=TextTokenizerConfig(vocab_size=30_000),
@@ -138,7 +140,7 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
 def _gpu_shares() -> dict[str, StageShare]:
     """Who shares GPUs with whom, on eight of them; what is not named here needs none."""
     quarter, half = (StageShare(num_workers=8 * n, gpus_per_worker=1 / n) for n in (4, 2))
-    whole = StageShare(gpus_per_worker=1.0)
+    whole = StageShare(gpus_per_worker=1.0, runtime_env={"py_executable": DETECTRON2_PYTHON})
     none = StageShare()
     labels = {"labels/depth": quarter, "labels/normal": quarter, "labels/semseg": half, "labels/det": whole}
     return {**labels, "tokens": quarter, **{f"tokens/{name}": none for name in ("caption", "det", "shards")}}

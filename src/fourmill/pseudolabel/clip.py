@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fourmill.core.labels import Picture
 from fourmill.pseudolabel.config import VERSION, ClipConfig, weights_digest
 from fourmill.pseudolabel.labeller import NetworkError
-from fourmill.pseudolabel.network import as_numpy, check_output, load_network, resize, standardise, to_tensor
+from fourmill.pseudolabel.network import Forward, as_numpy, check_output, load_network, resize, standardise, to_tensor
 
 _SEEDED_PX = 64
 
@@ -31,13 +31,14 @@ class ClipFeatures:
         self.channels = config.channels
         self.weights_digest = weights_digest(config)
         self._config = config
-        self._network, self._device = load_network("clip", config.weights, _model_class, lambda: _seeded(config))
+        self._network, self._device = load_network("clip", config, model_class, lambda: _seeded(config))
         found = self._network.config
         if (found.patch_size, found.projection_dim) != (config.patch_px, config.channels):
             raise NetworkError(
                 f"{config.weights} has patches of {found.patch_size} pixels and {found.projection_dim} channels, the clip "
                 f"config says {config.patch_px} and {config.channels}: change patch_px and channels, or the weights"
             )
+        self._forward = Forward(config, self._device, lambda pixels: (dense_features(self._network, pixels),))
 
     @torch.inference_mode()
     def __call__(self, crops_BSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -53,7 +54,7 @@ class ClipFeatures:
         for start in range(0, len(crops_BSSC), size):
             pictures = [Picture(crop) for crop in crops_BSSC[start : start + size]]
             rgb_BCSS = resize(to_tensor(pictures, self._device), side, side)
-            features = dense_features(self._network, standardise(rgb_BCSS, self._config.mean, self._config.std))
+            (features,) = self._forward(standardise(rgb_BCSS, self._config.mean, self._config.std))
             check_output("features", features, (len(pictures), width, width, self.channels), self._config.weights)
             parts.append(as_numpy(features))
         return np.concatenate(parts)
@@ -98,7 +99,8 @@ def positions(stored_TD: Tensor, height: int, width: int) -> Tensor:
     return torch.cat([stored_TD[:1], grid[0].flatten(1).T])
 
 
-def _model_class() -> Any:
+def model_class() -> Any:
+    """Transformers' image half of CLIP."""
     from transformers import CLIPVisionModelWithProjection
 
     return CLIPVisionModelWithProjection
@@ -107,7 +109,7 @@ def _model_class() -> Any:
 def _seeded(config: ClipConfig) -> nn.Module:
     from transformers import CLIPVisionConfig
 
-    return _model_class()(
+    return model_class()(
         CLIPVisionConfig(
             image_size=_SEEDED_PX // config.patch_px * config.patch_px,
             patch_size=config.patch_px,

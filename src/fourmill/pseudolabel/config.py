@@ -1,35 +1,49 @@
 """Which labeller makes a label, and from which weights. No torch: definitions load this.
 
-Weights are a folder as `save_pretrained` writes it, or `seeded:7`: a tiny network of the same architecture with random
-weights, good for trying the chain on any images and for nothing else, so it is only ever chosen by name.
+Weights are `stored:depth/DIGEST`, once `fourmill weights add` has put them into the store; a folder as `save_pretrained`
+writes it; or `seeded:7`: a tiny network of the same architecture with random weights, good for trying the chain on any
+images and for nothing else, so it is only ever chosen by name.
 """
 
-import json
 from collections.abc import Mapping
-from functools import lru_cache
-from hashlib import file_digest
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SerializeAsAny, Tag
 
 from fourmill.core.digest import digest_config, digest_json
 from fourmill.core.scene import SCENE_VERSION
+from fourmill.core.store import Store
 from fourmill.pseudolabel.format import OwnConfig
 from fourmill.pseudolabel.members import OWN, own_config, own_label
+from fourmill.pseudolabel.stored import (
+    WeightsMissingError,
+    add_command,
+    digest_folder,
+    local_folder,
+    read_pointer,
+    require_stored,
+    stored_ref,
+)
 
 VERSION = "1"  # of what labellers make of the same image, weights and config
 
-_NETWORK_OF = {"depth": "dpt", "normal": "dpt", "semseg": "mask2former", "det": "detector", "clip": "clip"}
-"""The kind of network behind each label."""
+_NETWORKS_OF = {
+    "depth": ("dpt",),
+    "normal": ("dpt",),
+    "semseg": ("mask2former",),
+    "det": ("vitdet", "detector"),
+    "clip": ("clip",),
+}
+"""The kinds of network behind each label."""
 
 Side = Annotated[int, Field(gt=0, multiple_of=32)]
 Weights = Annotated[
     str,
     Field(
         min_length=1,
-        description="Folder with config.json and model.safetensors (or pytorch_model.bin), or seeded:N for a tiny random "
-        "network.",
+        description="stored:NAME/DIGEST of the store, a folder with config.json and model.safetensors (or "
+        "pytorch_model.bin), or seeded:N for a tiny random network.",
     ),
 ]
 BatchSize = Annotated[int, Field(gt=0, description="Images that go through the network at once.")]
@@ -39,12 +53,22 @@ IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
 IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 
 
-class WeightsMissingError(ValueError):
-    """No network where the config says; names the folder and the choices."""
-
-
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkSettings(_Config):
+    """How any network is run. All of it can change labels a little, so all of it is part of their version."""
+
+    weights: Weights
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="What the network computes in; inputs, weights and what becomes of its outputs stay float32.",
+    )
+    channels_last: bool = Field(default=False, description="Keep images with their channels last in memory.")
+    compile_backend: str | None = Field(
+        default=None, description="torch.compile's backend, such as inductor; None: not compiled."
+    )
 
 
 class SceneConfig(_Config):
@@ -54,22 +78,20 @@ class SceneConfig(_Config):
     batch_size: BatchSize = 32
 
 
-class DptConfig(_Config):
+class DptConfig(NetworkSettings):
     """Depth or normals by Omnidata's DPT-Hybrid (4M, appendix B.1)."""
 
     kind: Literal["dpt"] = "dpt"
-    weights: Weights
     longer_px: Side = Field(
         default=736, description="Largest side fed: both sides go to the closest multiple of 32, the longer below 768."
     )
     batch_size: BatchSize = 8
 
 
-class Mask2FormerConfig(_Config):
+class Mask2FormerConfig(NetworkSettings):
     """COCO panoptic classes by Mask2Former with a Swin backbone (4M, appendix B.1)."""
 
     kind: Literal["mask2former"] = "mask2former"
-    weights: Weights
     shorter_px: Annotated[int, Field(gt=0, description="The shorter side is resized to this.")] = 800
     longer_px: Annotated[int, Field(gt=0, description="Bound on the longer side; it wins.")] = 1333
     mean: Colour = Field(default=IMAGENET_MEAN, description="Subtracted from RGB in [0, 1].")
@@ -77,18 +99,19 @@ class Mask2FormerConfig(_Config):
     batch_size: BatchSize = 2
 
 
-class DetectorConfig(_Config):
+class DetectorConfig(NetworkSettings):
     """Boxes of COCO's 80 things by a detector of the DETR family (RT-DETRv2 or D-FINE)."""
 
     kind: Literal["detector"] = "detector"
-    weights: Weights
     input_px: Side = Field(default=640, description="Images are squashed to a square of this side.")
     mean: Colour = Field(
         default=(0.0, 0.0, 0.0), description="Subtracted from RGB in [0, 1]; RT-DETR and D-FINE: none."
     )
     std: Colour = Field(default=(1.0, 1.0, 1.0), description="Then divided by.")
-    score_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.6, description="Boxes below it are dropped. 4M's 0.6 is for ViTDet; every detector has its own scale."
+    score_threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="Boxes below it are dropped; None: `detector.THRESHOLDS` of its kind. Every detector has a scale of its "
+        "own, so stored scores are moved onto ViTDet's: the threshold becomes 4M's 0.6.",
     )
     max_boxes: Annotated[int, Field(gt=0)] = Field(
         default=100, description="Boxes kept for an image, the surest first."
@@ -96,11 +119,23 @@ class DetectorConfig(_Config):
     batch_size: BatchSize = 8
 
 
-class ClipConfig(_Config):
+class VitDetConfig(NetworkSettings):
+    """Boxes of COCO's 80 things by ViTDet ViT-H with a cascade (4M, appendix B.1), through detectron2.
+
+    detectron2 cannot live beside Dagster; its Python is named by `ray.stages["labels/det"].runtime_env` (infra/detectron2).
+    """
+
+    kind: Literal["vitdet"] = "vitdet"
+    score_threshold: Annotated[float, Field(ge=0.05, le=1)] = Field(
+        default=0.6, description="Boxes below it are dropped; the network itself gives none below 0.05."
+    )
+    batch_size: BatchSize = 4
+
+
+class ClipConfig(NetworkSettings):
     """Dense CLIP features of crops; computed on the way to tokens, never stored."""
 
     kind: Literal["clip"] = "clip"
-    weights: Weights
     input_px: Annotated[int, Field(gt=0)] | None = Field(
         default=None, description="Crops are resized to this side; by default they are fed as they come."
     )
@@ -114,7 +149,7 @@ class ClipConfig(_Config):
     batch_size: BatchSize = 32
 
 
-NetworkConfig = SceneConfig | DptConfig | Mask2FormerConfig | DetectorConfig | ClipConfig
+NetworkConfig = SceneConfig | DptConfig | Mask2FormerConfig | DetectorConfig | VitDetConfig | ClipConfig
 AnyLabellerConfig = NetworkConfig | OwnConfig
 
 
@@ -148,7 +183,7 @@ def seed_of(weights: str) -> int | None:
 def weights_digest(config: AnyLabellerConfig) -> str:
     """Digest of the network's weights: of every file of a folder, of seed and version of a seeded one. 64 hex digits.
 
-    A folder that is missing has a digest too, so that definitions load; `require_weights` says what to do about it.
+    Weights that are missing have a digest too, so that definitions load; `require_weights` says what to do about them.
     """
     if isinstance(config, OwnConfig):
         return config.weights_digest
@@ -156,7 +191,10 @@ def weights_digest(config: AnyLabellerConfig) -> str:
         return digest_json(["scene", SCENE_VERSION])
     if seed_of(config.weights) is not None:
         return digest_json(["seeded", VERSION, config_digest(config), config.weights])
-    return _folder_digest(config.weights, _stats(Path(config.weights)))
+    stored = stored_ref(config.weights)
+    if stored is not None:
+        return stored.digest or digest_json(["missing", config.weights])
+    return digest_folder(Path(config.weights))
 
 
 def config_digest(config: AnyLabellerConfig) -> str:
@@ -165,35 +203,74 @@ def config_digest(config: AnyLabellerConfig) -> str:
 
 
 def label_version(config: AnyLabellerConfig) -> str:
-    """Version of what a labeller makes of the same image, weights and config."""
-    return OWN[own_label(config)].version if isinstance(config, OwnConfig) else VERSION
+    """Which labeller, and the version of what it makes of the same image, weights and config: `vitdet-1`."""
+    return f"{config.kind}-{OWN[own_label(config)].version if isinstance(config, OwnConfig) else VERSION}"
 
 
-def require_weights(label: str, config: AnyLabellerConfig) -> None:
+def require_weights(label: str, config: AnyLabellerConfig, store: Store | None = None) -> None:
     """Make sure that a labeller can be made, before any work starts.
+
+    Args:
+        store: where stored weights are looked for; without it only their name is checked.
 
     Raises:
         ValueError: the config's network does not make this label.
-        WeightsMissingError: there is no network in the folder.
+        WeightsMissingError: its weights are not there; with the command that puts them there.
     """
     if isinstance(config, OwnConfig):
         if own_label(config) != label:
             raise ValueError(f"a {config.kind} labeller does not make {label}; it makes {own_label(config)}")
         config.require()
         return
-    kind = _NETWORK_OF.get(label)
-    if kind is None or config.kind not in ((kind,) if label == "clip" else ("scene", kind)):
-        raise ValueError(f"a {config.kind} labeller does not make {label}; labels are made by {_NETWORK_OF}")
-    if isinstance(config, SceneConfig) or seed_of(config.weights) is not None:
+    kinds = _NETWORKS_OF.get(label, ())
+    if config.kind not in (kinds if label == "clip" or not kinds else ("scene", *kinds)):
+        raise ValueError(f"a {config.kind} labeller does not make {label}; labels are made by {_NETWORKS_OF}")
+    if isinstance(config, SceneConfig):
         return
-    folder = Path(config.weights)
-    if not (folder / "config.json").is_file():
-        found = "a file" if folder.is_file() else "a folder without config.json" if folder.is_dir() else "nothing"
-        raise WeightsMissingError(
-            f"{label} labeller: {found} at {folder}, expected a folder with config.json and model.safetensors of a "
-            f"{config.kind} network (as transformers' save_pretrained writes it). Put it there, or choose --labellers "
-            "seeded to try the chain with tiny random networks"
-        )
+    stored = stored_ref(config.weights)
+    if stored is not None:
+        require_stored(label, stored, store)
+    elif seed_of(config.weights) is None:
+        _require_folder(label, config.kind, Path(config.weights))
+    elif isinstance(config, VitDetConfig):
+        raise WeightsMissingError("det labeller: there is no seeded vitdet; choose a detector, or add ViTDet's weights")
+
+
+def _require_folder(label: str, kind: str, folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    found = "a file" if folder.is_file() else "a folder without config.json" if folder.is_dir() else "nothing"
+    raise WeightsMissingError(
+        f"{label} labeller: {found} at {folder}, expected a folder with config.json and model.safetensors of a {kind} network. "
+        f"Put it there; or put weights into the store, `{add_command(label, kind)}`, and choose --labellers stored; or choose "
+        "--labellers seeded to try the chain with tiny random networks"
+    )
+
+
+def pinned(config: AnyLabellerConfig, store: Store) -> AnyLabellerConfig:
+    """The config with the digest of the stored weights that serve by its name now; as it is where that says nothing."""
+    if isinstance(config, OwnConfig | SceneConfig):
+        return config
+    stored = stored_ref(config.weights)
+    if stored is None or stored.digest is not None:
+        return config
+    pointer = read_pointer(store, stored.name)
+    return config if pointer is None else config.model_copy(update={"weights": f"{config.weights}/{pointer.digest}"})
+
+
+Config = TypeVar("Config", bound=AnyLabellerConfig)
+
+
+def at_hand(config: Config, store: Store | None) -> Config:
+    """The config with a local folder in the place of stored weights, fetched and verified.
+
+    Raises:
+        WeightsMissingError: they are not in the store, or are damaged.
+    """
+    if isinstance(config, OwnConfig | SceneConfig):
+        return config
+    stored = stored_ref(config.weights)
+    return config if stored is None else config.model_copy(update={"weights": str(local_folder(stored, store))})
 
 
 def feature_dim(config: AnyLabellerConfig) -> int:
@@ -201,86 +278,3 @@ def feature_dim(config: AnyLabellerConfig) -> int:
     if not isinstance(config, ClipConfig):
         raise ValueError(f"a {config.kind} labeller makes labels, not features; the clip labeller does")
     return config.channels
-
-
-def demo_labellers() -> dict[str, LabellerConfig]:
-    """The demo's: exact labels of generated scenes, and a tiny seeded CLIP of 8x8x64 features for 64-pixel crops."""
-    return {**{label: SceneConfig() for label in ("depth", "normal", "semseg", "det")}, "clip": _demo_clip("seeded:0")}
-
-
-def paper_labellers(folder: Path) -> dict[str, LabellerConfig]:
-    """The paper's networks and sizes (appendix B.1), each in the folder of its label; the detector is a transformers one."""
-    return {
-        "depth": DptConfig(weights=str(folder / "depth")),
-        "normal": DptConfig(weights=str(folder / "normal")),
-        "semseg": Mask2FormerConfig(weights=str(folder / "semseg")),
-        "det": DetectorConfig(weights=str(folder / "det")),
-        "clip": ClipConfig(weights=str(folder / "clip")),
-    }
-
-
-def seeded_labellers(seed: int = 0) -> dict[str, LabellerConfig]:
-    """Tiny random networks at small sizes: labels of no meaning, for any image, in some milliseconds each."""
-    weights = f"seeded:{seed}"
-    return {
-        "depth": DptConfig(weights=weights, longer_px=256),
-        "normal": DptConfig(weights=weights, longer_px=256),
-        "semseg": Mask2FormerConfig(weights=weights, shorter_px=128, longer_px=256),
-        "det": DetectorConfig(weights=weights, input_px=160),
-        "clip": _demo_clip(weights),
-    }
-
-
-def labellers_from(choice: str, grid: int = 8) -> dict[str, LabellerConfig]:
-    """The labellers behind `--labellers`: `scene`, `seeded`, `seeded:N`, or a folder with one network a label.
-
-    Args:
-        choice: what was written on the command line.
-        grid: tokens along a side of a crop; a CLIP network from a folder gets crops of as many of its own patches.
-
-    Raises:
-        WeightsMissingError: the folder, or one of depth/, normal/, semseg/, det/, clip/ in it, is not there.
-    """
-    if choice == "scene":
-        return demo_labellers()
-    if choice == "seeded":
-        return seeded_labellers()
-    seed = seed_of(choice)
-    if seed is not None:
-        return seeded_labellers(seed)
-    made = paper_labellers(Path(choice).expanduser().resolve())
-    for label, config in made.items():
-        require_weights(label, config)
-    return {**made, "clip": _clip_of(Path(choice).expanduser().resolve() / "clip", grid)}
-
-
-def _demo_clip(weights: str) -> ClipConfig:
-    return ClipConfig(weights=weights, patch_px=8, channels=64)
-
-
-def _clip_of(folder: Path, grid: int) -> ClipConfig:
-    facts = json.loads((folder / "config.json").read_text())
-    vision = facts.get("vision_config", facts)  # a whole CLIP model nests it
-    patch_px, channels = vision.get("patch_size"), vision.get("projection_dim", facts.get("projection_dim"))
-    if not isinstance(patch_px, int) or not isinstance(channels, int):
-        raise WeightsMissingError(
-            f"clip labeller: {folder / 'config.json'} gives patch_size {patch_px} and projection_dim {channels}; expected "
-            "the config of a CLIPVisionModelWithProjection"
-        )
-    return ClipConfig(weights=str(folder), input_px=grid * patch_px, patch_px=patch_px, channels=channels)
-
-
-def _stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of every file, so that a digest is computed again only when one of them may have changed."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    kept = [(p, p.stat()) for p in files if not p.relative_to(folder).as_posix().startswith(".")]
-    return tuple((p.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns) for p, s in kept)
-
-
-@lru_cache(maxsize=64)
-def _folder_digest(folder: str, stats: tuple[tuple[str, int, int], ...]) -> str:
-    files: dict[str, str] = {}
-    for name, _, _ in stats:
-        with (Path(folder) / name).open("rb") as file:
-            files[name] = file_digest(file, "sha256").hexdigest()
-    return digest_json(["files", files])

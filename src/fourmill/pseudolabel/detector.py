@@ -1,7 +1,8 @@
 """Boxes of COCO's 80 things by a detector of the DETR family, hosted on transformers: RT-DETRv2, D-FINE and their kin.
 
 It serves where detectron2's ViTDet, the paper's detector, is not installed. Scores of different detectors are on
-different scales, so the threshold belongs to the config.
+different scales, so the threshold belongs to the network; 4M's readers cut at 0.6 again, so scores are stored on a scale
+on which the threshold is 0.6.
 
 B images, Q queries, C classes.
 """
@@ -17,16 +18,19 @@ from fourmill.pseudolabel.config import VERSION, DetectorConfig, weights_digest
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     ConstantGuard,
+    Forward,
     check_output,
     is_constant,
-    last_inputs,
     load_network,
-    probe,
-    resize,
-    spread_last,
+    resize_rgb,
     standardise,
-    to_tensor,
 )
+from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
+
+THRESHOLDS = {"rt_detr": 0.5, "rt_detr_v2": 0.5, "d_fine": 0.5}
+"""Least score by kind of network: what their own post-processing keeps by default. Others need one in the config."""
+
+_PAPER_THRESHOLD = 0.6  # of ViTDet (4M, appendix B.1)
 
 # Names that some checkpoints took from PASCAL VOC.
 _ALIASES = {
@@ -49,8 +53,10 @@ class DetectorLabeller:
         self.batch_size = config.batch_size
         self.weights_digest = weights_digest(config)
         self._config = config
-        self._network, self._device = load_network("det", config.weights, _model_class, lambda: _seeded(config))
+        self._network, self._device = load_network("det", config, model_class, lambda: _seeded(config))
         self._names = thing_names(self._network.config.id2label, config.weights)
+        self._threshold = threshold_of(config, self._network.config.model_type)
+        self._forward = Forward(config, self._device, self._logits)
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed: the same for all images."""
@@ -64,49 +70,76 @@ class DetectorLabeller:
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
             logits_BQC, boxes_BQ4 = self._predict(batch)
-            for picture, logits_QC, boxes_Q4, constant in zip(
-                batch, logits_BQC, boxes_BQ4, is_constant(logits_BQC), strict=True
-            ):
+            found = self._boxes(logits_BQC, boxes_BQ4)
+            for picture, boxes, constant in zip(batch, found, is_constant(logits_BQC), strict=True):
                 dead = guard.add(picture, constant)
-                labels.append(
-                    Rejected("the network's output is constant") if dead else self._boxes(logits_QC, boxes_Q4)
-                )
+                labels.append(Rejected("the network's output is constant") if dead else boxes)
         guard.finish()
         return labels
 
     def _predict(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
         """Logits (B, Q, C), boxes (B, Q, 4) as centre and size in shares of the image."""
         config, side = self._config, self._config.input_px
-        rgb_BCHW = torch.cat([resize(to_tensor([picture], self._device), side, side) for picture in pictures])
-        output = self._network(pixel_values=standardise(rgb_BCHW, config.mean, config.std))
-        queries = output.logits.shape[1]
-        classes = len(self._network.config.id2label)
+        rgb_BCHW = torch.cat([resize_rgb(picture, self._device, side, side) for picture in pictures])
+        logits_BQC, boxes_BQ4 = self._forward(standardise(rgb_BCHW, config.mean, config.std))
+        queries, classes = logits_BQC.shape[1], len(self._network.config.id2label)
         # Detectors trained with a softmax have one logit more, for "no object".
-        classes += output.logits.shape[-1] == classes + 1
-        check_output("class logits", output.logits, (len(pictures), queries, classes), config.weights)
-        check_output("boxes", output.pred_boxes, (len(pictures), queries, 4), config.weights)
+        classes += logits_BQC.shape[-1] == classes + 1
+        check_output("class logits", logits_BQC, (len(pictures), queries, classes), config.weights)
+        check_output("boxes", boxes_BQ4, (len(pictures), queries, 4), config.weights)
+        return logits_BQC, boxes_BQ4
+
+    def _logits(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        output = self._network(pixel_values=pixels_BCHW)
         return output.logits, output.pred_boxes
 
-    def _boxes(self, logits_QC: Tensor, boxes_Q4: Tensor) -> list[Box]:
-        scores_QC = scores(logits_QC, len(self._network.config.id2label))
-        kept = [class_id for class_id in self._names if class_id < scores_QC.shape[1]]
-        best = scores_QC[:, kept].flatten().sort(descending=True, stable=True)
-        found: list[Box] = []
-        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            if score < self._config.score_threshold or len(found) == self._config.max_boxes:
-                break
-            x, y, width, height = boxes_Q4[index // len(kept)].double().tolist()
-            corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            left, top, right, bottom = (round(min(max(corner, 0.0), 1.0), 6) for corner in corners)
-            if left < right and top < bottom:
-                found.append(Box(left, top, right, bottom, round(score, 6), self._names[kept[index % len(kept)]]))
-        return found
+    def _boxes(self, logits_BQC: Tensor, boxes_BQ4: Tensor) -> list[list[Box]]:
+        """Boxes of each image; all of a batch leave the device in one piece."""
+        scores_BQC = scores(logits_BQC, len(self._network.config.id2label))
+        kept = [class_id for class_id in self._names if class_id < scores_BQC.shape[-1]]
+        flat_BN = scores_BQC[..., kept].flatten(1)
+        best = flat_BN.topk(min(self._config.max_boxes, flat_BN.shape[1]))
+        queries_BN = best.indices // len(kept)
+        boxes_BN4 = boxes_BQ4.gather(1, queries_BN[..., None].expand(-1, -1, 4))
+        columns = [best.values[..., None], (best.indices % len(kept))[..., None], boxes_BN4]
+        rows = torch.cat([column.double() for column in columns], -1).tolist()
+        return [[box for row in image if (box := self._box(row, kept)) is not None] for image in rows]
+
+    def _box(self, row: list[float], kept: list[int]) -> Box | None:
+        score, which, x, y, width, height = row
+        corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        left, top, right, bottom = (round(min(max(corner, 0.0), 1.0), 6) for corner in corners)
+        if score < self._threshold or left >= right or top >= bottom:
+            return None
+        return Box(left, top, right, bottom, rescaled(score, self._threshold), self._names[kept[int(which)]])
+
+
+def threshold_of(config: DetectorConfig, model_type: str) -> float:
+    """Least score of a network's boxes.
+
+    Raises:
+        NetworkError: neither the config nor `THRESHOLDS` has one.
+    """
+    if config.score_threshold is not None:
+        return config.score_threshold
+    if model_type not in THRESHOLDS:
+        raise NetworkError(
+            f"{config.weights} is a {model_type}, and detectors' scores are on different scales: set "
+            f"labellers.det.score_threshold so that an image gets about as many boxes as it shows objects (known: {THRESHOLDS})"
+        )
+    return THRESHOLDS[model_type]
+
+
+def rescaled(score: float, threshold: float) -> float:
+    """A score on the scale on which `threshold` is 0.6 and 1 is 1, straight between them."""
+    share = (score - threshold) / (1 - threshold) if threshold < 1 else 1.0
+    return round(min(1.0, _PAPER_THRESHOLD + (1 - _PAPER_THRESHOLD) * share), 6)
 
 
 def scores(logits_QC: Tensor, num_classes: int) -> Tensor:
-    """Scores (Q, C) in [0, 1]: a sigmoid, or a softmax where the network has a logit for "no object"."""
+    """Scores (..., Q, C) in [0, 1]: a sigmoid, or a softmax where the network has a logit for "no object"."""
     if logits_QC.shape[-1] == num_classes + 1:
-        return logits_QC.softmax(-1)[:, :-1]
+        return logits_QC.softmax(-1)[..., :-1]
     return logits_QC.sigmoid()
 
 
@@ -126,7 +159,8 @@ def thing_names(id2label: Mapping[int, str], weights: str) -> dict[int, str]:
     return known
 
 
-def _model_class() -> Any:
+def model_class() -> Any:
+    """Transformers' class of any detector."""
     from transformers import AutoModelForObjectDetection
 
     return AutoModelForObjectDetection
@@ -173,5 +207,5 @@ def _tune(network: Any, config: DetectorConfig) -> None:
         spread_last(corners, last_inputs(corners, lambda: network(pixel_values=pixels_BCHW)), larger, 0.7)
         spread_last(classes, last_inputs(classes, lambda: network(pixel_values=pixels_BCHW)), 0.0, 1.5)
         best_BQ = network(pixel_values=pixels_BCHW).logits.amax(-1)
-        level = torch.logit(torch.tensor(max(config.score_threshold, 0.01)).clamp(max=0.99))
+        level = torch.logit(torch.tensor(threshold_of(config, network.config.model_type)).clamp(0.01, 0.99))
         classes.bias.add_(level - best_BQ.flatten().quantile(0.8))

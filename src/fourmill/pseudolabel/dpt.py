@@ -1,7 +1,8 @@
 """Depth and normals by Omnidata's DPT-Hybrid, hosted on transformers' DPT (4M, appendix B.1).
 
 Depth is fed in [-1, 1], normals in [0, 1]; both outputs are clamped to [0, 1]. Depth is stored as it comes (far is
-large, no inversion), normals as n = 2 o - 1 without making them unit vectors, as Omnidata stores them.
+large, no inversion), normals as n = 2 o - 1 without making them unit vectors, as Omnidata stores them. What the clamp
+takes away cannot be had back, so the share of clamped values is kept beside each label.
 """
 
 import math
@@ -14,22 +15,20 @@ from torch import Tensor, nn
 
 from fourmill.core.labels import Picture
 from fourmill.pseudolabel.config import VERSION, DptConfig, weights_digest
-from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
-    PROBE_PX,
     ConstantGuard,
+    Forward,
     as_numpy,
     batches,
     check_output,
     is_constant,
-    last_inputs,
     load_network,
-    probe,
     resize,
+    resize_rgb,
     size_of,
-    spread_last,
-    to_tensor,
 )
+from fourmill.pseudolabel.seeding import PROBE_PX, last_inputs, probe, spread_last
 
 _STRIDE = 32  # of the deepest map; at other sizes the maps to be fused differ in size
 
@@ -46,36 +45,42 @@ class DptLabeller:
         self._config = config
         self._channels = 3 if label == "normal" else 1
         self._network, self._device = load_network(
-            label, config.weights, lambda: _model_class(self._channels), lambda: _seeded(self._channels)
+            label, config, lambda: model_class(self._channels), lambda: _seeded(self._channels)
         )
         if not self._network.config.is_hybrid:
             raise NetworkError(
                 f"{config.weights} is a plain DPT; the {label} labeller drives DPT-Hybrid (is_hybrid in config.json)"
             )
+        self._forward = Forward(config, self._device, lambda pixels: (forward(self._network, pixels),))
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed for an image."""
         return fed_size(size_of(picture), self._config.longer_px)
 
     @torch.inference_mode()
-    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
-        """Depth (H, W) float32 in [0, 1] or normals (H, W, 3) float32 in [-1, 1] at each image's size."""
-        sizes = [fed_size(size_of(p), self._config.longer_px) for p in pictures]
+    def label_pictures(self, pictures: Sequence[Picture]) -> list[Answer]:
+        """Depth (H, W) float32 in [0, 1] or normals (H, W, 3) float32 in [-1, 1] at each image's size.
+
+        `clamped` beside it: the share of the network's outputs that lie at or outside of the bounds of [0, 1].
+        """
+        sizes = [self.bucket(p) for p in pictures]
         guard = ConstantGuard(self.label, self._config.weights)
-        labels: dict[int, Label | Rejected] = {}
+        labels: dict[int, Answer] = {}
         for indices in batches(sizes, self.batch_size):
             output_BCHW = self._predict([pictures[i] for i in indices], *sizes[indices[0]])
-            for i, output_CHW, constant in zip(indices, output_BCHW, is_constant(output_BCHW), strict=True):
-                dead = guard.add(pictures[i], constant)
-                labels[i] = (
-                    Rejected("the network's output is constant") if dead else self._label(output_CHW, pictures[i])
-                )
+            clamped_B = ((output_BCHW <= 0) | (output_BCHW >= 1)).flatten(1).float().mean(1).tolist()
+            for position, (i, constant) in enumerate(zip(indices, is_constant(output_BCHW), strict=True)):
+                if guard.add(pictures[i], constant):
+                    labels[i] = Rejected("the network's output is constant")
+                else:
+                    label = self._label(output_BCHW[position], pictures[i])
+                    labels[i] = Labelled(label, {"clamped": clamped_B[position]})
         guard.finish()
         return [labels[i] for i in range(len(pictures))]
 
     def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> Tensor:
-        rgb_BCHW = torch.cat([resize(to_tensor([picture], self._device), height, width) for picture in pictures])
-        output = forward(self._network, rgb_BCHW * 2 - 1 if self.label == "depth" else rgb_BCHW)
+        rgb_BCHW = torch.cat([resize_rgb(picture, self._device, height, width) for picture in pictures])
+        (output,) = self._forward(rgb_BCHW * 2 - 1 if self.label == "depth" else rgb_BCHW)
         output_BCHW = output.reshape(len(pictures), -1, *output.shape[-2:])
         check_output(self.label, output_BCHW, (len(pictures), self._channels, height, width), self._config.weights)
         return output_BCHW
@@ -114,7 +119,8 @@ def _closest(side: float) -> int:
     return math.floor(side / _STRIDE + 0.5) * _STRIDE
 
 
-def _model_class(channels: int) -> Any:
+def model_class(channels: int) -> Any:
+    """Transformers' DPT, with a head of one channel or of three."""
     from transformers import DPTForDepthEstimation
 
     class NormalDpt(DPTForDepthEstimation):
@@ -133,7 +139,7 @@ def _seeded(channels: int) -> nn.Module:
 
     bit = {"model_type": "bit", "layer_type": "bottleneck", "global_padding": "same", "embedding_dynamic_padding": True}
     bit |= {"embedding_size": 16, "hidden_sizes": [16, 24, 32], "depths": [1, 1, 1], "num_groups": 4}
-    network = _model_class(channels)(
+    network = model_class(channels)(
         DPTConfig(
             is_hybrid=True,
             image_size=PROBE_PX,

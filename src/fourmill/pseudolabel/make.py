@@ -2,6 +2,7 @@
 
 from typing import Literal, cast
 
+from fourmill.core.store import Store
 from fourmill.pseudolabel.config import (
     AnyLabellerConfig,
     ClipConfig,
@@ -9,6 +10,8 @@ from fourmill.pseudolabel.config import (
     DptConfig,
     Mask2FormerConfig,
     SceneConfig,
+    VitDetConfig,
+    at_hand,
     require_weights,
 )
 from fourmill.pseudolabel.format import OwnConfig
@@ -16,15 +19,19 @@ from fourmill.pseudolabel.labeller import FeatureExtractor, Labeller
 from fourmill.pseudolabel.members import OWN
 
 
-def make_labeller(label: str, config: AnyLabellerConfig) -> Labeller:
+def make_labeller(label: str, config: AnyLabellerConfig, store: Store | None = None) -> Labeller:
     """Load the labeller of a label; slow, since weights are read.
+
+    Args:
+        store: where stored weights are.
 
     Raises:
         ValueError: the config's network does not make this label.
         WeightsMissingError: its weights are not there.
         NetworkError: its weights are of another network.
     """
-    require_weights(label, config)
+    require_weights(label, config, store)
+    config = at_hand(config, store)
     match config:
         case OwnConfig():
             return OWN[label].make(config)
@@ -44,21 +51,28 @@ def make_labeller(label: str, config: AnyLabellerConfig) -> Labeller:
             from fourmill.pseudolabel.detector import DetectorLabeller
 
             return DetectorLabeller(config)
+        case VitDetConfig():
+            from fourmill.pseudolabel.vitdet import VitDetLabeller
+
+            return VitDetLabeller(config)
         case ClipConfig():
             raise ValueError("the clip labeller makes features, which are never stored: make_features gives it")
 
 
-def make_features(config: AnyLabellerConfig) -> FeatureExtractor:
+def make_features(config: AnyLabellerConfig, store: Store | None = None) -> FeatureExtractor:
     """Load the CLIP labeller: crops (B, S, S, 3) uint8 to features (B, h, w, C) float32.
+
+    Args:
+        store: where stored weights are.
 
     Raises:
         ValueError: the config is not a CLIP labeller's.
         WeightsMissingError: its weights are not there.
         NetworkError: its weights are of another network.
     """
-    require_weights("clip", config)
+    require_weights("clip", config, store)
     if not isinstance(config, ClipConfig):
         raise ValueError(f"a {config.kind} labeller makes no features")
     from fourmill.pseudolabel.clip import ClipFeatures
 
-    return ClipFeatures(config)
+    return ClipFeatures(at_hand(config, store))

@@ -19,21 +19,21 @@ from fourmill.pseudolabel.config import VERSION, Mask2FormerConfig, weights_dige
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     ConstantGuard,
+    Forward,
     batches,
     check_output,
     is_constant,
-    last_inputs,
     load_network,
-    probe,
-    resize,
+    resize_rgb,
+    shortest_edge,
     size_of,
-    spread_last,
     standardise,
-    to_tensor,
 )
+from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
 
 _DIVISOR = 32  # stride of the deepest map: inputs are padded to a multiple
 _PIXELS_AT_ONCE = 16_384
+_MASK_VALUES_AT_ONCE = 1 << 28  # 1 GB of masks; a photograph of 24 million pixels has 10 GB of them
 
 
 class Mask2FormerLabeller:
@@ -46,18 +46,19 @@ class Mask2FormerLabeller:
         self.batch_size = config.batch_size
         self.weights_digest = weights_digest(config)
         self._config = config
-        self._network, self._device = load_network("semseg", config.weights, _model_class, _seeded)
+        self._network, self._device = load_network("semseg", config, model_class, _seeded)
         _check_classes(self._network.config.id2label, config.weights)
+        self._forward = Forward(config, self._device, self._logits)
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed for an image, before padding."""
-        return fed_size(size_of(picture), self._config.shorter_px, self._config.longer_px)
+        return shortest_edge(size_of(picture), self._config.shorter_px, self._config.longer_px)
 
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Classes (H, W) uint8 at each image's size."""
         config = self._config
-        sizes = [fed_size(size_of(p), config.shorter_px, config.longer_px) for p in pictures]
+        sizes = [self.bucket(p) for p in pictures]
         guard = ConstantGuard(self.label, config.weights)
         labels: dict[int, Label | Rejected] = {}
         for indices in batches(sizes, self.batch_size):
@@ -76,30 +77,45 @@ class Mask2FormerLabeller:
     def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> tuple[Tensor, Tensor]:
         """Class logits (B, Q, C + 1) and mask logits (B, Q, H, W) of the padded input."""
         config = self._config
-        rgb_BCHW = torch.cat([resize(to_tensor([picture], self._device), height, width) for picture in pictures])
+        rgb_BCHW = torch.cat([resize_rgb(picture, self._device, height, width) for picture in pictures])
         padding = (0, -width % _DIVISOR, 0, -height % _DIVISOR)
         pixels_BCHW = F.pad(standardise(rgb_BCHW, config.mean, config.std), padding)
-        output = self._network(pixel_values=pixels_BCHW)
-        classes_BQC, masks_BQhw = output.class_queries_logits, output.masks_queries_logits
+        classes_BQC, masks_BQhw = self._forward(pixels_BCHW)
         queries = self._network.config.num_queries
         check_output("class logits", classes_BQC, (len(pictures), queries, NUM_SEMSEG_CLASSES + 1), config.weights)
         check_output("mask logits", masks_BQhw, (len(pictures), queries, *masks_BQhw.shape[2:]), config.weights)
         masks_BQHW = F.interpolate(masks_BQhw, pixels_BCHW.shape[-2:], mode="bilinear", align_corners=False)
         return classes_BQC, masks_BQHW
 
-
-def fed_size(size: tuple[int, int], shorter_px: int, longer_px: int) -> tuple[int, int]:
-    """Height and width that the network sees before padding: the shorter side as asked, unless the longer gets too long."""
-    scale = min(shorter_px / min(size), longer_px / max(size))
-    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+    def _logits(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        output = self._network(pixel_values=pixels_BCHW)
+        return output.class_queries_logits, output.masks_queries_logits
 
 
 def _semantic(classes_QC: Tensor, masks_QHW: Tensor, size: tuple[int, int]) -> Label:
-    masks_QHW = F.interpolate(masks_QHW[None], size, mode="bilinear", align_corners=False)[0].sigmoid()
-    masks_PQ, classes_QC = masks_QHW.flatten(1).T, classes_QC.softmax(-1)[:, :-1]  # the last class is "no object"
-    # In parts: the scores of all classes at every pixel of one large image are 300 MB.
-    ids = [(part_PQ @ classes_QC).argmax(1) for part_PQ in masks_PQ.split(_PIXELS_AT_ONCE)]
-    return torch.cat(ids).to(torch.uint8).reshape(size).cpu().numpy()
+    classes_QC = classes_QC.softmax(-1)[:, :-1]  # the last class is "no object"
+    rows = max(1, _MASK_VALUES_AT_ONCE // (len(masks_QHW) * size[1]))
+    bands: list[Tensor] = []
+    for top in range(0, size[0], rows):
+        masks_QhW = enlarged_rows(masks_QHW, size, top, min(top + rows, size[0])).sigmoid()
+        # In parts: the scores of all classes at every pixel of one large image are 300 MB.
+        parts = masks_QhW.flatten(1).T.split(_PIXELS_AT_ONCE)
+        bands += [(part_PQ @ classes_QC).argmax(1) for part_PQ in parts]
+    return torch.cat(bands).to(torch.uint8).reshape(size).cpu().numpy()
+
+
+def enlarged_rows(x_CHW: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
+    """Rows `top` to `bottom` of maps resized to `size`, bilinear, without making the others."""
+    if (top, bottom) == (0, size[0]):
+        return F.interpolate(x_CHW[None], size, mode="bilinear", align_corners=False)[0]
+    height = x_CHW.shape[1]
+    places = (torch.arange(top, bottom, device=x_CHW.device) + 0.5) * (height / size[0]) - 0.5
+    places = places.clamp(0, height - 1)
+    above = places.floor().long()
+    share = (places - above)[:, None]
+    below = (above + 1).clamp(max=height - 1)
+    mixed_CHW = x_CHW[:, above] * (1 - share) + x_CHW[:, below] * share
+    return F.interpolate(mixed_CHW[None], (bottom - top, size[1]), mode="bilinear", align_corners=False)[0]
 
 
 def _check_classes(id2label: dict[int, str], weights: str) -> None:
@@ -116,7 +132,8 @@ def _check_classes(id2label: dict[int, str], weights: str) -> None:
         )
 
 
-def _model_class() -> Any:
+def model_class() -> Any:
+    """Transformers' Mask2Former."""
     from transformers import Mask2FormerForUniversalSegmentation
 
     return Mask2FormerForUniversalSegmentation
@@ -128,7 +145,7 @@ def _seeded() -> nn.Module:
 
     swin: dict[str, Any] = {"image_size": 128, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}
     swin |= {"window_size": 4, "drop_path_rate": 0.0, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
-    network = _model_class()(
+    network = model_class()(
         NetworkConfig(
             backbone_config=SwinConfig(**swin),
             feature_size=32,

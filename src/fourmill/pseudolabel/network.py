@@ -1,8 +1,9 @@
-"""What the labellers share about networks: loading, seeding, feeding, and telling a wrong one.
+"""What the labellers share about networks: loading, running, feeding, and telling a wrong one.
 
 B images, H and W pixels.
 """
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourmill.core.labels import Picture
-from fourmill.pseudolabel.config import Colour, WeightsMissingError, seed_of
+from fourmill.pseudolabel.config import Colour, NetworkSettings, WeightsMissingError, seed_of
 from fourmill.pseudolabel.labeller import NetworkError
+from fourmill.pseudolabel.safe_load import UnsafeFileError, refusal
 
-PROBE_PX = 128
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # A file of the whole CLIP serves too; its text side is not needed.
 _OTHER_PARTS = ("text_model.", "text_projection.", "logit_scale")
 
 
 def load_network(
-    label: str, weights: str, model_class: Callable[[], Any], make_seeded: Callable[[], nn.Module]
+    label: str, settings: NetworkSettings, model_class: Callable[[], Any], make_seeded: Callable[[], nn.Module]
 ) -> tuple[Any, torch.device]:
     """A network in evaluation mode and the device it is on: the first GPU when there is one.
 
     Args:
         label: what the network makes, for errors.
-        weights: a folder, or `seeded:N`.
+        settings: its weights, a folder or `seeded:N`, and whether channels come last.
         model_class: gives a transformers class; only called for a folder.
         make_seeded: builds the tiny network; random numbers are drawn from torch's own generator.
 
@@ -38,15 +40,45 @@ def load_network(
         WeightsMissingError: the folder cannot be loaded.
         NetworkError: its file lacks keys of the network, or has them in other shapes.
     """
-    seed = seed_of(weights)
+    seed = seed_of(settings.weights)
     if seed is None:
-        network = _from_folder(label, Path(weights), model_class())
+        network = from_folder(label, Path(settings.weights), model_class())
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = make_seeded()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return network.eval().requires_grad_(False).to(device), device
+    return placed(network, settings, device), device
+
+
+def placed(network: Any, settings: NetworkSettings, device: torch.device) -> Any:
+    """A network on its device, ready to be asked and never trained."""
+    network = network.eval().requires_grad_(False).to(device)
+    return network.to(memory_format=torch.channels_last) if settings.channels_last else network
+
+
+class Forward:
+    """A network's forward pass as its settings want it: in their precision, layout, and compiled or not.
+
+    Weights stay float32; torch's autocast chooses per operation what is safe to compute in less.
+    """
+
+    def __init__(
+        self, settings: NetworkSettings, device: torch.device, function: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> None:
+        self._device, self._dtype = device, _PRECISIONS[settings.precision]
+        self._channels_last = settings.channels_last
+        self._function = function
+        if settings.compile_backend is not None:
+            self._function = torch.compile(function, backend=settings.compile_backend)
+
+    def __call__(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """The function's outputs, float32."""
+        if self._channels_last:
+            pixels_BCHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            outputs = self._function(pixels_BCHW)
+        return tuple(output.float() for output in outputs)
 
 
 def to_tensor(pictures: Sequence[Picture], device: torch.device) -> Tensor:
@@ -58,6 +90,23 @@ def to_tensor(pictures: Sequence[Picture], device: torch.device) -> Tensor:
 def size_of(picture: Picture) -> tuple[int, int]:
     """Height and width in pixels."""
     return picture.rgb_HWC.shape[0], picture.rgb_HWC.shape[1]
+
+
+def shortest_edge(size: tuple[int, int], shorter_px: int, longer_px: int) -> tuple[int, int]:
+    """Height and width when the shorter side is resized to `shorter_px`, unless the longer gets longer than `longer_px`.
+
+    As detectron2's ResizeShortestEdge, but never 0.
+    """
+    scale = min(shorter_px / min(size), longer_px / max(size))
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+
+
+def resize_rgb(picture: Picture, device: torch.device, height: int, width: int) -> Tensor:
+    """One image as (1, 3, height, width) in [0, 1], in 256 levels still, as networks saw resized images in training."""
+    rgb_1CHW = to_tensor([picture], device)
+    if rgb_1CHW.shape[-2:] == (height, width):
+        return rgb_1CHW
+    return (resize(rgb_1CHW, height, width) * 255).round_().clamp_(0, 255) / 255
 
 
 def resize(x_BCHW: Tensor, height: int, width: int) -> Tensor:
@@ -129,61 +178,41 @@ class ConstantGuard:
             )
 
 
-def probe(px: int = PROBE_PX, num: int = 2) -> Tensor:
-    """Images to tune a seeded network on: blots of several sizes, (num, 3, px, px) in [0, 1]."""
-    layers = [F.interpolate(torch.randn(num, 3, side, side), px, mode="bicubic") for side in (2, 5, 11, 32)]
-    return (torch.stack(layers).sum(0) * 0.25 + 0.5).clamp(0, 1)
-
-
-def last_inputs(layer: nn.Module, run: Callable[[], object]) -> Tensor:
-    """What went into a layer the last time that it was called during `run`."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    with torch.no_grad():
-        run()
-    hook.remove()
-    return seen[-1]
-
-
-def spread_last(layer: nn.Conv2d | nn.Linear, inputs: Tensor, mean: float | Tensor, deviation: float) -> None:
-    """Set a last layer's scale and offset so that each of its outputs has this mean and deviation over `inputs`.
-
-    Small random networks answer nearly the same number everywhere; a seeded one must show that it sees something.
-    """
-    with torch.no_grad():
-        output = layer(inputs)
-        channels = output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output
-        channels = channels.reshape(-1, channels.shape[-1])
-        scale = deviation / channels.std(0).clamp_min(1e-12)
-        offset = 0.0 if layer.bias is None else layer.bias
-        layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
-        if layer.bias is not None:
-            layer.bias.copy_(mean - (channels.mean(0) - offset) * scale)
-
-
 def as_numpy(x: Tensor) -> NDArray[np.float32]:
     """A tensor as a contiguous float32 array on the host."""
     return np.ascontiguousarray(x.float().cpu().numpy())
 
 
-def _from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
+def from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
+    """A transformers network from what `save_pretrained` wrote, every key of which must fit.
+
+    Raises:
+        WeightsMissingError: the folder cannot be loaded.
+        NetworkError: the file lacks keys of the network, has others, or has them in other shapes; they are named.
+    """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     try:
         network, info = model_class.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, dtype=torch.float32
+            folder,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are named below
         )
     except RuntimeError as error:
         raise NetworkError(
             f"{label} labeller: the weights in {folder} do not fit {model_class.__name__}: {error}"
         ) from error
+    except pickle.UnpicklingError as error:
+        raise UnsafeFileError(f"{label} labeller: {refusal(folder, error)}") from error
     except (OSError, ValueError, KeyError) as error:
         raise WeightsMissingError(
             f"{label} labeller: {folder} does not load as {model_class.__name__} ({type(error).__name__}: {error}). Expected "
             "config.json and model.safetensors as save_pretrained writes them"
         ) from error
-    wrong = {name: sorted(map(str, keys)) for name, keys in info.items()}
+    wrong = {name: [_shown(key) for key in sorted(keys, key=str)] for name, keys in info.items()}
     wrong = {name: [key for key in keys if not key.startswith(_OTHER_PARTS)] for name, keys in wrong.items()}
     if any(wrong.values()):
         named = "; ".join(f"{name.replace('_', ' ')}: {', '.join(keys[:5])}" for name, keys in wrong.items() if keys)
@@ -192,3 +221,8 @@ def _from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone()
     return network
+
+
+def _shown(key: Any) -> str:
+    """A key, or for one of another shape what the file has and what is expected."""
+    return key if isinstance(key, str) else f"{key[0]} {tuple(key[1])}, expected {tuple(key[2])}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from fourmill.core.store import open_store
 from fourmill.core.work import ShardWorker
 from fourmill.runtime.project import Project
 from fourmill.runtime.token_assets import token_assets
@@ -78,7 +79,7 @@ def clip_features(project: Project, px: int | None = None) -> Callable[[np.ndarr
     config = project.labellers["clip"]
     if px is not None and isinstance(config, ClipConfig) and config.input_px is not None:
         config = config.model_copy(update={"input_px": config.input_px * px // project.input_px})
-    return make_features(config)
+    return make_features(config, open_store(project.store))
 
 
 def token_modalities(project: Project) -> list[str]:

@@ -1,0 +1,198 @@
+"""`fourmill doctor`: whether this machine has all that a project needs, and what to do about what it lacks."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fourmill.core.store import check_writable, is_local
+from fourmill.pipelines import preflight
+from fourmill.pipelines.profiles import PROFILES, profile
+from fourmill.pipelines.workspace import Workspace
+from fourmill.pseudolabel.config import SceneConfig, VitDetConfig
+from fourmill.runtime.labeller_weights import missing_weights, pinned_labellers
+from fourmill.runtime.project import Project
+from fourmill.runtime.ray_session import RayConfig, check_reachable
+
+_LIBRARIES = ("torch", "torchvision", "transformers", "timm", "safetensors", "ray", "dagster")
+_STORED_BYTES = 1_000_000  # an image, its labels and its tokens at the paper's sizes (docs/benchmarks.md)
+_SCENE_BYTES = 30_000  # the demo's
+_DETECTRON2_TIMEOUT_S = 180
+_DETECTRON2_CHECK = (
+    "import fourmill.pseudolabel.vitdet as vitdet; vitdet.require_detectron2(); import detectron2, ray, torch; "
+    "print('detectron2', detectron2.__version__, 'torch', torch.__version__, 'ray', ray.__version__)"
+)
+
+State = Literal["ok", "missing", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    state: State
+    detail: str  # what was found, or what is missing and what to do
+
+
+def doctor(
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of a project; without one, --profile says what it would be.")
+    ] = Path("out/demo"),
+    profile_name: Annotated[
+        str | None, typer.Option("--profile", help=f"Look at this profile, not at the folder's: {', '.join(PROFILES)}.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """What a project needs and this machine lacks: weights, libraries, GPU, store, Ray, space. Exit code 1 if anything."""
+    workspace = Workspace(out.resolve())
+    if profile_name is None and workspace.project_file.exists():
+        project = workspace.project()
+    else:
+        project = profile(profile_name or "demo", workspace.out)
+    findings = list(examine(pinned_labellers(project)))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        _print(project, findings)
+    raise typer.Exit(1 if any(finding.state == "missing" for finding in findings) else 0)
+
+
+def examine(project: Project) -> Iterator[Finding]:
+    """Look at everything; nothing is changed, and no Ray is started."""
+    yield from _libraries()
+    yield _gpu(project.ray)
+    yield from _weights(project)
+    if isinstance(project.labellers["det"], VitDetConfig):
+        yield _detectron2(project.ray.for_stage("labels/det"))
+    for dataset in project.datasets():
+        source = dataset.source
+        yield _checked(f"source of {dataset.name}", source.where, partial(preflight.check_source, source))
+    yield _checked("store", f"{project.store} can be written", lambda: check_writable(project.store))
+    where = project.ray.address or "a local one will be started"
+    yield _checked("Ray", where, lambda: check_reachable(project.ray))
+    yield _space(project)
+    yield _checked("memory", "enough", preflight.check_memory)
+
+
+def _checked(what: str, fine: str, check: Callable[[], None]) -> Finding:
+    try:
+        check()
+    except (ValueError, OSError) as error:
+        return Finding(what, "missing", str(error))
+    return Finding(what, "ok", fine)
+
+
+def _libraries() -> Iterator[Finding]:
+    for name in _LIBRARIES:
+        try:
+            yield Finding(name, "ok", version(name))
+        except PackageNotFoundError:
+            yield Finding(name, "missing", f"not installed; install fourmill[ml,pipeline], or {name} alone")
+
+
+def _gpu(ray: RayConfig) -> Finding:
+    shares = [ray, *(ray.for_stage(name) for name in ray.stages)]
+    wanted = max(share.gpus_per_worker for share in shares)
+    if importlib.util.find_spec("torch") is None:
+        return Finding("GPU", "note", "cannot tell without torch")
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found:
+        return Finding("GPU", "ok", f"{found}: {torch.cuda.get_device_name(0)}")
+    if not wanted:
+        return Finding("GPU", "ok", "none, and none is asked for")
+    if ray.address not in (None, "local"):
+        return Finding("GPU", "note", f"none here; those of the cluster at {ray.address} are used")
+    return Finding(
+        "GPU",
+        "missing",
+        f"stages ask for {wanted:g} a worker, and torch {torch.__version__} sees none: look at nvidia-smi and at torch's build, "
+        "give ray.address of a cluster that has them, or set gpus_per_worker to 0",
+    )
+
+
+def _weights(project: Project) -> Iterator[Finding]:
+    missing = missing_weights(project)
+    for label, config in project.labellers.items():
+        named = getattr(config, "weights", "no weights needed")
+        state: State = "missing" if label in missing else "ok"
+        yield Finding(f"labeller of {label}", state, missing.get(label, f"{config.kind}: {named}"))
+
+
+def _detectron2(ray: RayConfig) -> Finding:
+    what, environment = "detectron2", ray.runtime_env
+    if "image_uri" in environment:
+        return Finding(what, "note", f"in the image {environment['image_uri']}; looked at when its first actor starts")
+    python = environment.get("py_executable")
+    if python is None:
+        from fourmill.pseudolabel.vitdet import require_detectron2
+
+        try:
+            return Finding(what, "ok", f"{require_detectron2()}")
+        except ImportError as error:
+            return Finding(what, "missing", str(error))
+    if shutil.which(python) is None:
+        is_elsewhere = ray.address not in (None, "local")
+        detail = f"no {python} on this machine"
+        todo = "; the cluster's nodes need it" if is_elsewhere else "; build it as infra/detectron2/README.md says"
+        return Finding(what, "note" if is_elsewhere else "missing", detail + todo)
+    return _asked(what, python)
+
+
+def _asked(what: str, python: str) -> Finding:
+    try:
+        command = [python, "-W", "ignore", "-c", _DETECTRON2_CHECK]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DETECTRON2_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(what, "missing", f"{python} does not run: {error}")
+    lines = [line for line in (done.stderr if done.returncode else done.stdout).splitlines() if line.strip()]
+    last = lines[-1] if lines else "no word"
+    if done.returncode:
+        return Finding(what, "missing", f"{python}: {last}")
+    if f"ray {version('ray')}" not in last:
+        return Finding(what, "missing", f"{python} has {last}; its Ray must be this one, {version('ray')}")
+    return Finding(what, "ok", f"{python}: {last}")
+
+
+def _space(project: Project) -> Finding:
+    folder = next(p for p in (project.local_folder, *project.local_folder.parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    is_small = isinstance(project.labellers["depth"], SceneConfig)
+    each = _SCENE_BYTES if is_small else _STORED_BYTES
+    wanted = preflight.MIN_FREE_DISK_MB * 1_000_000
+    if is_local(project.store):
+        wanted = max(wanted, each * sum(dataset.layout.num_rows for dataset in project.datasets()))
+    if free >= wanted:
+        return Finding("free space", "ok", f"{_gigabytes(free)} in {folder}, about {_gigabytes(wanted)} needed")
+    return Finding(
+        "free space",
+        "missing",
+        f"{_gigabytes(free)} in {folder}, and about {_gigabytes(wanted)} are needed; choose another --out, or a store elsewhere",
+    )
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB"
+
+
+def _print(project: Project, findings: list[Finding]) -> None:
+    table = Table("", "", f"profile {project.profile}")
+    marks = {"ok": "[green]ok", "missing": "[red]missing", "note": "[yellow]note"}
+    for finding in findings:
+        table.add_row(finding.what, marks[finding.state], finding.detail)
+    console = Console()
+    console.print(table)
+    missing = sum(finding.state == "missing" for finding in findings)
+    console.print(f"{missing} missing" if missing else "nothing is missing")

@@ -1,0 +1,136 @@
+"""`fourmill weights`: the networks' public weights, verified and kept in the store under their digests."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fourmill.core.store import Store, open_store
+from fourmill.pipelines.workspace import Workspace
+from fourmill.pseudolabel.stored import CARD, ORIGINS, Pointer, read_pointer
+from fourmill.runtime.labeller_weights import pinned_labellers, with_weights
+from fourmill.runtime.project import write_project
+
+# Each network a paragraph that is not filled: \b is typer's mark of one.
+_NAMES = "\n\n".join(f"\b\n  {name:<8}{origin.about}\n{'':10}{origin.source}" for name, origin in ORIGINS.items())
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help=f"""{__doc__}
+
+Add each network once; from then on labellers load it by its digest, with no network, on every machine that reads the
+store. Names, and the public weights of each:
+
+{_NAMES}
+
+\b
+Examples:
+  fourmill weights add depth omnidata_dpt_depth_v2.ckpt --out out/cc12m
+  fourmill weights add semseg hf:facebook/mask2former-swin-base-coco-panoptic --store s3://bucket/cc12m
+  fourmill weights list --out out/cc12m
+""",
+)
+_console = Console()
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of a project: its store, or store/ in it where there is no project yet."),
+]
+StoreRoot = Annotated[str | None, typer.Option("--store", help="A store by its root: a folder or s3://bucket/prefix.")]
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(ORIGINS)}.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="hf:OWNER/NAME, a Hugging Face folder, or for depth, normal (.ckpt, .pth) and vitdet (.pkl) the file."
+        ),
+    ],
+    out: Out = None,
+    store: StoreRoot = None,
+    licence: Annotated[str | None, typer.Option(help="The weights' licence, for the card.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an hf: repository.")] = None,
+) -> None:
+    """Verify weights, convert them to safetensors, keep them under their digest with origin and licence.
+
+    Every key must fit the network; those that do not are named. Pickles are read without running anything in them. A
+    project in --out takes the new weights at once, which makes that one label and what is made of it stale.
+    """
+    from fourmill.pseudolabel.convert import add_weights
+
+    if name not in ORIGINS:
+        raise ValueError(f"no weights are called {name!r}; names are {', '.join(ORIGINS)}")
+    kept = _open(out, store)
+    kept.check()
+    path, origin = Path(source).expanduser(), f"file {Path(source).name}"
+    if source.startswith("hf:"):
+        from fourmill.runtime.hub import fetch_weights
+
+        fetched = fetch_weights(source.removeprefix("hf:"), revision)
+        path, origin, licence = fetched.path, f"{source} at {fetched.commit}", licence or fetched.licence
+    pointer = add_weights(kept, name, path, origin, licence)
+    typer.echo(f"{name}: stored:{name}/{pointer.digest} in {kept.root} ({pointer.origin}; licence: {pointer.licence})")
+    if out is not None and Workspace(out.resolve()).project_file.exists():
+        workspace = Workspace(out.resolve())
+        project, labels = with_weights(workspace.project(), name, f"stored:{name}/{pointer.digest}")
+        write_project(project, workspace.project_file)
+        typer.echo(f"{workspace.project_file}: {', '.join(labels) or 'no label'} now made with them")
+
+
+@app.command("list")
+def list_weights(
+    out: Out = None,
+    store: StoreRoot = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
+) -> None:
+    """The weights in a store: which serve, where they are from, under which licence; and earlier ones."""
+    kept = _open(out, store)
+    pointers = {name: pointer for name in ORIGINS if (pointer := read_pointer(kept, name))}
+    digests = {name: _digests(kept, name) for name in ORIGINS}
+    if as_json:
+        rows = [
+            {"name": n, "stored": digests[n], **({"serves": p.model_dump()} if (p := pointers.get(n)) else {})}
+            for n in ORIGINS
+        ]
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    table = Table("name", "serves", "from", "licence", "earlier")
+    for name in ORIGINS:
+        pointer = pointers.get(name)
+        others = [digest[:12] for digest in digests[name] if pointer is None or digest != pointer.digest]
+        table.add_row(name, *_shown(pointer), ", ".join(others))
+    _console.print(table)
+
+
+@app.command()
+def pin(out: Annotated[Path, typer.Option("--out", help="Folder of a project.")]) -> None:
+    """Write the digests of the weights that serve now into a project that was made before they were there."""
+    workspace = Workspace(out.resolve())
+    before = workspace.project()
+    project = pinned_labellers(before)
+    write_project(project, workspace.project_file)
+    changed = [label for label in project.labellers if project.labellers[label] != before.labellers[label]]
+    typer.echo(f"{workspace.project_file}: {', '.join(changed) or 'nothing'} pinned")
+
+
+def _open(out: Path | None, store: str | None) -> Store:
+    if (out is None) == (store is None):
+        raise ValueError("say where the weights are kept: either --out FOLDER of a project, or --store ROOT")
+    if store is not None:
+        return open_store(store)
+    assert out is not None
+    workspace = Workspace(out.resolve())
+    return open_store(workspace.project().store if workspace.project_file.exists() else str(workspace.out / "store"))
+
+
+def _digests(store: Store, name: str) -> list[str]:
+    return sorted(path.split("/")[2] for path in store.list(f"weights/{name}") if path.endswith(f"/{CARD}"))
+
+
+def _shown(pointer: Pointer | None) -> tuple[str, str, str]:
+    return ("none yet", "", "") if pointer is None else (pointer.digest[:12], pointer.origin, pointer.licence)

@@ -1,0 +1,141 @@
+"""The sets of labellers that one can choose: the demo's, the paper's, tiny seeded ones, a folder of networks."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from fourmill.core.store import Store
+from fourmill.pseudolabel.config import (
+    ClipConfig,
+    DetectorConfig,
+    DptConfig,
+    LabellerConfig,
+    Mask2FormerConfig,
+    SceneConfig,
+    VitDetConfig,
+    pinned,
+    require_weights,
+    seed_of,
+)
+from fourmill.pseudolabel.stored import CONFIG_FILE, WeightsMissingError, stored_ref
+
+
+def demo_labellers() -> dict[str, LabellerConfig]:
+    """The demo's: exact labels of generated scenes, and a tiny seeded CLIP of 8x8x64 features for 64-pixel crops."""
+    return {**{label: SceneConfig() for label in ("depth", "normal", "semseg", "det")}, "clip": _demo_clip("seeded:0")}
+
+
+def paper_labellers(
+    folder: Path | None = None,
+    *,
+    detector: Literal["vitdet", "detector"] = "vitdet",
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> dict[str, LabellerConfig]:
+    """The paper's networks and sizes (appendix B.1).
+
+    Args:
+        folder: holds each network in the folder of its label; None: `fourmill weights add` puts them into the store.
+        detector: the paper's ViTDet, or a transformers one in its place.
+        precision: bf16 with channels last, for GPUs.
+    """
+
+    def weights(name: str) -> str:
+        label = "det" if name == "vitdet" else name
+        return f"stored:{name}" if folder is None else str(folder / label)
+
+    how: Any = {} if precision == "fp32" else {"precision": precision, "channels_last": True}
+    det = VitDetConfig(weights=weights("vitdet"), **how)
+    return {
+        "depth": DptConfig(weights=weights("depth"), **how),
+        "normal": DptConfig(weights=weights("normal"), **how),
+        "semseg": Mask2FormerConfig(weights=weights("semseg"), **how),
+        "det": det if detector == "vitdet" else DetectorConfig(weights=weights("det"), **how),
+        "clip": ClipConfig(weights=weights("clip"), **how),
+    }
+
+
+def seeded_labellers(seed: int = 0) -> dict[str, LabellerConfig]:
+    """Tiny random networks at small sizes: labels of no meaning, for any image, in some milliseconds each."""
+    weights = f"seeded:{seed}"
+    return {
+        "depth": DptConfig(weights=weights, longer_px=256),
+        "normal": DptConfig(weights=weights, longer_px=256),
+        "semseg": Mask2FormerConfig(weights=weights, shorter_px=128, longer_px=256),
+        "det": DetectorConfig(weights=weights, input_px=160),
+        "clip": _demo_clip(weights),
+    }
+
+
+def labellers_from(choice: str, grid: int = 8, store: Store | None = None) -> dict[str, LabellerConfig]:
+    """The labellers behind `--labellers`: `scene`, `seeded`, `seeded:N`, `stored`, or a folder with one network a label.
+
+    Args:
+        choice: what was written on the command line.
+        grid: tokens along a side of a crop; a real CLIP network gets crops of as many of its own patches.
+        store: where `stored` weights are.
+
+    Raises:
+        WeightsMissingError: one of the networks is not there.
+    """
+    if choice == "scene":
+        return demo_labellers()
+    if choice == "seeded":
+        return seeded_labellers()
+    if choice == "stored":
+        return _stored_labellers(grid, store)
+    seed = seed_of(choice)
+    return seeded_labellers(seed) if seed is not None else _folder_labellers(Path(choice).expanduser().resolve(), grid)
+
+
+def _stored_labellers(grid: int, store: Store | None) -> dict[str, LabellerConfig]:
+    if store is None:
+        raise WeightsMissingError("the labellers are in a store; say which")
+    made: dict[str, Any] = {
+        label: pinned(config, store) for label, config in paper_labellers(detector="detector").items()
+    }
+    for label, config in made.items():
+        require_weights(label, config, store)
+    clip = stored_ref(made["clip"].weights)
+    assert clip is not None
+    facts = json.loads(store.read(f"{clip.folder}/{CONFIG_FILE}"))
+    return {**made, "clip": clip_config(made["clip"].weights, facts, grid)}
+
+
+def _folder_labellers(folder: Path, grid: int) -> dict[str, LabellerConfig]:
+    made = paper_labellers(folder, detector="vitdet" if _model_type(folder / "det") == "vitdet" else "detector")
+    for label, config in made.items():
+        require_weights(label, config)
+    facts = json.loads((folder / "clip" / CONFIG_FILE).read_text())
+    return {**made, "clip": clip_config(str(folder / "clip"), facts, grid)}
+
+
+def _model_type(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / CONFIG_FILE).read_text()).get("model_type")
+    except (OSError, ValueError):
+        return None
+
+
+def _demo_clip(weights: str) -> ClipConfig:
+    return ClipConfig(weights=weights, patch_px=8, channels=64)
+
+
+def clip_config(weights: str, facts: dict[str, Any], grid: int) -> ClipConfig:
+    """The config of a CLIP network.
+
+    Args:
+        weights: where it is.
+        facts: its config.json.
+        grid: patches along a side of what it is fed.
+
+    Raises:
+        WeightsMissingError: the facts are no CLIP network's.
+    """
+    vision = facts.get("vision_config", facts)  # a whole CLIP model nests it
+    patch_px, channels = vision.get("patch_size"), vision.get("projection_dim", facts.get("projection_dim"))
+    if not isinstance(patch_px, int) or not isinstance(channels, int):
+        raise WeightsMissingError(
+            f"clip labeller: {CONFIG_FILE} of {weights} gives patch_size {patch_px} and projection_dim {channels}; expected "
+            "the config of a CLIPVisionModelWithProjection"
+        )
+    return ClipConfig(weights=weights, input_px=grid * patch_px, patch_px=patch_px, channels=channels)

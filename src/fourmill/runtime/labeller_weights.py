@@ -1,0 +1,35 @@
+"""The weights that a project's labellers name: pinned when a project is made, looked for before any work starts."""
+
+from fourmill.core.store import open_store
+from fourmill.pseudolabel.config import AnyLabellerConfig, WeightsMissingError, pinned, require_weights
+from fourmill.runtime.project import Project
+
+
+def pinned_labellers(project: Project) -> Project:
+    """The project with the digests of the stored weights that serve now, where it names weights without one."""
+    store = open_store(project.store)
+    labellers = {label: pinned(config, store) for label, config in project.labellers.items()}
+    return project if labellers == project.labellers else project.model_copy(update={"labellers": labellers})
+
+
+def missing_weights(project: Project) -> dict[str, str]:
+    """By label: what is missing for its labeller, and the command that mends it."""
+    store = open_store(project.store)
+    found: dict[str, str] = {}
+    for label, config in project.labellers.items():
+        try:
+            require_weights(label, config, store)
+        except WeightsMissingError as error:
+            found[label] = str(error)
+    return found
+
+
+def with_weights(project: Project, name: str, weights: str) -> tuple[Project, list[str]]:
+    """The project with the labellers that name these weights on another version of them, and which labels that is."""
+    changed: dict[str, AnyLabellerConfig] = {}
+    for label, config in project.labellers.items():
+        named = getattr(config, "weights", "")
+        if named != weights and (named == f"stored:{name}" or named.startswith(f"stored:{name}/")):
+            changed[label] = config.model_copy(update={"weights": weights})
+    update = {"labellers": {**project.labellers, **changed}}
+    return (project.model_copy(update=update) if changed else project), list(changed)

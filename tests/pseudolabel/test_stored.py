@@ -1,0 +1,206 @@
+"""Weights in the store: added once, found by digest, verified when they are loaded; and what is said when they are not there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fourmill.core.labels import Picture
+from fourmill.core.names import Layout
+from fourmill.core.store import LocalStore, Store
+from fourmill.pseudolabel.choices import labellers_from, paper_labellers, seeded_labellers
+from fourmill.pseudolabel.config import (
+    ClipConfig,
+    DetectorConfig,
+    DptConfig,
+    Mask2FormerConfig,
+    at_hand,
+    pinned,
+    require_weights,
+    weights_digest,
+)
+from fourmill.pseudolabel.convert import add_weights
+from fourmill.pseudolabel.labeller import Labelled
+from fourmill.pseudolabel.make import make_features, make_labeller
+from fourmill.pseudolabel.stored import (
+    WeightsMissingError,
+    digest_folder,
+    local_folder,
+    read_pointer,
+    stored_ref,
+)
+from fourmill.pseudolabel.worker import label_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LABELS = ("depth", "normal", "semseg", "det", "clip")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every seeded network as a Hugging Face folder."""
+    made = {}
+    for label, config in seeded_labellers(1).items():
+        made[label] = tmp_path_factory.mktemp(label)
+        labeller: Any = make_features(config) if label == "clip" else make_labeller(label, config)
+        labeller._network.save_pretrained(made[label])
+    return made
+
+
+@pytest.fixture(scope="module")
+def filled(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with the weights of all labels; do not change it."""
+    store = LocalStore(tmp_path_factory.mktemp("filled"))
+    for label in LABELS:
+        add_weights(store, label, folders[label], f"folder {label}", "MIT")
+    return store
+
+
+@pytest.mark.parametrize("label", LABELS[:4])
+def test_stored_weights_label_as_the_folder_they_came_from(
+    label: str, filled: Store, folders: dict[str, Path], photo: Callable[..., np.ndarray]
+) -> None:
+    config = seeded_labellers(1)[label]
+    known = read_pointer(filled, label)
+    assert known is not None and known.licence == "MIT" and known.origin == f"folder {label}"
+    stored = config.model_copy(update={"weights": f"stored:{label}/{known.digest}"})
+    picture = Picture(photo(64, 80))
+    (a,) = make_labeller(label, stored, filled).label_pictures([picture])
+    (b,) = make_labeller(label, config.model_copy(update={"weights": str(folders[label])})).label_pictures([picture])
+    a, b = (one.label if isinstance(one, Labelled) else one for one in (a, b))
+    assert np.array_equal(np.asarray(a, object), np.asarray(b, object))
+    assert weights_digest(stored) == known.digest == digest_folder(Path(at_hand(stored, filled).weights))
+
+
+def test_a_card_says_where_weights_are_from(filled: Store) -> None:
+    known = read_pointer(filled, "semseg")
+    assert known is not None
+    card = filled.read(f"weights/semseg/{known.digest}/card.md").decode()
+    assert all(words in card for words in ("folder semseg", "licence: MIT", known.digest, "Mask2Former Swin-B"))
+    assert filled.list(f"weights/semseg/{known.digest}") == [
+        f"weights/semseg/{known.digest}/{name}" for name in ("card.md", "config.json", "model.safetensors")
+    ]
+
+
+def test_labellers_from_the_store_are_all_of_them_pinned(filled: Store) -> None:
+    made = labellers_from("stored", grid=8, store=filled)
+    kinds = {label: type(made[label]) for label in LABELS}
+    assert kinds == {
+        "depth": DptConfig,
+        "normal": DptConfig,
+        "semseg": Mask2FormerConfig,
+        "det": DetectorConfig,
+        "clip": ClipConfig,
+    }
+    for label in LABELS:
+        known = read_pointer(filled, label)
+        assert known is not None and getattr(made[label], "weights", "") == f"stored:{label}/{known.digest}"
+        require_weights(label, made[label], filled)
+    clip = made["clip"]
+    assert isinstance(clip, ClipConfig) and (clip.patch_px, clip.channels, clip.input_px) == (8, 64, 64)
+
+
+def test_missing_weights_are_said_with_the_command_that_mends_it(store: Store) -> None:
+    for label, config in paper_labellers().items():
+        name = "vitdet" if label == "det" else label
+        with pytest.raises(WeightsMissingError, match=rf"{label} labeller: .*`fourmill weights add {name} .*--store "):
+            require_weights(label, config, store)
+        assert len(weights_digest(config)) == 64  # definitions load all the same
+    gone = DptConfig(weights="stored:depth/" + "0" * 64)
+    with pytest.raises(WeightsMissingError, match="nothing at weights/depth/0000"):
+        require_weights("depth", gone, store)
+    with pytest.raises(WeightsMissingError, match="fourmill weights add depth hf:"):
+        labellers_from("stored", store=store)
+
+
+def test_a_project_from_before_the_weights_is_told_to_pin_them(filled: Store) -> None:
+    config = paper_labellers()["depth"]
+    with pytest.raises(WeightsMissingError, match="fourmill weights pin --out FOLDER"):
+        require_weights("depth", config, filled)
+    now = pinned(config, filled)
+    require_weights("depth", now, filled)
+    assert pinned(now, filled) == now
+
+
+def test_work_is_not_planned_without_weights(store: Store, layout: Layout, scenes: list[int], filled: Store) -> None:
+    with pytest.raises(WeightsMissingError, match="fourmill weights add depth"):
+        label_recipe(store, "tiny", "train", 0, "depth", DptConfig(weights="stored:depth"))
+
+
+def test_damaged_weights_are_not_loaded(folders: dict[str, Path], store: Store) -> None:
+    added = add_weights(store, "depth", folders["depth"], "here")
+    path = f"weights/depth/{added.digest}/model.safetensors"
+    data = bytearray(store.read(path))
+    data[-1] ^= 1
+    store.write(path, bytes(data))
+    with pytest.raises(WeightsMissingError, match="they are damaged"):
+        make_labeller("depth", DptConfig(weights=f"stored:depth/{added.digest}"), store)
+
+
+class Remote:
+    """A store that is no folder: only what the protocol has."""
+
+    root = "s3://somewhere"
+
+    def __init__(self, inner: Store) -> None:
+        self.inner, self.opened = inner, 0
+
+    def exists(self, path: str) -> bool:
+        return self.inner.exists(path)
+
+    def list(self, folder: str) -> list[str]:
+        return self.inner.list(folder)
+
+    def open(self, path: str) -> Any:
+        self.opened += 1
+        return self.inner.open(path)
+
+
+def test_weights_of_a_remote_store_are_copied_once(filled: Store, tmp_path: Path) -> None:
+    known = read_pointer(filled, "clip")
+    assert known is not None
+    remote: Any = Remote(filled)
+    ref = stored_ref(f"stored:clip/{known.digest}")
+    assert ref is not None
+    folder = local_folder(ref, remote, tmp_path / "cache")
+    opened = remote.opened
+    assert opened == 3 and local_folder(ref, remote, tmp_path / "cache") == folder
+    assert remote.opened == opened
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [known.digest]
+
+
+@pytest.mark.parametrize("weights", ["stored:lamp", "stored:depth/123", "stored:depth/" + "G" * 64])
+def test_a_name_or_digest_that_is_none_is_refused(weights: str) -> None:
+    with pytest.raises(ValueError, match=r"write stored:NAME/DIGEST.*depth, normal, semseg, det, vitdet, clip"):
+        stored_ref(weights)
+
+
+def test_what_is_no_network_is_not_added(tmp_path: Path, folders: dict[str, Path], store: Store) -> None:
+    with pytest.raises(ValueError, match="no weights are called 'lamp'"):
+        add_weights(store, "lamp", tmp_path, "here")
+    with pytest.raises(FileNotFoundError, match="give a file, a folder, or hf:ID"):
+        add_weights(store, "depth", tmp_path / "gone", "here")
+    (tmp_path / "a.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match="expected a Hugging Face folder"):
+        add_weights(store, "semseg", tmp_path / "a.pth", "here")
+    with pytest.raises((ValueError, RuntimeError), match=r"detector|DPT|depth"):
+        add_weights(store, "depth", folders["semseg"], "here")
+    assert store.list("weights") == []
+
+
+def test_a_hugging_face_folder_with_a_malicious_pickle_is_refused(
+    folders: dict[str, Path], store: Store, tmp_path: Path
+) -> None:
+    import torch
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "it ran",))
+
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "config.json").write_bytes((folders["clip"] / "config.json").read_bytes())
+    torch.save({"vision_model.x": Evil()}, tmp_path / "net" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="refused, and nothing in it was run"):
+        add_weights(store, "clip", tmp_path / "net", "here")
+    assert not (tmp_path / "it ran").exists()
