@@ -55,10 +55,11 @@ check: setup ## Dagster's own check of the definitions
 	$(BIN)/dg check defs
 
 bench: setup ## every benchmark, quick
-	for name in shards ray ingest; do $(BIN)/python -m bench.$$name --quick || exit 1; done
+	for name in shards labels ingest; do $(BIN)/python -m bench.$$name --quick || exit 1; done
 
 chaos: setup ## kill the demo at random moments; its digests must not change
 	$(BIN)/python -m bench.chaos --profile smallest --kills 5
+	$(BIN)/python -m bench.chaos_labels --kills 10
 
 lock: setup ## compile requirements/*.txt again
 	$(UV_COMPILE) requirements/bootstrap.in -o requirements/bootstrap.txt
