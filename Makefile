@@ -1,8 +1,10 @@
-# Every command sets up what it needs. Variables: OUT (where a project lives), PORT (of the UI), TRAIN_MINUTES, PYTHON.
+# Every command sets up what it needs. Variables: OUT (where a project lives), PORT (of the UI), TRAIN_MINUTES, JOBS (of
+# the tests), PYTHON.
 PYTHON ?= python3
 OUT ?= out/demo
 PORT ?= 3000
 TRAIN_MINUTES ?=
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -37,7 +39,7 @@ ui: setup ## Dagster's UI over the demo's state, on http://127.0.0.1:$(PORT)
 	$(BIN)/fourmill ui --out $(OUT) --port $(PORT)
 
 test: setup servers ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: setup ## style and import rules
 	$(BIN)/ruff check .
