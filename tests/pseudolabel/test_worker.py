@@ -16,7 +16,8 @@ from fourmill.core.shards import MissingShardError, Receipt, ShardPlace, finishe
 from fourmill.core.store import Store
 from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.checks import check_block
-from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig, WeightsMissingError, seeded_labellers
+from fourmill.pseudolabel.choices import seeded_labellers
+from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig, WeightsMissingError
 from fourmill.pseudolabel.flow import Threads
 from fourmill.pseudolabel.items import LabelShapeError, label_items
 from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, NotASceneError, Rejected

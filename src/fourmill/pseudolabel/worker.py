@@ -44,7 +44,7 @@ def label_recipe(store: Store, dataset: str, split: Split, shard: int, label: st
         MissingShardError: its images are not there.
         WeightsMissingError: the labeller's weights are not there.
     """
-    require_weights(label, config)
+    require_weights(label, config, store)
     images = need(store, ShardPlace(dataset, split, _IMAGES, shard), f"{dataset}/images")
     return Recipe(
         stage=f"labels/{label}",
@@ -77,8 +77,8 @@ class LabelWorker:
         self._store = open_store(store_root)
         self._dataset = dataset
         self._format = label_format(label)
-        self._labeller = make_labeller(label, config)
-        self._also = {other: (more, make_labeller(other, more)) for other, more in (also or {}).items()}
+        self._labeller = make_labeller(label, config, self._store)
+        self._also = {other: (more, make_labeller(other, more, self._store)) for other, more in (also or {}).items()}
         self._threads = Threads(threads)
         self.shares: dict[str, float] = {}  # of the last shard's time: `network` is the network's own
 
