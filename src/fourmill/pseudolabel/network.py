@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fourmill.core.labels import Picture
 from fourmill.pseudolabel.config import Colour, NetworkSettings, WeightsMissingError, seed_of
 from fourmill.pseudolabel.labeller import NetworkError
+from fourmill.pseudolabel.resample import resized
 from fourmill.pseudolabel.safe_load import UnsafeFileError, refusal
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,15 +103,12 @@ def shortest_edge(size: tuple[int, int], shorter_px: int, longer_px: int) -> tup
 
 
 def resize_rgb(picture: Picture, device: torch.device, height: int, width: int) -> Tensor:
-    """One image as (1, 3, height, width) in [0, 1], in 256 levels still, as networks saw resized images in training."""
-    rgb_1CHW = to_tensor([picture], device)
-    if rgb_1CHW.shape[-2:] == (height, width):
-        return rgb_1CHW
-    return (resize(rgb_1CHW, height, width) * 255).round_().clamp_(0, 255) / 255
+    """One image as (1, 3, height, width) float32 in [0, 1], in 256 levels still, as Pillow resizes it."""
+    return resized(picture.rgb_HWC, height, width, device)[None] / 255
 
 
 def resize(x_BCHW: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear, antialiased where it reduces, as PIL does it."""
+    """Bilinear, antialiased where it reduces: for what networks give, which is not in 8 bits."""
     if x_BCHW.shape[-2:] == (height, width):
         return x_BCHW
     return F.interpolate(x_BCHW, (height, width), mode="bilinear", align_corners=False, antialias=True)

@@ -29,10 +29,10 @@ from fourmill.pseudolabel.network import (
     check_output,
     is_constant,
     placed,
-    resize_rgb,
     shortest_edge,
     size_of,
 )
+from fourmill.pseudolabel.resample import resized
 from fourmill.pseudolabel.safe_load import read_weights
 from fourmill.pseudolabel.stored import CONFIG_FILE, WEIGHTS_FILE
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, check_vitdet
@@ -87,7 +87,7 @@ class VitDetLabeller:
         sizes = [shortest_edge(size_of(picture), side, side) for picture in pictures]
         pixels_BCHW = torch.zeros(len(pictures), 3, side, side, device=self._device)
         for place, (picture, (height, width)) in enumerate(zip(pictures, sizes, strict=True)):
-            rgb_CHW = resize_rgb(picture, self._device, height, width)[0] * 255
+            rgb_CHW = resized(picture.rgb_HWC, height, width, self._device)
             pixels_BCHW[place, :, :height, :width] = (rgb_CHW - self._model.pixel_mean) / self._model.pixel_std
         maps = self._forward(pixels_BCHW)
         for level in maps:
