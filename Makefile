@@ -68,6 +68,7 @@ lock: setup ## compile requirements/*.txt again
 	$(UV_COMPILE) pyproject.toml --extra pipeline --extra ml --extra dev -o requirements/all.txt
 	$(UV_COMPILE) requirements/s3.in -o requirements/s3.txt
 	$(UV_COMPILE) requirements/moto.in -o requirements/moto.txt
+	$(UV_COMPILE) infra/detectron2/requirements.in -o infra/detectron2/requirements.txt
 
 clean: ## remove the environment and what the demo made
 	rm -rf $(VENV) .venv-s3 .venv-moto $(OUT)
