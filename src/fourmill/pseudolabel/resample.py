@@ -22,11 +22,11 @@ _BITS = 22  # of Pillow's weights: 32 less 8 for the pixel and 2 to spare
 def resized(rgb_HWC: NDArray[np.uint8], height: int, width: int, device: torch.device) -> Tensor:
     """An image as (C, height, width) float32, whole numbers in 0..255, on a device."""
     if rgb_HWC.shape[:2] == (height, width):
-        return torch.from_numpy(np.ascontiguousarray(rgb_HWC)).to(device).permute(2, 0, 1).float()
+        return torch.from_numpy(np.array(rgb_HWC)).to(device).permute(2, 0, 1).float()
     if device.type == "cpu":
         made = Image.fromarray(rgb_HWC).resize((width, height), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(made)).permute(2, 0, 1).float()
-    pixels_HWC = torch.from_numpy(np.ascontiguousarray(rgb_HWC)).to(device)
+    pixels_HWC = torch.from_numpy(np.array(rgb_HWC)).to(device)
     return resized_on_device(pixels_HWC.permute(2, 0, 1), height, width)
 
 
