@@ -50,7 +50,11 @@ class Attempts:
     def _try(self, pictures: Sequence[Picture], bucket: Hashable) -> list[Answer]:
         try:
             return self._checked(pictures)
-        except (NetworkError, NotASceneError):
+        except (
+            NetworkError,
+            NotASceneError,
+            Warning,
+        ):  # a warning is an error where somebody said so: no sample's fault
             raise
         except Exception as error:
             if is_broken_device(error):
