@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     project = read_project(given.out / "project.json")
     rows: list[list[object]] = []
     figures: dict[str, float] = {}
+    baseline: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="curve-", dir=given.out) as folder:
         store = Path(folder) / "store"
         _link_store(Path(project.store), store)
@@ -63,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             loss, found = _train(project, given.out, minutes, given.processes, store)
             rows.append([minutes, round(minutes * STEPS_PER_MINUTE), loss, *(found.figures[name] for name in FIGURES)])
             figures |= {f"{name}_{minutes:g}": found.figures[name] for name in FIGURES}
+            baseline = found.baseline
             print(rows[-1], flush=True)
-    base = [found.baseline.get(name, "") for name in FIGURES]
+    base = [baseline.get(name, "") for name in FIGURES]
     report("curve", ["minutes", "steps", "loss", *FIGURES], [*rows, ["mean map", "", "", *base]], figures)
 
 

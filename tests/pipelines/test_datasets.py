@@ -129,7 +129,7 @@ def run_here(
 ) -> list[Receipt]:
     """`run_shards` without actors: the same worker, made from the same JSON, in this process."""
     runner = ShardRunner()
-    return [runner.run(factory, json.dumps(arguments, sort_keys=True), job) for job in jobs]
+    return [runner.run(factory, json.dumps(arguments, sort_keys=True), job).receipt for job in jobs]
 
 
 def test_pictures_at_hand_become_images_beside_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
