@@ -151,3 +151,8 @@ def test_what_killed_writers_left_is_swept_and_what_is_being_written_is_not(tmp_
         store.sweep("shards")
     assert files(tmp_path) == ["shard-00000.tar", "shard-00001.tar"]
     store.sweep("nowhere")
+    left.write_bytes(b"half of it")
+    store.sweep("shards", "shard-00002.")
+    assert left.exists()
+    store.sweep("shards", "shard-00001.")
+    assert not left.exists()

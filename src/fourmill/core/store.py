@@ -67,8 +67,12 @@ class Store(Protocol):
         """Remove a file; nothing happens when it is not there."""
         ...
 
-    def sweep(self, folder: str) -> None:
-        """Remove what killed writers have left of files of a folder; never what somebody may still be writing."""
+    def sweep(self, folder: str, name: str | None = None) -> None:
+        """Remove what killed writers have left of files of a folder; never what somebody may still be writing.
+
+        Args:
+            name: the beginning of the names of files that nobody writes now; their remains go whatever their age.
+        """
         ...
 
     def check(self) -> None:
@@ -154,12 +158,12 @@ class LocalStore:
     def delete(self, path: str) -> None:
         self.path(path).unlink(missing_ok=True)
 
-    def sweep(self, folder: str) -> None:
+    def sweep(self, folder: str, name: str | None = None) -> None:
         base = self.path(folder)
         oldest = time.time() - _ABANDONED_AFTER_S
-        for draft in base.glob(".*.tmp") if base.is_dir() else ():
+        for draft in base.glob(f".{name or ''}*.tmp") if base.is_dir() else ():
             with suppress(OSError):  # another sweeper was first, or it is not ours to remove
-                if draft.stat().st_mtime < oldest:
+                if name is not None or draft.stat().st_mtime < oldest:
                     draft.unlink()
 
     def check(self) -> None:

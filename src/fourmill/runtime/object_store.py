@@ -86,7 +86,7 @@ class ObjectStore:
     def delete(self, path: str) -> None:
         self._ask(path, lambda: process_client().delete_object(**self._object(path)))
 
-    def sweep(self, folder: str) -> None:
+    def sweep(self, folder: str, name: str | None = None) -> None:
         """Nothing: what is left here is incomplete multipart uploads, which a lifecycle rule of the bucket aborts."""
 
     def check(self) -> None:

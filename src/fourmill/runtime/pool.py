@@ -20,6 +20,7 @@ __all__ = ["ShardError", "ShardRunner", "make_worker", "run_shards"]
 
 _log = logging.getLogger(__name__)
 _MOST_LOSSES = 3  # a shard whose actor dies more often is at fault itself
+_GONE_WITHIN_S = 30.0  # an actor that was killed; its node may be lost
 _LOOK_EVERY_S = 1.0  # an interrupt from the UI waits no longer than this
 
 
@@ -54,8 +55,7 @@ def run_shards(
     try:
         work.finish(crew, config)
     except BaseException:  # an interrupt too: whoever cancels a run wants its machines back
-        for actor in work.busy():
-            crew.dismiss(actor)
+        work.stop(crew)
         raise
     finally:
         crew.shrink(config.kept_workers, work.busy())
@@ -75,6 +75,15 @@ class _Work:
     def busy(self) -> list[Any]:
         """Actors with a shard in their hands."""
         return [actor for _, actor in self._running.values()]
+
+    def stop(self, crew: Crew) -> None:
+        """End those who are at work, and wait until they are gone: then nobody writes any more."""
+        import ray
+
+        for actor in self.busy():
+            crew.dismiss(actor)
+        if self._running:
+            ray.wait(list(self._running), num_returns=len(self._running), timeout=_GONE_WITHIN_S)
 
     def finish(self, crew: Crew, config: RayConfig) -> None:
         import ray

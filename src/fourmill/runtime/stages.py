@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fourmill.core.digest import Json, digest_json
 from fourmill.core.ledger import BlockReport, ledger_path, write_ledger
 from fourmill.core.modality import LABELS
-from fourmill.core.names import SPLITS, Split
+from fourmill.core.names import SPLITS, Split, shard_name
 from fourmill.core.shards import Receipt, Recipe, ShardPlace, finished
 from fourmill.core.work import ShardJob
 from fourmill.ingest.duplicates import finish_block
@@ -80,7 +80,12 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
             store.sweep(f"{project.dataset}/{split}/{stage.folder}")
     jobs = [job for job, _ in work]
     pace = Pace(len(jobs), unit=stage.unit, listener=session.progress(f"{stage.asset} {block}"))
-    made = run_shards(stage.factory, stage.arguments, jobs, project.ray.for_stage(stage.asset), pace)
+    try:
+        made = run_shards(stage.factory, stage.arguments, jobs, project.ray.for_stage(stage.asset), pace)
+    except BaseException:
+        for job in jobs:  # its actors are gone; what they were writing takes room that the next run may lack
+            store.sweep(f"{project.dataset}/{job.split}/{stage.folder}", f"{shard_name(job.shard)}.")
+        raise
     session.measured.clear()
     session.measured.update(pace.facts())
     if stage.finish:
