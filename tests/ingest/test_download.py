@@ -131,6 +131,7 @@ def test_waits_double_and_vary_by_url(site, answer, quick_config) -> None:
         (format_datetime(datetime.now(UTC) + timedelta(days=1)), 30, 30),
         (format_datetime(datetime.now(UTC) - timedelta(days=1)), 0, 2),
     ],
+    ids=["seconds", "too many", "negative", "no digit", "tomorrow", "yesterday"],  # the same in every process
 )
 def test_retry_after_is_honoured_within_bounds(site, answer, quick_config, asked, least, most) -> None:
     url = site.put("/a", answer(status=429, headers={"Retry-After": asked}), answer(b"ok"))
