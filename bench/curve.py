@@ -2,7 +2,7 @@
 
 Each length is its own training, as `make demo TRAIN_MINUTES=M` does it, in a copy of the demo's store (hard links); the
 demo itself is not changed. Minutes count steps (`profiles.STEPS_PER_MINUTE`), so a busy machine gives the same curve.
-Trainings that a folder holds already are not repeated.
+A training that the demo has done is not repeated.
 """
 
 import argparse

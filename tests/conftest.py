@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 # A busy machine is no failure.
@@ -16,13 +17,6 @@ settings.load_profile("patient")
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs together where tests run in several processes: a file, and all that reads the smallest demo."""
-    for item in items:
-        reads_demo = "smallest_demo" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("demo" if reads_demo else item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +34,14 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def smallest_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole chain at its smallest, made once by the command line and read by many tests; do not change it."""
-    out = tmp_path_factory.mktemp("demo") / "out"
-    done = run_fourmill("demo", "--out", str(out), "--profile", "smallest")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # of all processes of this run
+    out, made = shared / "smallest" / "out", shared / "smallest.made"
+    with FileLock(shared / "smallest.lock"):
+        if not made.exists():
+            done = run_fourmill("demo", "--out", str(out), "--profile", "smallest")
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            made.touch()
     return out
 
 

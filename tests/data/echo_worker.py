@@ -2,7 +2,7 @@
 
 import os
 import signal
-import time
+import threading
 
 from fourmill.core.names import sample_key
 from fourmill.core.shards import Item, Receipt, ShardPlace, write_shard
@@ -28,8 +28,7 @@ class EchoWorker:
             raise ValueError("this shard cannot be read")
         if self._hang:
             store.write(f"hanging/{os.getpid()}", b"")
-            while True:
-                time.sleep(0.05)
+            threading.Event().wait()
         if job.shard == self._kill_at and (self._deadly or not store.exists("killed")):
             store.write("killed", b"once")
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,15 +1,12 @@
 import io
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from fourmill.core.labels import Box, Picture, decode_boxes, decode_depth, encode_boxes, encode_depth
+from fourmill.core.labels import decode_boxes, decode_depth, encode_boxes, encode_depth
 from fourmill.core.names import SPLITS, Layout, SampleKey, Split, sample_key
 from fourmill.core.scene import Scene, render
 from fourmill.core.shards import MissingShardError, Receipt, ShardPlace, finished, read_members, read_rows, write_shard
@@ -18,10 +15,8 @@ from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.checks import check_block
 from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig, WeightsMissingError
-from fourmill.pseudolabel.flow import Threads
-from fourmill.pseudolabel.items import LabelShapeError, label_items
-from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, NotASceneError, Rejected
-from fourmill.pseudolabel.members import FORMATS, label_format
+from fourmill.pseudolabel.labeller import NotASceneError
+from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.preview import label_preview
 from fourmill.pseudolabel.worker import LabelWorker, label_recipe
 
@@ -29,13 +24,6 @@ DATASET = "tiny"
 LABELS = ("depth", "normal", "semseg", "det")
 pytestmark = pytest.mark.usefixtures("one_thread")
 Fill = Callable[[str, dict[int, bytes | None]], None]
-
-
-@pytest.fixture(scope="session")
-def threads() -> Iterator[Threads]:
-    made = Threads(2)
-    yield made
-    made.close()
 
 
 def run(store: Store, layout: Layout, label: str, config: AnyLabellerConfig) -> dict[tuple[Split, int], Receipt]:
@@ -161,55 +149,6 @@ def test_a_rejected_image_has_the_same_row_each_time(store: Store, layout: Layou
     assert first.content == again.content
 
 
-class EverySecond:
-    """Boxes for every second picture; the others are rejected."""
-
-    label, version, weights_digest = "det", "1", "none"
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-
-    def bucket(self, picture: Picture) -> tuple[int, int]:
-        return (picture.rgb_HWC.shape[1] % 3, 0)
-
-    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
-        widths = [picture.rgb_HWC.shape[1] for picture in pictures]
-        return [[Box(0, 0, 1, 1, 1.0, "cat")] if width % 2 else Rejected("even") for width in widths]
-
-
-def members(count: int) -> Iterator[tuple[SampleKey, bytes]]:
-    for i in range(count):
-        sink = io.BytesIO()
-        Image.new("RGB", (i + 1, 1)).save(sink, "PNG")
-        yield sample_key(i), sink.getvalue()
-
-
-@settings(max_examples=15, deadline=None)
-@given(count=st.integers(0, 30), batch_size=st.integers(1, 3))
-def test_every_image_becomes_one_item_in_order(threads: Threads, count: int, batch_size: int) -> None:
-    items = list(label_items(threads, members(count), EverySecond(batch_size), FORMATS["det"]))
-    assert [item.key for item in items] == [sample_key(i) for i in range(count)]
-    assert [item.status for item in items] == ["ok" if i % 2 == 0 else "rejected" for i in range(count)]
-    assert all(item.reason == "even" for item in items if item.status == "rejected")
-
-
-class Halved:
-    """Depth at half the image's size."""
-
-    label, version, weights_digest, batch_size = "depth", "1", "none", 1
-
-    def bucket(self, picture: Picture) -> tuple[int, int]:
-        return (0, 0)
-
-    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
-        return [np.zeros((2, 3), np.float32) for _ in pictures]
-
-
-def test_a_label_of_another_size_than_its_image_raises(threads: Threads) -> None:
-    with pytest.raises(LabelShapeError, match=r"sample 000000000.*\(2, 3\).*\(1, 1\)"):
-        list(label_items(threads, members(1), Halved(), FORMATS["depth"]))
-
-
 def test_a_check_names_what_is_missing_wrong_and_of_another_size(
     store: Store, layout: Layout, scenes: list[int]
 ) -> None:
@@ -328,58 +267,6 @@ def test_an_image_of_one_pixel_and_one_of_a_thousand_to_one_are_labelled_like_an
     receipts = run(store, layout, label, seeded_labellers()[label])
     assert receipts["train", 0].counts == {"ok": 5}
     assert check_block(store, DATASET, layout, "block_00", label).passed
-
-
-class Broken:
-    """Depth that cannot be: of a network whose precision overflows after its own checks, or that rejects whatever it sees."""
-
-    label, version, weights_digest, batch_size = "depth", "1", "none", 2
-
-    def __init__(self, answer: Callable[[Picture], Answer]) -> None:
-        self._answer = answer
-
-    def bucket(self, picture: Picture) -> tuple[int, int]:
-        return (0, 0)
-
-    def label_pictures(self, pictures: Sequence[Picture]) -> Sequence[Answer]:
-        return [self._answer(picture) for picture in pictures]
-
-
-def test_values_that_cannot_be_stored_stop_the_shard(threads: Threads) -> None:
-    nan = Broken(lambda picture: np.full(picture.rgb_HWC.shape[:2], np.nan, np.float32))
-    with pytest.raises(NetworkError, match=r"depth of sample 000000000: .*nan.*the network or its precision is wrong"):
-        list(label_items(threads, members(3), nan, FORMATS["depth"]))
-
-
-def test_a_network_that_rejects_a_whole_shard_is_wrong(threads: Threads) -> None:
-    dead = Broken(lambda picture: Rejected("the network's output is constant"))
-    assert len(list(label_items(threads, members(7), dead, FORMATS["depth"]))) == 7
-    with pytest.raises(NetworkError, match="every one of 8 images of a shard was rejected"):
-        list(label_items(threads, members(8), dead, FORMATS["depth"]))
-
-
-def test_figures_that_only_the_labeller_knows_reach_the_row(threads: Threads) -> None:
-    known = Broken(lambda picture: Labelled(np.zeros(picture.rgb_HWC.shape[:2], np.float32), {"clamped": 0.25}))
-    (item,) = label_items(threads, members(1), known, FORMATS["depth"])
-    assert dict(item.extra["figures"]) == {"least": 0, "most": 0, "mean": 0, "clamped": 0.25}
-
-
-def test_decoding_network_and_encoding_are_in_threads_of_their_own(threads: Threads) -> None:
-    """The network waits until images of the next batch have been decoded: it can only go on if others work meanwhile."""
-    decoded, names = threading.Semaphore(0), set[str]()
-
-    def stream() -> Iterator[tuple[SampleKey, bytes]]:
-        for member in members(8):
-            decoded.release()
-            yield member
-
-    def answer(picture: Picture) -> Answer:
-        names.add(threading.current_thread().name)
-        assert decoded.acquire(timeout=60)
-        return np.zeros(picture.rgb_HWC.shape[:2], np.float32)
-
-    items = list(label_items(threads, stream(), Broken(answer), FORMATS["depth"]))
-    assert len(items) == 8 and len(names) == 1 and "labels-network" in names.pop()
 
 
 def test_the_worker_says_how_long_its_network_was_at_work(store: Store, layout: Layout, scenes: list[int]) -> None:

@@ -1,11 +1,10 @@
 """`labels/depth`, `labels/normal`, `labels/semseg`, `labels/det`, and what a project adds: what networks see in the images."""
 
-import base64
 from typing import Any
 
 import dagster as dg
 
-from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, table
+from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.pseudolabel import drift
 from fourmill.pseudolabel.checks import CHECKS, CheckReport, check_block
@@ -132,10 +131,6 @@ def _figures(report: CheckReport) -> dict[str, Any]:
 def _pictures(session: Session, block: str, label: str) -> dict[str, Any]:
     project, place = session.project, (session.store, session.project.dataset, session.project.layout, block)
     return {
-        "preview": _jpeg(label_preview(*place, label), f"{label} of {block}"),
-        "contact_sheet": _jpeg(contact_sheet(*place, project.stored_labels()), f"labels of {block} so far"),
+        "preview": picture(label_preview(*place, label), f"{label} of {block}", "jpeg"),
+        "contact_sheet": picture(contact_sheet(*place, project.stored_labels()), f"labels of {block} so far", "jpeg"),
     }
-
-
-def _jpeg(data: bytes, title: str) -> dg.MetadataValue:
-    return dg.MetadataValue.md(f"![{title}](data:image/jpeg;base64,{base64.b64encode(data).decode()})")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import dagster as dg
 
@@ -98,8 +98,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.MetadataV
     return dg.MetadataValue.table([dg.TableRecord(dict(zip(columns, row, strict=True))) for row in rows])
 
 
-def picture(png: bytes, title: str) -> dg.MetadataValue:
-    """A PNG as it shows on the asset's page."""
-    if len(png) > _MAX_PICTURE_BYTES:
-        return dg.MetadataValue.text(f"{title}: {len(png)} bytes, too large for the event log; see the store")
-    return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})")
+def picture(data: bytes, title: str, kind: Literal["png", "jpeg"] = "png") -> dg.MetadataValue:
+    """A picture as it shows on the asset's page."""
+    if len(data) > _MAX_PICTURE_BYTES:
+        return dg.MetadataValue.text(f"{title}: {len(data)} bytes, too large for the event log; see the store")
+    return dg.MetadataValue.md(f"![{title}](data:image/{kind};base64,{base64.b64encode(data).decode()})")

@@ -11,10 +11,17 @@ class HasShape(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-def key_problems(found: Mapping[str, HasShape], expected: Mapping[str, HasShape]) -> list[str]:
-    """One line a key that does not fit, in a file's state dict beside a network's; none when all do."""
-    here = {key: tuple(value.shape) for key, value in found.items()}
-    wanted = {key: tuple(value.shape) for key, value in expected.items()}
+Shape = tuple[int, ...]
+
+
+def shapes(state: Mapping[str, HasShape]) -> dict[str, Shape]:
+    """The shape of every tensor of a state dict."""
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def key_problems(found: Mapping[str, HasShape], wanted: Mapping[str, Shape]) -> list[str]:
+    """One line a key that does not fit, in a file's state dict beside a network's shapes; none when all do."""
+    here = shapes(found)
     return [
         *(f"{key}: missing, expected {wanted[key]}" for key in sorted(wanted.keys() - here.keys())),
         *(f"{key}: unknown" for key in sorted(here.keys() - wanted.keys())),

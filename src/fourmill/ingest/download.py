@@ -23,8 +23,6 @@ from fourmill.ingest.resolver import CheckedResolver, Lookup
 from fourmill.ingest.robots import agent_names, refusal
 from fourmill.ingest.statuses import FetchStatus
 
-__all__ = ["Downloader", "FetchStatus", "Fetched"]
-
 _KEEP_ALIVE_S = 15.0
 _MOST_KEPT_HOSTS = 128  # whose connections stay open between requests; aiohttp bounds no idle ones by itself
 _READ_BUFFER = 256 * 1024  # most images arrive whole before reading would have to pause

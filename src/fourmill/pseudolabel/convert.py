@@ -31,7 +31,7 @@ from fourmill.pseudolabel.stored import (
     digest_folder,
     pointer_path,
 )
-from fourmill.pseudolabel.vitdet_keys import MASK_HEAD, VitDetArchitecture, check_vitdet
+from fourmill.pseudolabel.vitdet_keys import MASK_HEAD, VitDetArchitecture, check_vitdet, read_architecture
 
 _OF_THE_MAKER = ("transformers_version", "_name_or_path")  # facts of config.json that are not the network's
 
@@ -121,8 +121,6 @@ def _clip(name: str, source: Path, target: Path, architecture: Any) -> None:
 
 def _vitdet(name: str, source: Path, target: Path, architecture: Any) -> None:
     from safetensors.torch import save_file
-
-    from fourmill.pseudolabel.vitdet import read_architecture
 
     found = architecture or (read_architecture(source) if source.is_dir() else VitDetArchitecture())
     state = read_weights(source / WEIGHTS_FILE if source.is_dir() else source)

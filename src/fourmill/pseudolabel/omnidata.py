@@ -6,13 +6,12 @@ The authors' Lightning checkpoints have `model.` before every key, the mirrors h
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fourmill.core.weights import key_problems, shown_problems
+from fourmill.core.weights import Shape, key_problems, shapes, shown_problems
 from fourmill.pseudolabel.dpt import model_class
 from fourmill.pseudolabel.labeller import NetworkError
 
@@ -56,11 +55,6 @@ _NAMES: tuple[tuple[str, str], ...] = (
 _THIRDS = {"query": 0, "key": 1, "value": 2}  # of the fused projection's rows
 
 
-@dataclass(frozen=True)
-class _Shape:
-    shape: tuple[int, ...]
-
-
 def omnidata_config() -> Any:
     """The architecture of the public files: a ResNet stem, then a ViT-B."""
     from transformers import DPTConfig
@@ -97,7 +91,7 @@ def from_omnidata(state: Mapping[str, Tensor], channels: int, config: Any, where
     with torch.random.fork_rng(devices=[]):
         network = model_class(channels)(config).eval()
     ours = network.state_dict()
-    expected = {original_name(key): _Shape(_file_shape(key, tuple(value.shape))) for key, value in ours.items()}
+    expected = {original_name(key): _file_shape(key, shape) for key, shape in shapes(ours).items()}
     problems = key_problems(found, expected)
     if problems:
         raise NetworkError(f"{where} does not fit Omnidata's DPT-Hybrid: {shown_problems(problems)}")
@@ -133,7 +127,7 @@ def _third(key: str) -> int | None:
     return _THIRDS[match[2]] if match else None
 
 
-def _file_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _file_shape(key: str, shape: Shape) -> Shape:
     return shape if _third(key) is None else (3 * shape[0], *shape[1:])
 
 

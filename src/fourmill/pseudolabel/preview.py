@@ -6,7 +6,7 @@ from typing import Any
 
 from fourmill.core.labels import decode_image
 from fourmill.core.names import SPLITS, Layout, SampleKey
-from fourmill.core.shards import ShardPlace, read_members, read_receipt
+from fourmill.core.shards import ShardPlace, read_members, read_receipt, read_rows
 from fourmill.core.sheet import fit_picture, grid_jpeg, text_picture
 from fourmill.core.store import Store
 from fourmill.core.tar import TarError
@@ -103,17 +103,21 @@ def _choose(store: Store, dataset: str, layout: Layout, block: str, labels: Sequ
 
 
 def _from_shard(store: Store, place: ShardPlace, labels: Sequence[str], num: int) -> list[Sample]:
-    def members(folder: str) -> dict[SampleKey, bytes]:
-        return dict(read_members(store, ShardPlace(place.dataset, place.split, folder, place.shard)))
+    keys = [row["key"] for row in read_rows(store, place).to_pylist() if row["status"] == "ok"]
+    num = min(num, len(keys))
+    picked = [keys[i * len(keys) // num] for i in range(num)]
+
+    def members(folder: str) -> dict[SampleKey, bytes]:  # of the few: a shard of the paper's labels is half a gigabyte
+        tar = read_members(store, ShardPlace(place.dataset, place.split, folder, place.shard))
+        return {key: data for key, data in tar if key in picked}
 
     try:
         images = members("images")
         found = {label: members(label_format(label).folder) for label in labels}
     except (FileNotFoundError, TarError):  # the block's checks say so
         return []
-    keys = [key for key in found[labels[0]] if key in images]
-    num = min(num, len(keys))
-    picked = [keys[i * len(keys) // num] for i in range(num)]
     return [
-        (images[key], {label: labelled[key] for label, labelled in found.items() if key in labelled}) for key in picked
+        (images[key], {label: labelled[key] for label, labelled in found.items() if key in labelled})
+        for key in picked
+        if key in images and key in found[labels[0]]
     ]

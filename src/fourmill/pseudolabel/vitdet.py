@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fourmill.core.coco import COCO_THINGS
 from fourmill.core.labels import Box, Picture
-from fourmill.pseudolabel.config import VERSION, VitDetConfig, WeightsMissingError, weights_digest
+from fourmill.pseudolabel.config import VERSION, VitDetConfig, weights_digest
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     ConstantGuard,
@@ -34,8 +34,8 @@ from fourmill.pseudolabel.network import (
 )
 from fourmill.pseudolabel.resample import resized
 from fourmill.pseudolabel.safe_load import read_weights
-from fourmill.pseudolabel.stored import CONFIG_FILE, WEIGHTS_FILE
-from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, check_vitdet
+from fourmill.pseudolabel.stored import WEIGHTS_FILE
+from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, check_vitdet, read_architecture
 
 _BASE = "model_zoo/configs/common/models/mask_rcnn_vitdet.py"
 _CASCADE = (((10, 10, 5, 5), 0.5), ((20, 20, 10, 10), 0.6), ((30, 30, 15, 15), 0.7))  # box scales and IoU of each stage
@@ -123,21 +123,6 @@ def to_boxes(rows: Sequence[Sequence[float]], threshold: float) -> list[Box]:
         if score >= threshold and left < right and top < bottom:
             found.append(Box(left, top, right, bottom, round(min(score, 1.0), 6), COCO_THINGS[int(class_id)]))
     return found
-
-
-def read_architecture(folder: Path) -> VitDetArchitecture:
-    """The architecture beside the weights.
-
-    Raises:
-        WeightsMissingError: there is none, or it is another network's.
-    """
-    try:
-        return VitDetArchitecture.model_validate_json((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise WeightsMissingError(
-            f"det labeller: {folder / CONFIG_FILE} is not ViTDet's ({error}); put the weights into the store with "
-            "`fourmill weights add vitdet model_final_f05665.pkl --out FOLDER`"
-        ) from error
 
 
 def require_detectron2() -> Path:

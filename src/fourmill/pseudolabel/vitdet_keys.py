@@ -5,20 +5,20 @@ network of two convolutions, three box heads in cascade. The mask head, which 4M
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fourmill.core.weights import key_problems, shown_problems
+from fourmill.core.weights import Shape, key_problems, shown_problems
 from fourmill.pseudolabel.labeller import NetworkError
+from fourmill.pseudolabel.stored import CONFIG_FILE, WeightsMissingError
 
 MASK_HEAD = "roi_heads.mask_head."
 _PRETRAIN_POSITIONS = 197  # of MAE's 224-pixel images, and their CLS token
 _PATCH, _MLP, _POOLED, _ANCHORS, _STAGES = 16, 4, 7, 3, 3
 
 Positive = Annotated[int, Field(gt=0)]
-Shape = tuple[int, ...]
 
 
 class VitDetArchitecture(BaseModel):
@@ -40,9 +40,19 @@ class VitDetArchitecture(BaseModel):
     num_classes: Literal[80] = Field(default=80, description="COCO's things, in COCO-80 order.")
 
 
-@dataclass(frozen=True)
-class _Expected:
-    shape: Shape
+def read_architecture(folder: Path) -> VitDetArchitecture:
+    """The architecture beside the weights.
+
+    Raises:
+        WeightsMissingError: there is none, or it is another network's.
+    """
+    try:
+        return VitDetArchitecture.model_validate_json((folder / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsMissingError(
+            f"det labeller: {folder / CONFIG_FILE} is not ViTDet's ({error}); put the weights into the store with "
+            "`fourmill weights add vitdet model_final_f05665.pkl --out FOLDER`"
+        ) from error
 
 
 def check_vitdet(found: Mapping[str, Any], architecture: VitDetArchitecture, where: str) -> None:
@@ -51,8 +61,7 @@ def check_vitdet(found: Mapping[str, Any], architecture: VitDetArchitecture, whe
     Raises:
         NetworkError: a key is missing, unknown, or of another shape.
     """
-    expected = {key: _Expected(shape) for key, shape in vitdet_shapes(architecture).items()}
-    problems = key_problems(found, expected)
+    problems = key_problems(found, vitdet_shapes(architecture))
     if problems:
         raise NetworkError(f"{where} does not fit ViTDet without its mask head: {shown_problems(problems)}")
 

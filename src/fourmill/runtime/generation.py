@@ -32,7 +32,7 @@ class Generated:
 def joined(parts: Sequence[Generated]) -> Generated:
     """What was made of parts, in their order."""
     return Generated(
-        {label: np.concatenate([part.maps[label] for part in parts if len(part.captions)]) for label in parts[0].maps},
+        {label: np.concatenate([part.maps[label] for part in parts]) for label in parts[0].maps},
         [boxes for part in parts for boxes in part.boxes],
         [caption for part in parts for caption in part.captions],
     )

@@ -52,7 +52,7 @@ def evaluate(session: Session) -> Evaluation:
     """Score what 4M generates from the pixels of held-out samples; keep the figures beside the model's runs."""
     manifest = make_manifest(session)
     heldout = read_heldout(session.store, manifest, session.project.samples.num_scored)
-    generated = joined(run_warm_parts(_generate_part, session, session.project.fourm_processes))
+    generated = joined(run_warm_parts(_generate_part, session, min(len(heldout), session.project.fourm_processes)))
     figures = {**score_maps(generated.maps, heldout), **score_texts(generated, heldout)}
     baseline = score_maps(_mean_maps(session, len(heldout)), heldout)
     result = {"figures": figures, "baseline": baseline, "samples": len(heldout), "manifest": manifest.digest}

@@ -70,21 +70,24 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
                     f"{stage.asset} {block}: {asset} has no ledger for {block}: it was not materialized, or its checks failed. "
                     f"Materialize {asset} for {block} and look at its checks"
                 )
+    folders = [stage.folder, *(other.folder for other in stage.also)]
     work = list(_work(session, stage, block))
     if work:
         withdraw_ledger(session, stage, block)
         for other in stage.also:
             if any(_work(session, other, block)):
                 withdraw_ledger(session, other, block)
-        for split in SPLITS:
-            store.sweep(f"{project.dataset}/{split}/{stage.folder}")
+        for folder in folders:
+            for split in SPLITS:
+                store.sweep(f"{project.dataset}/{split}/{folder}")
     jobs = [job for job, _ in work]
     pace = Pace(len(jobs), unit=stage.unit, listener=session.progress(f"{stage.asset} {block}"))
     try:
         made = run_shards(stage.factory, stage.arguments, jobs, project.ray.for_stage(stage.asset), pace)
     except BaseException:
         for job in jobs:  # its actors are gone; what they were writing takes room that the next run may lack
-            store.sweep(f"{project.dataset}/{job.split}/{stage.folder}", f"{shard_name(job.shard)}.")
+            for folder in folders:
+                store.sweep(f"{project.dataset}/{job.split}/{folder}", f"{shard_name(job.shard)}.")
         raise
     session.measured.clear()
     session.measured.update(pace.facts())

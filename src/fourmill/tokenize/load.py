@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from fourmill.core.digest import digest_bytes, digest_json
 from fourmill.core.store import Store
-from fourmill.core.weights import key_problems, shown_problems
+from fourmill.core.weights import key_problems, shapes, shown_problems
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 
@@ -71,6 +71,6 @@ def check_keys(state: dict[str, torch.Tensor], model: torch.nn.Module, where: st
     Raises:
         ModelError: unknown, missing or wrongly shaped keys, by name.
     """
-    problems = key_problems(state, model.state_dict())
+    problems = key_problems(state, shapes(model.state_dict()))
     if problems:
         raise ModelError(f"{where}: weights do not fit the config: {shown_problems(problems)}")

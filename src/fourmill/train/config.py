@@ -245,7 +245,7 @@ def fourm_superres_b() -> PretrainConfig:
 
 
 def fourm_demo(steps: int) -> PretrainConfig:
-    """4M for scenes of 64 pixels on two cores; 2,450 steps are about 150 s on an idle machine."""
+    """4M for scenes of 64 pixels on two cores; 1,200 steps are about 200 s on slow ones without bfloat16."""
     return PretrainConfig(
         model=_demo_model(),
         masking=MaskingConfig(

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from fourmill.core.digest import digest_bytes, digest_json
 from fourmill.core.modality import Modality
 from fourmill.core.store import Store
-from fourmill.core.weights import key_problems, shown_problems
+from fourmill.core.weights import key_problems, shapes, shown_problems
 from fourmill.train.config import ModelConfig
 from fourmill.train.model import FourM
 
@@ -83,7 +83,7 @@ def load_weights(model: FourM, state: dict[str, torch.Tensor], where: str) -> No
     Raises:
         ModelError: unknown, missing or wrongly shaped keys, by name; or two copies of a shared tensor that differ.
     """
-    problems = key_problems(state, model.state_dict())
+    problems = key_problems(state, shapes(model.state_dict()))
     if problems:
         raise ModelError(f"{where}: weights do not fit the config: {shown_problems(problems)}")
     for one, other in shared_names(model):

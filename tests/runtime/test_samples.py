@@ -1,0 +1,40 @@
+"""Held-out samples scored by several processes: the same as by one, however few there are."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fourmill.pipelines.workspace import Workspace
+from fourmill.runtime.generation import Generator, joined
+from fourmill.runtime.heldout import read_heldout
+from fourmill.runtime.samples import evaluate
+from fourmill.runtime.session import Session
+from fourmill.runtime.training import make_manifest
+
+
+@pytest.fixture
+def session(smallest_demo: Path, tmp_path: Path) -> Session:
+    """The smallest demo's project over a copy of its store, which may be changed."""
+    project = Workspace(smallest_demo).project()
+    shutil.copytree(project.store, tmp_path / "store")
+    return Session(project.model_copy(update={"store": str(tmp_path / "store")}))
+
+
+@pytest.mark.ray
+def test_what_parts_make_is_what_all_make_at_once(session: Session) -> None:
+    rgb = read_heldout(session.store, make_manifest(session), 3).maps["rgb"]
+    generator = Generator(session)
+    whole = generator.from_rgb(rgb)
+    parts = joined([generator.from_rgb(rgb[:1]), generator.from_rgb(rgb[1:], 1)])
+    assert (parts.captions, parts.boxes) == (whole.captions, whole.boxes)
+    for label, maps in whole.maps.items():  # the same tokens; decoding rounds by how many it decodes at once
+        assert np.abs(np.subtract(parts.maps[label], maps, dtype=np.float64)).mean() < 1e-3, label
+
+
+@pytest.mark.ray
+def test_one_sample_is_scored_however_many_processes_there_are(session: Session) -> None:
+    samples = session.project.samples.model_copy(update={"num_scored": 1})
+    project = session.project.model_copy(update={"samples": samples, "fourm_processes": 2})
+    assert evaluate(Session(project)).num_samples == 1
