@@ -32,7 +32,7 @@ class Sizes:
 
 
 FULL = Sizes(rounds=3, rows=2000, https_rows=2000, large_rows=400, memory_rows=100_000)
-QUICK = Sizes(rounds=1, rows=500, https_rows=80, large_rows=60, memory_rows=3000)
+QUICK = Sizes(rounds=1, rows=300, https_rows=40, large_rows=30, memory_rows=1000)
 
 
 @dataclass
