@@ -133,6 +133,7 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         ray=RayConfig(address="auto", num_workers=8, min_workers=0, cpus_per_worker=4, stages=_gpu_shares()),
         threads=16,
         tokenizers_at_once=1,
+        tokenizer_processes=8,  # one a GPU
         fourm_threads=16,
     )
 

@@ -96,6 +96,9 @@ class Project(BaseModel):
     tokenizers_at_once: Annotated[int, Field(gt=0)] = Field(
         default=2, description="Image tokenizers trained at the same time; on CPUs one a core, on GPUs one a machine."
     )
+    tokenizer_processes: Annotated[int, Field(gt=0)] = Field(
+        default=1, description="Processes that share every batch of a tokenizer's training; on GPUs one each."
+    )
     fourm_threads: Annotated[int, Field(gt=0)] = Field(
         default=1,
         description="CPU threads of each process of 4M's training; at the demo's size a second one gains nothing.",

@@ -96,9 +96,11 @@ def train_tokenizer(session: Session, label: str) -> ModelRef:
         train_set_digest=train_set.digest,
         run_folder="",
         threads=p.threads,
+        processes=p.tokenizer_processes,
     )
     spec = spec.model_copy(update={"run_folder": _checkpoints(folder, spec.input_digest)})
-    report = run_program("fourmill.tokenize", spec, folder, p.threads, session.progress(f"tokenizers/{label}"))
+    progress = session.progress(f"tokenizers/{label}")
+    report = run_program("fourmill.tokenize", spec, folder, p.threads, progress, spec.processes)
     return _serve(session, label, report)
 
 

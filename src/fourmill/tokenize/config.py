@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fourmill.core.digest import digest_json
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 
-TRAIN_VERSION = "2"  # of the networks and their training
+TRAIN_VERSION = "3"  # of the networks and their training
 TRAIN_SET_VERSION = "1"  # of what is packed and how
 TEXT_VERSION = "1"  # of the WordPiece fit
 TOKENS_VERSION = "1"  # of labels to tokens
@@ -83,6 +83,17 @@ class DiffusionDecoderConfig(_Config):
     clamp: bool = Field(default=True, description="Clamp the predicted image to [-1, 1]; not for standardised depth.")
 
 
+class GuardConfig(_Config):
+    """What happens when the loss or the gradient of a step is not finite: continuing RGB in half precision is known for it."""
+
+    max_in_row: Positive = Field(
+        default=5, description="Skipped steps in a row after which the training goes back to its last checkpoint."
+    )
+    max_rollbacks: Annotated[int, Field(ge=0)] = Field(
+        default=3, description="Times that it goes back; then it stops with an error."
+    )
+
+
 class TrainingConfig(_Config):
     """One training stage of a tokenizer."""
 
@@ -104,6 +115,12 @@ class TrainingConfig(_Config):
     precision: Literal["bf16", "fp32"] = Field(
         default="bf16", description="Autocast type; the quantizer is always fp32."
     )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Moving average of all weights and the codebook, warmed up over the first steps; it is what is published. "
+        "None: the last weights are.",
+    )
+    guard: GuardConfig = GuardConfig()
     checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints.")
     seed: int = Field(default=0, description="Seed of weights, batches and noise.")
 
@@ -219,12 +236,14 @@ class TokenizerSpec(_Config):
     train_set: str = Field(description="Store path of the packed training set.")
     train_set_digest: str = Field(description="Digest of its content; training stops when the file has another.")
     run_folder: str = Field(description="Local folder for checkpoints, so that a killed training resumes.")
-    threads: Positive = Field(default=2, description="CPU threads.")
+    threads: Positive = Field(default=2, description="CPU threads of each process.")
+    processes: Positive = Field(default=1, description="Processes that share every batch, as torchrun starts them.")
 
     @property
     def input_digest(self) -> str:
         """Digest of all that the weights depend on: equal inputs, equal tokenizer."""
-        return digest_json([TRAIN_VERSION, self.config.model_dump(mode="json"), self.train_set_digest, self.threads])
+        config = self.config.model_dump(mode="json")
+        return digest_json([TRAIN_VERSION, config, self.train_set_digest, self.threads, self.processes])
 
 
 def demo_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig]:

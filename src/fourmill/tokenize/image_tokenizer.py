@@ -8,6 +8,7 @@ Its state dict has the public names, so that public weights can be loaded at the
 # B batch, C channels, H W pixels, h w token grid, N = h*w tokens, D channels of a codeword, K classes
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fourmill.core.ranks import ALONE, Ranks
 from fourmill.tokenize.config import (
     CLASS_CHANNELS,
     NUM_CLASS_ROWS,
@@ -82,33 +84,41 @@ class ImageTokenizer(nn.Module):
         if isinstance(self.decoder, PatchedUNet):
             self.decoder.choose_layout(device, self.config.training.precision == "bf16")
 
-    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Quantized:
+    def encode(self, x: Tensor, generator: torch.Generator | None = None, ranks: Ranks = ALONE) -> Quantized:
         """Network input (see `conversions`) to codewords; moves the codebook in training mode."""
         if self.config.label == "semseg":
             x = self.cls_emb(x).movedim(-1, 1)
-        return self.quantize(self.quant_proj(self.encoder(x)), generator)
+        return self.quantize(self.quant_proj(self.encoder(x)), generator, ranks)
 
-    def loss(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Quantized]:
+    def loss(self, x: Tensor, generator: torch.Generator, ranks: Ranks = ALONE) -> tuple[Tensor, Quantized]:
         """Training loss on a batch of network input: reconstruction plus weighted commitment.
 
         Args:
-            generator: on the CPU; draws noise, steps and codebook restarts, so equal seeds give equal losses anywhere.
+            x: this process's rows of the batch.
+            generator: on the CPU, equal on all processes; noise, steps, scored tokens and codebook restarts follow from it. What
+                a row draws does not depend on how many processes there are.
+            ranks: the processes that share the batch.
         """
-        quantized = self.encode(x, generator)
+        seeds = torch.randint(2**62, (len(x) * ranks.size,), generator=generator)[ranks.rank :: ranks.size]
+        draws = [torch.Generator(x.device).manual_seed(int(seed)) for seed in seeds]
+        quantized = self.encode(x, generator, ranks)
         if isinstance(self.decoder, VitDecoder):
             features_BND = self.decoder.features(self.post_quant_proj(quantized.latent_BDhw))
-            reconstruction = self._plain_loss(self.decoder, features_BND, x, generator)
+            reconstruction = self._plain_loss(self.decoder, features_BND, x, draws)
         else:
-            predicted = self._denoised(x, quantized.latent_BDhw, generator)
+            predicted = self._denoised(x, quantized.latent_BDhw, draws)
             reconstruction = _LOSSES[self.config.training.loss](predicted.float(), x)
         return reconstruction + self.config.quantizer.commitment_weight * quantized.commitment, quantized
 
-    def _plain_loss(self, decoder: VitDecoder, features_BND: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _plain_loss(
+        self, decoder: VitDecoder, features_BND: Tensor, x: Tensor, draws: Sequence[torch.Generator]
+    ) -> Tensor:
         """Loss of a plain decoder on a share of each image's tokens, drawn anew for each batch."""
         target_BN = _by_token(x, decoder.patch_px)
         num = max(1, round(self.config.training.scored_share * target_BN.shape[1]))
         if num < target_BN.shape[1]:
-            picks_Bn = torch.rand(target_BN.shape[:2], generator=generator).argsort(1)[:, :num].to(x.device)
+            ranking_BN = torch.stack([torch.rand(target_BN.shape[1], generator=g, device=g.device) for g in draws])
+            picks_Bn = ranking_BN.argsort(1)[:, :num]
             rows_B1 = torch.arange(len(x), device=x.device)[:, None]
             features_BND, target_BN = features_BND[rows_B1, picks_Bn], target_BN[rows_B1, picks_Bn]
         values = decoder.pixel_values(features_BND).float()
@@ -116,9 +126,10 @@ class ImageTokenizer(nn.Module):
             return F.cross_entropy(values.flatten(0, 2), target_BN.flatten())
         return _LOSSES[self.config.training.loss](values, target_BN)
 
-    def _denoised(self, x_BCHW: Tensor, latent_BDhw: Tensor, generator: torch.Generator) -> Tensor:
-        step_B = torch.randint(len(self._levels), (len(x_BCHW),), generator=generator).to(x_BCHW.device)
-        noise_BCHW = torch.randn(x_BCHW.shape, generator=generator).to(x_BCHW.device)
+    def _denoised(self, x_BCHW: Tensor, latent_BDhw: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
+        num, shape = len(self._levels), x_BCHW.shape[1:]
+        step_B = torch.cat([torch.randint(num, (1,), generator=g, device=g.device) for g in draws])
+        noise_BCHW = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in draws])
         noised_BCHW = add_noise(x_BCHW, noise_BCHW, self._levels[step_B])
         return self.decoder(noised_BCHW, step_B, latent_BDhw)
 

@@ -6,7 +6,7 @@ No gradient reaches the codebook. Everything here is float32, whatever autocast 
 Buffers carry the public names: `_codebook.{initted,cluster_size,embed}`.
 """
 
-# B batch, h w token grid, N = B*h*w latents, K codewords, D channels of a codeword
+# B batch (this process's rows of it), h w token grid, n = h*w, N = B*n latents, K codewords, D channels of a codeword
 
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fourmill.core.ranks import ALONE, Ranks
 from fourmill.tokenize.config import QuantizerConfig
 
 _CHUNK = 8192  # latents compared with the codebook at a time: bounds the similarity matrix
@@ -58,33 +59,45 @@ class Quantizer(nn.Module):
         self.config = config
         self.stale_threshold = stale_threshold
         self._codebook = _Codebook(config.codebook_size, config.latent_dim)
+        self._knows_started = False  # so that the device is not asked at every step
 
     @property
     def codewords_KD(self) -> Tensor:
         """The codebook as stored: averages of unit vectors, so at most of length 1."""
         return self._codebook.embed
 
-    def forward(self, latent_BDhw: Tensor, generator: torch.Generator | None = None) -> Quantized:
+    def forward(self, latent_BDhw: Tensor, generator: torch.Generator | None = None, ranks: Ranks = ALONE) -> Quantized:
         """Replace each latent by its codeword; in training mode also move the codebook, after the lookup.
 
         Args:
-            generator: draws the restarts and the start; needed in training mode.
+            generator: draws the restarts and the start; needed in training mode, and equal on all processes.
+            ranks: the processes that share the batch; all move their codebooks alike, by the latents of all.
         """
         with torch.autocast(latent_BDhw.device.type, enabled=False):
             latent_BDhw = latent_BDhw.float()
-            flat_ND = latent_BDhw.detach().permute(0, 2, 3, 1).flatten(0, 2)
-            unit_ND = F.normalize(flat_ND, dim=-1)
-            if self.training and not bool(self._codebook.initted):
-                self._start(unit_ND, generator)
-            tokens_N = self._nearest(unit_ND)
+            unit_BnD = F.normalize(latent_BDhw.detach().flatten(2).transpose(1, 2), dim=-1)
+            if self.training and not self._is_started():
+                self._start(unit_BnD, generator, ranks)
+            tokens_N = self._nearest(unit_BnD.flatten(0, 1))
             tokens_Bhw = tokens_N.view(latent_BDhw.shape[0], *latent_BDhw.shape[2:])
             codes_BDhw = self.lookup(tokens_Bhw)
             # On the latent as it is, not its unit vector: this also keeps the encoder's scale bounded.
             commitment = F.mse_loss(latent_BDhw, codes_BDhw)
             if self.training:
-                self._move(unit_ND, tokens_N, generator)
+                self._move(unit_BnD, tokens_N, generator, ranks)
             straight_BDhw = latent_BDhw + (codes_BDhw - latent_BDhw).detach()
             return Quantized(straight_BDhw, tokens_Bhw, commitment)
+
+    def keep(self) -> list[Tensor]:
+        """A copy of the codebook, for `put_back`: a forward pass in training mode moves it before anybody knows the loss."""
+        return [buffer.clone() for buffer in self._codebook.buffers()]
+
+    @torch.no_grad()
+    def put_back(self, kept: list[Tensor]) -> None:
+        """Undo what moved the codebook since `keep`."""
+        for buffer, value in zip(self._codebook.buffers(), kept, strict=True):
+            buffer.copy_(value)
+        self._knows_started = False
 
     def lookup(self, tokens_Bhw: Tensor) -> Tensor:
         """Codewords (B, D, h, w) of tokens, as stored and not normalised again: the public models decode these."""
@@ -94,42 +107,48 @@ class Quantizer(nn.Module):
         directions_DK = F.normalize(self.codewords_KD, dim=-1).T
         return torch.cat([(part @ directions_DK).argmax(-1) for part in unit_ND.split(_CHUNK)])
 
+    def _is_started(self) -> bool:
+        self._knows_started = self._knows_started or bool(self._codebook.initted)
+        return self._knows_started
+
     @torch.no_grad()
-    def _start(self, unit_ND: Tensor, generator: torch.Generator | None) -> None:
+    def _start(self, unit_BnD: Tensor, generator: torch.Generator | None, ranks: Ranks) -> None:
         book = self._codebook
-        if self.config.kmeans_init:
-            book.embed.copy_(_draw(unit_ND, len(book.embed), generator))
+        if self.config.kmeans_init:  # once, so by every process on the whole batch
+            all_BnD = ranks.gather(unit_BnD)
+            all_ND = all_BnD.flatten(0, 1)
+            book.embed.copy_(_draw(all_BnD, len(book.embed), generator, ALONE))
             for _ in range(_KMEANS_ITERATIONS):
-                book.embed.copy_(_directions(unit_ND, self._nearest(unit_ND), book.embed))
-            book.cluster_size.copy_(_counts(self._nearest(unit_ND), len(book.embed)))
+                book.embed.copy_(self._averages(all_ND, self._nearest(all_ND), ALONE)[1])
+            book.cluster_size.copy_(self._averages(all_ND, self._nearest(all_ND), ALONE)[0])
         book.initted.fill_(1)
 
     @torch.no_grad()
-    def _move(self, unit_ND: Tensor, tokens_N: Tensor, generator: torch.Generator | None) -> None:
+    def _move(self, unit_BnD: Tensor, tokens_N: Tensor, generator: torch.Generator | None, ranks: Ranks) -> None:
         book, decay = self._codebook, self.config.ema_decay
-        book.cluster_size.lerp_(_counts(tokens_N, len(book.embed)), 1 - decay)
-        book.embed.lerp_(_directions(unit_ND, tokens_N, book.embed), 1 - decay)
+        counts_K, directions_KD = self._averages(unit_BnD.flatten(0, 1), tokens_N, ranks)
+        book.cluster_size.lerp_(counts_K, 1 - decay)
+        book.embed.lerp_(directions_KD, 1 - decay)
         # The count of a restarted codeword stays low, so it restarts until the encoder really uses it.
         stale_K = book.cluster_size < self.stale_threshold
-        fresh_KD = _draw(unit_ND, len(book.embed), generator)
+        fresh_KD = _draw(unit_BnD, len(book.embed), generator, ranks)
         book.embed.copy_(torch.where(stale_K[:, None], fresh_KD, book.embed))
 
-
-def _counts(tokens_N: Tensor, size: int) -> Tensor:
-    return torch.bincount(tokens_N, minlength=size).float()
-
-
-def _directions(unit_ND: Tensor, tokens_N: Tensor, embed_KD: Tensor) -> Tensor:
-    """Unit vector of the mean of each codeword's latents; its own direction where it has none. (K, D)."""
-    sums_KD = torch.zeros_like(embed_KD).index_add_(0, tokens_N, unit_ND)
-    used_K = torch.zeros_like(embed_KD[:, 0], dtype=torch.bool).index_fill_(0, tokens_N, True)
-    return F.normalize(torch.where(used_K[:, None], sums_KD, embed_KD), dim=-1)
+    def _averages(self, unit_ND: Tensor, tokens_N: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor]:
+        """How many latents of all processes each codeword stands for (K,), and the unit vector of their mean (K, D): its own
+        direction where it stands for none.
+        """
+        embed_KD = self.codewords_KD
+        counts_K = ranks.sum(torch.bincount(tokens_N, minlength=len(embed_KD)).float())
+        sums_KD = ranks.sum(torch.zeros_like(embed_KD).index_add_(0, tokens_N, unit_ND))
+        return counts_K, F.normalize(torch.where(counts_K[:, None] > 0, sums_KD, embed_KD), dim=-1)
 
 
-def _draw(unit_ND: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
-    """`num` latents of the batch at random, without repeats where there are enough."""
-    if len(unit_ND) >= num:
-        picks = torch.randperm(len(unit_ND), generator=generator)[:num]
+def _draw(unit_BnD: Tensor, num: int, generator: torch.Generator | None, ranks: Ranks) -> Tensor:
+    """`num` latents of the whole batch at random, without repeats where there are enough."""
+    total = unit_BnD.shape[0] * unit_BnD.shape[1] * ranks.size
+    if total >= num:
+        picks = torch.randperm(total, generator=generator)[:num]
     else:
-        picks = torch.randint(len(unit_ND), (num,), generator=generator)
-    return unit_ND[picks.to(unit_ND.device)]
+        picks = torch.randint(total, (num,), generator=generator)
+    return ranks.take(unit_BnD, picks.to(unit_BnD.device))

@@ -51,7 +51,8 @@ def baseline_map(label: ImageLabel, train: NDArray[Any]) -> NDArray[Any]:
     """What looking at nothing would give: the per-pixel mean, or most common class, of a training set."""
     if label == "semseg":
         return metrics.most_common_map(train)
-    mean = metrics.mean_map(train)
+    finite_B = np.isfinite(train).all(tuple(range(1, train.ndim)))  # a training skips what is not
+    mean = metrics.mean_map(train[finite_B])
     return np.rint(mean).astype(np.uint8) if label == "rgb" else mean
 
 

@@ -14,6 +14,7 @@ import torch
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.core.manifest import Manifest
 from fourmill.core.program import be_deterministic
+from fourmill.core.ranks import ALONE, Ranks, join_ranks
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
 from fourmill.train.batch import Batch
@@ -24,14 +25,12 @@ from fourmill.train.load import load_fourm
 from fourmill.train.masking import Mixture, taking_part
 from fourmill.train.model import FourM
 from fourmill.train.optim import AdamW, Average, learning_rate
-from fourmill.train.ranks import Ranks, join_ranks
 from fourmill.train.report import Trained, is_done, publish, report_path
 from fourmill.train.validate import validation_losses
 
 _log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 1.0
 _CURVE_POINTS = 50
-_ALONE = Ranks()
 
 
 class TrainingError(RuntimeError):
@@ -116,7 +115,7 @@ def start(
     return State(model.train(), AdamW(model, config.optim), average)
 
 
-def train_step(state: State, batch: Batch, config: PretrainConfig, ranks: Ranks = _ALONE) -> dict[str, float]:
+def train_step(state: State, batch: Batch, config: PretrainConfig, ranks: Ranks = ALONE) -> dict[str, float]:
     """One optimiser step.
 
     Args:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fourmill.core.ranks import Ranks
 from fourmill.core.store import LocalStore
 from fourmill.core.work import no_progress
 from fourmill.runtime.launch import ProgramError, run_program
@@ -12,7 +13,6 @@ from fourmill.train.config import PretrainConfig, TrainSpec
 from fourmill.train.data import Loader, checked_manifest, read_samples
 from fourmill.train.loop import TrainingError, train_fourm
 from fourmill.train.masking import Mixture
-from fourmill.train.ranks import Ranks
 
 Make = Callable[..., TrainSpec]
 

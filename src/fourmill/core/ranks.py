@@ -1,4 +1,4 @@
-"""The processes of one data-parallel training: which one this is, and how they come to the same step.
+"""The processes of one data-parallel training: which one this is, and how they come to the same step (torch is imported here).
 
 Each process of `torchrun` (or of `runtime.launch`) takes its share of every batch's rows; losses and gradients are averaged
 over all, so every process takes the same step from the same weights. One process is the common case and costs nothing.
@@ -55,16 +55,48 @@ class Ranks:
         dist.all_reduce(shared)
         return shared / self.size
 
+    def sum(self, values: Tensor) -> Tensor:
+        """Values added up over all processes, in place; all of them get the same."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Everybody's rows of a batch, in the batch's own order; see `rows`."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    def take(self, values_BNX: Tensor, picks: Tensor) -> Tensor:
+        """Some of a batch's values, wherever their rows are: `gather(values).flatten(0, 1)[picks]`, sending only what is picked.
+
+        Args:
+            values_BNX: of this process's rows, N for each.
+            picks: indices into the whole batch's values, equal on all processes.
+        """
+        flat, num = values_BNX.flatten(0, 1), values_BNX.shape[1]
+        if self.size == 1:
+            return flat[picks]
+        row, place = picks // num, picks % num
+        found = flat[row // self.size * num + place]
+        return self.sum(torch.where((row % self.size == self.rank)[:, None], found, 0.0))
+
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over all processes; one that took no part on any of them counts as zero."""
         if self.size == 1:
             return
         trained = [p for p in parameters if p.requires_grad]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [parameter.grad for parameter in trained if parameter.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
         dist.all_reduce(flat)
         flat /= self.size
-        for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view(grad.shape))  # into its own memory: fused optimisers want it laid out as the weight is
 
 
 @contextmanager
@@ -83,3 +115,7 @@ def join_ranks() -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+ALONE = Ranks()
+"""The one process of a training that is not shared."""

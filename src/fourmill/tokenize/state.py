@@ -1,0 +1,94 @@
+"""All that a step of a tokenizer's training changes, and its way into a checkpoint and back."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+
+from fourmill.core.metrics import standardise_depth
+from fourmill.tokenize.config import ImageTokenizerConfig, TrainingConfig
+from fourmill.tokenize.guard import Guard
+from fourmill.tokenize.image_tokenizer import ImageTokenizer
+from fourmill.tokenize.train_set import LabelArrays, unpack
+
+_EMA_WARMUP = 10.0  # the average's decay is n / (n + 10) after n steps, until it reaches its own: early weights fade
+
+
+@dataclass
+class State:
+    """What a step changes."""
+
+    model: ImageTokenizer
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3 | None
+    guard: Guard = field(default_factory=Guard)
+    step: int = 0  # taken or skipped
+    updates: int = 0  # of the weights
+    seconds: float = 0.0
+    curve: list[list[float]] = field(default_factory=list)  # [step, loss] now and then
+
+    @property
+    def draw(self) -> int:
+        """Number of the batch that the next step sees: all that is drawn for it follows from (seed, draw)."""
+        return self.step + self.guard.moved_on
+
+    @property
+    def published(self) -> ImageTokenizer:
+        """The weights that serve when the training has ended: their average, where there is one."""
+        averaged = self.ema.module if self.ema else self.model
+        assert isinstance(averaged, ImageTokenizer)
+        return averaged
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state as a checkpoint holds it."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else {},
+            "guard": self.guard.snapshot(),
+            "step": self.step,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "curve": self.curve,
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Become what a snapshot holds, the guard's count included."""
+        self.model.load_state_dict(snapshot["model"])
+        self.optimizer.load_state_dict(snapshot["optimizer"])
+        if self.ema:
+            self.ema.module.load_state_dict(snapshot["ema"])
+        self.guard = Guard.of(snapshot["guard"])
+        self.step, self.updates = snapshot["step"], snapshot["updates"]
+        self.seconds, self.curve = snapshot["seconds"], snapshot["curve"]
+
+
+def start(config: ImageTokenizerConfig, labels: LabelArrays, device: str = "cpu") -> State:
+    """Weights and optimiser before the first step: a function of config and training set."""
+    training = config.training
+    torch.manual_seed(training.seed)
+    model = ImageTokenizer(config, _depth_span(labels)) if config.label == "depth" else ImageTokenizer(config)
+    model.to_device(torch.device(device)).train()
+    return State(model, _adamw(model, training), _average(model, training))
+
+
+def _adamw(model: ImageTokenizer, training: TrainingConfig) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True)
+
+
+def _average(model: ImageTokenizer, training: TrainingConfig) -> ModelEmaV3 | None:
+    if training.ema_decay is None:
+        return None
+    return ModelEmaV3(model, decay=training.ema_decay, use_warmup=True, warmup_gamma=_EMA_WARMUP, warmup_power=1.0)
+
+
+def _depth_span(labels: LabelArrays) -> tuple[float, float]:
+    """Least and largest standardised depth of the training set, in parts so that it need not be unpacked at once."""
+    parts = [standardise_depth(unpack(labels.train[i : i + 256], "depth")) for i in range(0, len(labels.train), 256)]
+    return round(float(min(p.min() for p in parts)), 3), round(float(max(p.max() for p in parts)), 3)

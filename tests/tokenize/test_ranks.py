@@ -1,0 +1,50 @@
+"""Two processes over gloo against one: equal weights within what the order of sums changes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fourmill.core.ranks import Ranks
+from fourmill.core.work import no_progress
+from fourmill.runtime.launch import run_program
+from fourmill.tokenize.batches import Batches
+from fourmill.tokenize.guard import TrainingError
+from fourmill.tokenize.load import load_image_tokenizer
+from fourmill.tokenize.train import train_tokenizer
+from fourmill.tokenize.train_set import read_label
+
+
+@pytest.mark.parametrize("label", ["depth", "semseg"])
+def test_two_processes_train_the_tokenizer_that_one_does(spec, store, read_report, tmp_path, label):
+    values = {"precision": "fp32", "steps": 4, "ema_decay": 0.9}
+    alone = read_report(train_tokenizer(spec(label, folder="one", **values), no_progress))
+    shared = spec(label, folder="two", **values).model_copy(update={"processes": 2})
+    report = read_report(run_program("fourmill.tokenize", shared, tmp_path / "log", 1, no_progress, 2))
+    assert report["digest"] != alone["digest"]  # sums in another order
+    assert np.allclose(np.array(report["curve"]), np.array(alone["curve"]), rtol=1e-3)
+    one, two = (load_image_tokenizer(store, found["path"]).state_dict() for found in (alone, report))
+    for key, value in one.items():
+        close = torch.isclose(value, two[key], atol=2e-3)
+        # A latent between two codewords may fall to either.
+        assert close.float().mean() > 0.98 if key.startswith("quantize") else close.all(), key
+    assert report["figures"].keys() == alone["figures"].keys()
+
+
+def test_processes_see_the_rows_of_one_batch(spec, store):
+    one = spec("depth")
+    labels = read_label(store, one.train_set, one.train_set_digest, "depth")
+    whole = Batches(labels, one.config)(3)
+    parts = [Batches(labels, one.config, Ranks(rank, 2))(3) for rank in (0, 1)]
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)
+    with pytest.raises(ValueError, match="a batch of 8 cannot be shared by 3 processes"):
+        Batches(labels, one.config, Ranks(0, 3))
+
+
+def test_a_training_for_two_is_not_started_alone(spec, tmp_path: Path):
+    shared = spec("clip").model_copy(update={"processes": 2})
+    with pytest.raises(TrainingError, match=r"torchrun --standalone --nproc-per-node 2 -m fourmill\.tokenize"):
+        train_tokenizer(shared, no_progress)
+    assert json.loads(shared.model_dump_json())["processes"] == 2
