@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fourmill.pseudolabel.flow import Threads
 
 from bench.cost import cost_of, rss_mb
 from bench.labels_work import DATASET, BareLoop, fill, forward_of, jobs, photo
@@ -20,7 +21,6 @@ from fourmill.core.shards import ShardPlace, read_receipt
 from fourmill.core.store import LocalStore
 from fourmill.core.work import no_progress
 from fourmill.pseudolabel.config import ClipConfig, DetectorConfig, DptConfig, Mask2FormerConfig
-from fourmill.pseudolabel.flow import Threads
 from fourmill.pseudolabel.items import label_items
 from fourmill.pseudolabel.make import make_features, make_labeller
 from fourmill.pseudolabel.members import label_format

@@ -16,6 +16,7 @@ from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.config import weights_digest
 from fourmill.pseudolabel.stored import ORIGINS, WeightsMissingError, read_pointer
 from fourmill.runtime.ray_session import RayConfig
+from fourmill.tokenize.released import RELEASED
 
 RUNNER = CliRunner()
 
@@ -67,7 +68,7 @@ def test_the_list_says_what_serves_and_where_it_is_from(tmp_path: Path, depth_fo
     store = str(tmp_path / "store")
     run("weights", "add", "depth", str(depth_folder), "--store", store)
     rows = {row["name"]: row for row in json.loads(run("weights", "list", "--store", store, "--json"))}
-    assert rows.keys() == ORIGINS.keys()
+    assert rows.keys() == ORIGINS.keys() | RELEASED.keys() and rows["tokenizer_rgb"]["imported"] == []
     assert rows["depth"]["stored"] == [rows["depth"]["serves"]["digest"]]
     assert rows["depth"]["serves"]["licence"] == "not stated" and rows["clip"]["stored"] == []
     assert "none yet" in run("weights", "list", "--store", store)
@@ -81,7 +82,7 @@ def test_a_project_can_pin_weights_that_were_added_after_it(paper: Workspace, de
 
 def test_the_help_names_every_network_its_public_weights_and_examples() -> None:
     said = run("weights", "--help")
-    assert all(name in said and origin.source in said for name, origin in ORIGINS.items())
+    assert all(name in said and origin.source in said for name, origin in {**ORIGINS, **RELEASED}.items())
     assert "fourmill weights add depth omnidata_dpt_depth_v2.ckpt --out" in said
 
 

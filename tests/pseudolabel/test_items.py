@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
+from fourmill.pseudolabel.flow import Threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fourmill.core.labels import Box, Picture
 from fourmill.core.names import SampleKey, sample_key
-from fourmill.pseudolabel.flow import Threads
 from fourmill.pseudolabel.items import LabelShapeError, label_items
 from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.members import FORMATS

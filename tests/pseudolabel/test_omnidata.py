@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from fourmill.core.labels import Picture
+from fourmill.core.safe_load import UnsafeFileError
 from fourmill.core.store import Store
 from fourmill.pseudolabel import dpt, omnidata
 from fourmill.pseudolabel.config import DptConfig
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.labeller import Labelled, NetworkError
 from fourmill.pseudolabel.make import make_labeller
-from fourmill.pseudolabel.safe_load import UnsafeFileError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHANNELS = {"depth": 1, "normal": 3}

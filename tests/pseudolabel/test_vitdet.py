@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fourmill.core.safe_load import read_weights
 from fourmill.core.store import Store
 from fourmill.pseudolabel import vitdet
 from fourmill.pseudolabel.config import VitDetConfig, WeightsMissingError, at_hand, require_weights
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.make import make_labeller
-from fourmill.pseudolabel.safe_load import read_weights
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, vitdet_shapes
 
 TINY = VitDetArchitecture(

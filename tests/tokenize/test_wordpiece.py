@@ -1,12 +1,16 @@
 import json
+import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
-from fourmill.core.sequences import FIRST_WORD_PIECE, TextTokenizer
+from fourmill.core.sequences import CLASS_NAMES, FIRST_CLASS, FIRST_WORD_PIECE, TextTokenizer, special_tokens
 from fourmill.core.store import LocalStore
 from fourmill.tokenize.config import TextTokenizerConfig
-from fourmill.tokenize.wordpiece import TextError, fit_wordpiece, train_wordpiece
+from fourmill.tokenize.exchange import Origin, import_text_tokenizer
+from fourmill.tokenize.wordpiece import TextError, fit_wordpiece, report_wordpiece, train_wordpiece
 
 CAPTIONS = [
     "A small dog playing with a red ball",
@@ -81,3 +85,96 @@ def test_fitting_publishes_the_file_and_says_how_well_it_knows_the_captions(tmp_
     assert report["known_share"] == 1.0
     with pytest.raises(TextError, match="no caption"):
         fit_wordpiece(store, [], CONFIG)
+
+
+def public_file(path: Path) -> Path:
+    """A file as the public one is laid out: 30,000 ids, of which those are words here that the tests use."""
+    words = {
+        6105: "glasses",
+        6302: "##house",
+        6424: "wine",
+        5000: "a",
+        5001: "small",
+        5002: "v2",
+        5003: "=",
+        5004: "1000",
+    }
+    words |= {5005: "v0", 5006: "3", 5007: "hot", 5008: "##s"}
+    vocab = {token: i for i, token in enumerate(special_tokens())}
+    vocab |= {words.get(i, f"##fill{i}"): i for i in range(FIRST_WORD_PIECE, 30_000)}
+    flags: list[dict[str, Any]] = [
+        {
+            "id": i,
+            "content": t,
+            "single_word": i > 3,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": i >= FIRST_CLASS,
+            "special": True,
+        }
+        for i, t in enumerate(special_tokens())
+    ]
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": flags,
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": None,
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": vocab,
+        },
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_file_of_the_public_layout_is_taken_as_it_is_and_gives_the_worked_ids(tmp_path: Path) -> None:
+    store, source = LocalStore(tmp_path / "store"), public_file(tmp_path / "text.json")
+    made = import_text_tokenizer(store, source, Origin("a test", "ours"))
+    assert store.read(f"{made.path}/tokenizer.json") == source.read_bytes()
+    tokenizer = TextTokenizer(source.read_bytes())
+    assert tokenizer.vocab_size == 30_000
+    for text, ids in (
+        ("v0=12 v1=7 v2=300 v3=999 dining table", [216, 1211, 2504, 4203, 4231]),
+        ("Wine Glass", [4282]),
+        ("WINE GLASSES", [6424, 6105]),
+        ("hot dog", [4242]),
+        ("doghouse", [4232, 6302]),
+        ("V0=3", [5005, 5003, 5006]),  # coordinates are case-sensitive: an ordinary word here
+        ("v2=1000", [5002, 5003, 5004]),
+        ("v2=999", [3203]),
+        ("a small DOG", [5000, 5001, 4232]),
+        ("[S_1] dogs", [5, 4232, 5008]),
+    ):
+        assert tokenizer.encode(text) == [*ids, 3], text
+    report = json.loads(store.read(report_wordpiece(store, made.digest, ["a small dog", "zzz"])))
+    assert report["digest"] == made.digest and report["known_share"] == 0.5 and report["vocab_size"] == 30_000
+    with pytest.raises(TextError, match="add it again"):
+        report_wordpiece(store, "0" * 64, ["a small dog"])
+
+
+def test_a_corpus_that_is_large_enough_fills_the_vocabulary_exactly() -> None:
+    draw = random.Random(0)
+    captions = [" ".join("".join(draw.choices("aeiourstlnm", k=7)) for _ in range(10)) for _ in range(400)]
+    config = TextTokenizerConfig(vocab_size=7000)
+    filled = train_wordpiece(captions, config)
+    assert TextTokenizer(filled).vocab_size == 7000
+    vocab = json.loads(filled)["model"]["vocab"]
+    assert sorted(vocab.values()) == list(range(7000))
+    assert [t for t, i in sorted(vocab.items(), key=lambda item: item[1])[FIRST_CLASS:FIRST_WORD_PIECE]] == sorted(
+        CLASS_NAMES
+    )
+    assert TextTokenizerConfig().vocab_size == 30_000

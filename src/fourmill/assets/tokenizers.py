@@ -15,6 +15,7 @@ from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
 from fourmill.runtime.training import fit_text, make_train_set, train_tokenizers
 from fourmill.tokenize.config import TEXT_VERSION, TRAIN_SET_VERSION, TRAIN_VERSION
+from fourmill.tokenize.released import PREFIX, label_of_name
 
 TRAIN_SET = dg.AssetKey(["tokenizers", "train_set"])
 MIN_USAGE = 0.05  # of the codebook; below it the tokenizer has collapsed
@@ -101,7 +102,8 @@ def _image_tokenizers(project: Project) -> dg.AssetsDefinition:
 
 
 def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSpec:
-    config = project.tokenizers[name]
+    config, served = project.tokenizers[name], project.served_tokenizers.get(label_of_name(f"{PREFIX}{name}"))
+    what = f"{name}: {config.codebook_size} codes, {config.decoder.kind} decoder."
     return dg.AssetSpec(
         key,
         deps=[TRAIN_SET],
@@ -109,13 +111,15 @@ def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSp
         kinds={"torch", "safetensors"},
         owners=OWNERS,
         tags={"modality": name, "stage": "tokenizer"},
-        code_version=f"{TRAIN_VERSION}-{digest_config(config)[:8]}",
-        description=f"VQ-VAE of {name}: {config.codebook_size} codes, {config.decoder.kind} decoder.",
+        code_version=f"served-{served[:12]}" if served else f"{TRAIN_VERSION}-{digest_config(config)[:8]}",
+        description=f"Imported VQ-VAE of {what} Scored here, not trained." if served else f"VQ-VAE of {what}",
     )
 
 
 def _text(project: Project) -> dg.AssetsDefinition:
     key = dg.AssetKey(["tokenizers", "text"])
+    served = project.served_tokenizers.get("text")
+    about = "One WordPiece vocabulary for captions and boxes, "
 
     @dg.asset(
         key=key,
@@ -123,8 +127,8 @@ def _text(project: Project) -> dg.AssetsDefinition:
         group_name="tokenizers",
         kinds={"python", "json"},
         owners=OWNERS,
-        code_version=f"{TEXT_VERSION}-{digest_config(project.text)[:8]}",
-        description="One WordPiece vocabulary for captions and boxes, fitted on the training split's captions.",
+        code_version=f"served-{served[:12]}" if served else f"{TEXT_VERSION}-{digest_config(project.text)[:8]}",
+        description=about + ("imported." if served else "fitted on the training split's captions."),
         check_specs=[check_spec(key, "round_trip", "Captions come back from their ids.")],
     )
     def text(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
@@ -145,4 +149,5 @@ def model_metadata(ref: ModelRef) -> dict[str, Any]:
     figures = {f"figure/{k}": v for k, v in ref.report.get("figures", {}).items() if isinstance(v, int | float)}
     baselines = {f"baseline/{k}": v for k, v in ref.report.get("baseline", {}).items() if isinstance(v, int | float)}
     headline = {"headline": ref.report["headline"]["name"]} if "headline" in ref.report else {}
-    return {"path": ref.path, "digest": ref.digest, **headline, **figures, **baselines}
+    origin = {key: ref.report[key] for key in ("origin", "licence") if key in ref.report}
+    return {"path": ref.path, "digest": ref.digest, **origin, **headline, **figures, **baselines}

@@ -17,6 +17,7 @@ from fourmill.pipelines import environment, preflight, weights_cli
 from fourmill.pipelines.doctor import doctor
 from fourmill.pipelines.profiles import PROFILES
 from fourmill.pipelines.workspace import Workspace, routes
+from fourmill.tokenize.released import RELEASED, TEXT
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -27,6 +28,7 @@ _console = Console()
 Out = Annotated[Path, typer.Option("--out", help="Folder of the project: store, Dagster's state, pictures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _DEMO_OUT = Path("out/demo")
+_EXPORTED = [name for name in RELEASED if name != TEXT]
 
 
 @app.command()
@@ -145,6 +147,20 @@ def trace(
         typer.echo(json.dumps(tree, indent=1))
     else:
         _print_tree(tree)
+
+
+@app.command("export")
+def export_model(
+    name: Annotated[str, typer.Argument(help=f"A tokenizer that serves: {', '.join(_EXPORTED)}.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write.")],
+    out: Out = _DEMO_OUT,
+) -> None:
+    """Write a tokenizer as files that the public 4M loads: model.safetensors and config.json."""
+    from fourmill.runtime.tokenizer_weights import export_tokenizer
+
+    project = Workspace(out.resolve()).project()
+    export_tokenizer(project, name, target.expanduser().resolve())
+    typer.echo(f"{name} written to {target}")
 
 
 @app.command()

@@ -22,6 +22,8 @@ from fourmill.pseudolabel.members import own_labellers
 from fourmill.runtime.labeller_weights import pinned_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import stop_ray
+from fourmill.runtime.tokenizer_weights import with_tokenizer
+from fourmill.tokenize.released import PREFIX, TEXT
 
 SCENE_SEED = 0
 
@@ -34,6 +36,7 @@ def run_demo(workspace: Workspace, profile: str, train_minutes: float | None, co
     """
     project = pinned_labellers(profiles.profile(profile, workspace.out, train_minutes))
     with preflight.only_one(workspace.out):
+        project = still_served(workspace, project)
         workspace.keep(project)
         with live_progress(console) as listener:
             write_demo_list(
@@ -81,9 +84,19 @@ def run_list(
     base = base.model_copy(update={"labellers": {**base.labellers, **own_labellers(labels)}})
     project = list_project(base, list_place, labellers, allow_hosts, num_blocks, opt_out)
     with preflight.only_one(workspace.out):
+        project = still_served(workspace, project)
         preflight.check_machine(project)
         workspace.keep(project)
         _materialize(workspace, project, console, retry_failed)
+
+
+def still_served(workspace: Workspace, project: Project) -> Project:
+    """The project with the imported tokenizers that the folder's project names (`fourmill weights add tokenizer_rgb`)."""
+    if not workspace.project_file.exists():
+        return project
+    for label, digest in workspace.project().served_tokenizers.items():
+        project = with_tokenizer(project, label if label == TEXT else f"{PREFIX}{label}", digest)
+    return project
 
 
 def list_project(

@@ -23,6 +23,7 @@ from fourmill.pseudolabel.config import SceneConfig, VitDetConfig
 from fourmill.runtime.labeller_weights import missing_weights, pinned_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import RayConfig, check_reachable
+from fourmill.runtime.tokenizer_weights import missing_tokenizers
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "safetensors", "ray", "dagster")
 _STORED_BYTES = 1_000_000  # an image, its labels and its tokens at the paper's sizes (docs/benchmarks.md)
@@ -129,6 +130,10 @@ def _weights(project: Project) -> Iterator[Finding]:
         named = getattr(config, "weights", "no weights needed")
         state: State = "missing" if label in missing else "ok"
         yield Finding(f"labeller of {label}", state, missing.get(label, f"{config.kind}: {named}"))
+    lacking = missing_tokenizers(project)
+    for label, digest in project.served_tokenizers.items():
+        fine: State = "missing" if label in lacking else "ok"
+        yield Finding(f"tokenizer of {label}", fine, lacking.get(label, f"imported, {digest[:12]}"))
 
 
 def _detectron2(ray: RayConfig) -> Finding:

@@ -14,6 +14,7 @@ from fourmill.ingest.config import SourceConfig
 from fourmill.runtime.labeller_weights import missing_weights
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import check_reachable
+from fourmill.runtime.tokenizer_weights import missing_tokenizers
 
 MIN_FREE_DISK_MB = 1500
 MIN_FREE_MEMORY_MB = 4000
@@ -41,14 +42,14 @@ def check_machine(
 
 
 def check_weights(project: Project) -> None:
-    """Every labeller has its weights.
+    """Every labeller has its weights, every imported tokenizer its files.
 
     Raises:
         NotReadyError: some have not; with the command for each.
     """
-    missing = missing_weights(project)
+    missing = [*missing_weights(project).values(), *missing_tokenizers(project).values()]
     if missing:
-        raise NotReadyError("\n".join(missing.values()))
+        raise NotReadyError("\n".join(missing))
 
 
 def check_disk(folder: Path, min_mb: int = MIN_FREE_DISK_MB) -> None:

@@ -1,8 +1,8 @@
-"""`fourmill weights`: the networks' public weights, verified and kept in the store under their digests."""
+"""`fourmill weights`: public weights of labellers and tokenizers, verified and kept in the store under their digests."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,9 +13,12 @@ from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.stored import CARD, ORIGINS, Pointer, read_pointer
 from fourmill.runtime.labeller_weights import pinned_labellers, with_weights
 from fourmill.runtime.project import write_project
+from fourmill.runtime.tokenizer_weights import add_tokenizer, stored_tokenizers, with_tokenizer
+from fourmill.tokenize.released import PREFIX, RELEASED
 
 # Each network a paragraph that is not filled: \b is typer's mark of one.
-_NAMES = "\n\n".join(f"\b\n  {name:<8}{origin.about}\n{'':10}{origin.source}" for name, origin in ORIGINS.items())
+_PUBLIC = {name: (origin.about, origin.source) for name, origin in {**ORIGINS, **RELEASED}.items()}
+_NAMES = "\n\n".join(f"\b\n  {name:<17}{about}\n{'':19}{source}" for name, (about, source) in _PUBLIC.items())
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +26,7 @@ app = typer.Typer(
     help=f"""{__doc__}
 
 Add each network once; from then on labellers load it by its digest, with no network, on every machine that reads the
-store. Names, and the public weights of each:
+store. An added tokenizer serves a project in the place of one that is trained. Names, and the public weights of each:
 
 {_NAMES}
 
@@ -31,6 +34,7 @@ store. Names, and the public weights of each:
 Examples:
   fourmill weights add depth omnidata_dpt_depth_v2.ckpt --out out/cc12m
   fourmill weights add semseg hf:facebook/mask2former-swin-base-coco-panoptic --store s3://bucket/cc12m
+  fourmill weights add tokenizer_rgb hf:EPFL-VILAB/4M_tokenizers_rgb_16k_224-448 --out out/cc12m
   fourmill weights list --out out/cc12m
 """,
 )
@@ -44,11 +48,12 @@ StoreRoot = Annotated[str | None, typer.Option("--store", help="A store by its r
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help=f"One of {', '.join(ORIGINS)}.")],
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(_PUBLIC)}.")],
     source: Annotated[
         str,
         typer.Argument(
-            help="hf:OWNER/NAME, a Hugging Face folder, or for depth, normal (.ckpt, .pth) and vitdet (.pkl) the file."
+            help="hf:OWNER/NAME, a Hugging Face folder, or the file: for depth, normal (.ckpt, .pth), vitdet (.pkl), tokenizers "
+            "(.safetensors, .pth) and text (.json)."
         ),
     ],
     out: Out = None,
@@ -61,10 +66,8 @@ def add(
     Every key must fit the network; those that do not are named. Pickles are read without running anything in them. A
     project in --out takes the new weights at once, which makes that one label and what is made of it stale.
     """
-    from fourmill.pseudolabel.convert import add_weights
-
-    if name not in ORIGINS:
-        raise ValueError(f"no weights are called {name!r}; names are {', '.join(ORIGINS)}")
+    if name not in _PUBLIC:
+        raise ValueError(f"no weights are called {name!r}; names are {', '.join(_PUBLIC)}")
     kept = _open(out, store)
     kept.check()
     path, origin = Path(source).expanduser(), f"file {Path(source).name}"
@@ -73,6 +76,11 @@ def add(
 
         fetched = fetch_weights(source.removeprefix("hf:"), revision)
         path, origin, licence = fetched.path, f"{source} at {fetched.commit}", licence or fetched.licence
+    if name in RELEASED:
+        _add_tokenizer(kept, name, path, origin, licence, out)
+        return
+    from fourmill.pseudolabel.convert import add_weights
+
     pointer = add_weights(kept, name, path, origin, licence)
     typer.echo(f"{name}: stored:{name}/{pointer.digest} in {kept.root} ({pointer.origin}; licence: {pointer.licence})")
     if out is not None and Workspace(out.resolve()).project_file.exists():
@@ -80,6 +88,15 @@ def add(
         project, labels = with_weights(workspace.project(), name, f"stored:{name}/{pointer.digest}")
         write_project(project, workspace.project_file)
         typer.echo(f"{workspace.project_file}: {', '.join(labels) or 'no label'} now made with them")
+
+
+def _add_tokenizer(store: Store, name: str, path: Path, origin: str, licence: str | None, out: Path | None) -> None:
+    digest = add_tokenizer(store.root, name, path, origin, licence)
+    typer.echo(f"{name}: models/{name}/{digest} in {store.root} ({origin}; licence: {licence or 'not stated'})")
+    workspace = Workspace(out.resolve()) if out is not None else None
+    if workspace is not None and workspace.project_file.exists():
+        write_project(with_tokenizer(workspace.project(), name, digest), workspace.project_file)
+        typer.echo(f"{workspace.project_file}: it serves as tokenizers/{name.removeprefix(PREFIX)}, without training")
 
 
 @app.command("list")
@@ -92,18 +109,23 @@ def list_weights(
     kept = _open(out, store)
     pointers = {name: pointer for name in ORIGINS if (pointer := read_pointer(kept, name))}
     digests = {name: _digests(kept, name) for name in ORIGINS}
+    tokenizers = stored_tokenizers(kept.root)
     if as_json:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"name": n, "stored": digests[n], **({"serves": p.model_dump()} if (p := pointers.get(n)) else {})}
             for n in ORIGINS
         ]
+        rows += [{"name": name, "imported": found} for name, found in tokenizers.items()]
         typer.echo(json.dumps(rows, indent=1))
         return
-    table = Table("name", "serves", "from", "licence", "earlier")
+    table = Table("name", "serves", "from", "licence", "stored, earlier")
     for name in ORIGINS:
         pointer = pointers.get(name)
         others = [digest[:12] for digest in digests[name] if pointer is None or digest != pointer.digest]
         table.add_row(name, *_shown(pointer), ", ".join(others))
+    for name, found in tokenizers.items():  # which one serves is for each project to say
+        for one in found or [{}]:
+            table.add_row(name, "", one.get("source", "none yet"), one.get("licence", ""), one.get("digest", "")[:12])
     _console.print(table)
 
 

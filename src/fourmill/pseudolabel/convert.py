@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from fourmill.core.safe_load import read_weights
 from fourmill.core.store import Store
 from fourmill.pseudolabel import clip, detector, dpt, mask2former
 from fourmill.pseudolabel.choices import clip_config
@@ -20,7 +21,6 @@ from fourmill.pseudolabel.config import DetectorConfig, DptConfig, Mask2FormerCo
 from fourmill.pseudolabel.make import make_features, make_labeller
 from fourmill.pseudolabel.network import from_folder
 from fourmill.pseudolabel.omnidata import from_omnidata, omnidata_config
-from fourmill.pseudolabel.safe_load import read_weights
 from fourmill.pseudolabel.stored import (
     CARD,
     CONFIG_FILE,

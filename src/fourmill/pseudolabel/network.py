@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourmill.core.labels import Picture
+from fourmill.core.safe_load import UnsafeFileError, refusal
 from fourmill.pseudolabel.config import Colour, NetworkSettings, WeightsMissingError, seed_of
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.resample import resized
-from fourmill.pseudolabel.safe_load import UnsafeFileError, refusal
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fourmill.core.coco import COCO_THINGS
 from fourmill.core.labels import Box, Picture
+from fourmill.core.safe_load import read_weights
 from fourmill.pseudolabel.config import VERSION, VitDetConfig, weights_digest
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
@@ -33,7 +34,6 @@ from fourmill.pseudolabel.network import (
     size_of,
 )
 from fourmill.pseudolabel.resample import resized
-from fourmill.pseudolabel.safe_load import read_weights
 from fourmill.pseudolabel.stored import WEIGHTS_FILE
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, check_vitdet, read_architecture
 

@@ -4,7 +4,7 @@ Each room owns its own config; this is only where they meet.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,7 @@ from fourmill.runtime.ray_session import RayConfig
 from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TextTokenizerConfig, TrainSetConfig
 from fourmill.train.config import PretrainConfig
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _NAME = r"^[a-z][a-z0-9_]*$"
 # A job of the main data set (index_list), groups of other assets, folders of the store.
 _TAKEN_NAMES = frozenset({"list", "labels", "tokenizers", "tokens", "fourm", "source", "models", "runs"})
@@ -79,6 +80,10 @@ class Project(BaseModel):
     train_set: TrainSetConfig
     tokenizers: dict[str, ImageTokenizerConfig] = Field(description="One for each image modality.")
     text: TextTokenizerConfig
+    served_tokenizers: dict[Literal["rgb", "depth", "normal", "semseg", "clip", "text"], Digest] = Field(
+        default={},
+        description="Digests of imported tokenizers that serve without training (`fourmill weights add tokenizer_rgb`).",
+    )
     pretrain: PretrainConfig
     text2im: PretrainConfig
     second_px: Annotated[int, Field(gt=0)] | None = Field(
@@ -149,6 +154,19 @@ class Project(BaseModel):
                 raise ValueError(
                     f"second_px {self.second_px} must be a multiple of {multiple} for the {label} tokenizer"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _crops_agree(self) -> "Project":
+        first, *others = self.tokenizers.items()
+        for label, config in others:
+            for what in ("patch_px", "input_px"):
+                if getattr(config, what) != getattr(first[1], what):
+                    name = "patches" if what == "patch_px" else "crops"
+                    raise ValueError(
+                        f"{first[0]} has {name} of {getattr(first[1], what)} pixels, {label} of {getattr(config, what)}: the "
+                        "tokenizers of a project share crops and one patch, since 4M sees their tokens on one grid"
+                    )
         return self
 
     @model_validator(mode="after")

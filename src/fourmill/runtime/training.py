@@ -17,6 +17,7 @@ from fourmill.runtime.models import ModelRef, current, set_current
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import LABEL_FOLDERS, BlockNotReadyError
 from fourmill.runtime.token_assets import token_assets
+from fourmill.runtime.tokenizer_weights import score_tokenizer
 from fourmill.runtime.workers import clip_features
 from fourmill.tokenize.config import TokenizerSpec
 from fourmill.tokenize.manifest import build_manifest
@@ -84,8 +85,13 @@ def _timed(name: str, work: Callable[[], ModelRef]) -> tuple[str, ModelRef, floa
 
 
 def train_tokenizer(session: Session, label: str) -> ModelRef:
-    """Train one image tokenizer as a program of its own, or find the one that equal inputs gave before."""
+    """Train one image tokenizer as a program of its own, or find the one that equal inputs gave before.
+
+    One that was imported is not trained: it is scored on the held-out samples, and serves.
+    """
     p, store = session.project, session.store
+    if label in p.served_tokenizers:
+        return _serve(session, label, score_tokenizer(session, label))
     train_set = current(store, p.dataset, _TRAIN_SET, "tokenizers/train_set")
     folder = session.folder(f"runs/tokenizer_{label}")
     spec = TokenizerSpec(
@@ -105,15 +111,16 @@ def train_tokenizer(session: Session, label: str) -> ModelRef:
 
 
 def fit_text(session: Session) -> ModelRef:
-    """Fit the vocabulary on the captions of the training split of the training set's blocks."""
-    from fourmill.tokenize.wordpiece import fit_wordpiece
+    """Fit the vocabulary on the captions of the training split of the training set's blocks; an imported one is only scored."""
+    from fourmill.tokenize.wordpiece import fit_wordpiece, report_wordpiece
 
     p, store = session.project, session.store
     captions: list[str] = []
     for block in p.train_set.blocks:
         rows = read_ledger(store, p.dataset, "train", "images", block).select(["status", "caption"]).to_pylist()
         captions += [row["caption"] for row in rows if row["status"] == "ok"]
-    report = fit_wordpiece(store, captions, p.text)
+    served = p.served_tokenizers.get("text")
+    report = report_wordpiece(store, served, captions) if served else fit_wordpiece(store, captions, p.text)
     return _serve(session, "text", report)
 
 

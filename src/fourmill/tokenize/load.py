@@ -1,6 +1,8 @@
 """Tokenizers in the store: `models/{name}/{digest}/` with model.safetensors, config.json and card.md."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,8 +21,19 @@ class ModelError(ValueError):
     """A tokenizer that cannot be loaded: which key or value, found and expected."""
 
 
+@dataclass(frozen=True)
+class StoredConfig:
+    """config.json of a tokenizer."""
+
+    tokenizer: ImageTokenizerConfig
+    depth_span: tuple[float, float]  # standardised depth that is given back as 0 and as 1
+
+
 def save_image_tokenizer(store: Store, name: str, model: ImageTokenizer, card: str) -> tuple[str, str]:
     """Publish a tokenizer, config and card first, weights last.
+
+    Args:
+        card: `{digest}` in it becomes the digest.
 
     Returns:
         Its digest (of weights and config) and its folder.
@@ -44,28 +57,48 @@ def load_image_tokenizer(store: Store, folder: str, device: str = "cpu") -> Imag
     Raises:
         ModelError: a file is missing or damaged, or weights do not fit the config; every wrong key is named.
     """
+    known = load_config(store, folder)
     try:
-        text, data = store.read(f"{folder}/config.json"), store.read(f"{folder}/model.safetensors")
-    except FileNotFoundError as error:
-        raise ModelError(f"no tokenizer at {folder}: {error.filename} is missing; train or import it first") from error
+        state = load(_read(store, folder, "model.safetensors"))
+    except SafetensorError as error:
+        raise ModelError(f"{folder}/model.safetensors is damaged: {error}; copy it again") from error
+    model = make_tokenizer(known, state, folder)
+    return model.to_device(torch.device(device)).eval()
+
+
+def load_config(store: Store, folder: str) -> StoredConfig:
+    """The config of a stored tokenizer, without its weights.
+
+    Raises:
+        ModelError: it is missing or is none.
+    """
+    text = _read(store, folder, "config.json")
     try:
         values = json.loads(text)
         config = ImageTokenizerConfig.model_validate(values["tokenizer"])
         low, high = (float(value) for value in values["depth_span"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ModelError(f"{folder}/config.json is not a tokenizer's config: {error}") from error
-    try:
-        state = load(data)
-    except SafetensorError as error:
-        raise ModelError(f"{folder}/model.safetensors is damaged: {error}; copy it again") from error
+    return StoredConfig(config, (low, high))
+
+
+def make_tokenizer(known: StoredConfig, state: Mapping[str, torch.Tensor], where: str) -> ImageTokenizer:
+    """A tokenizer of exactly these weights.
+
+    Args:
+        where: they are from, for messages.
+
+    Raises:
+        ModelError: unknown, missing or wrongly shaped keys, by name.
+    """
     with torch.device("meta"):
-        check_keys(state, ImageTokenizer(config), folder)
-    model = ImageTokenizer(config, (low, high))
+        check_keys(state, ImageTokenizer(known.tokenizer), where)
+    model = ImageTokenizer(known.tokenizer, known.depth_span)
     model.load_state_dict(state)
-    return model.to_device(torch.device(device)).eval()
+    return model
 
 
-def check_keys(state: dict[str, torch.Tensor], model: torch.nn.Module, where: str) -> None:
+def check_keys(state: Mapping[str, torch.Tensor], model: torch.nn.Module, where: str) -> None:
     """See that weights are exactly those of a model.
 
     Raises:
@@ -74,3 +107,10 @@ def check_keys(state: dict[str, torch.Tensor], model: torch.nn.Module, where: st
     problems = key_problems(state, shapes(model.state_dict()))
     if problems:
         raise ModelError(f"{where}: weights do not fit the config: {shown_problems(problems)}")
+
+
+def _read(store: Store, folder: str, name: str) -> bytes:
+    try:
+        return store.read(f"{folder}/{name}")
+    except FileNotFoundError as error:
+        raise ModelError(f"no tokenizer at {folder}: {error.filename} is missing; train or import it first") from error

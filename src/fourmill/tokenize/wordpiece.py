@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
@@ -44,14 +45,45 @@ def fit_wordpiece(store: Store, captions: Sequence[str], config: TextTokenizerCo
     file = train_wordpiece(captions, config)
     digest = digest_bytes(file)
     folder = f"models/text/{digest}"
-    tokenizer = TextTokenizer(file)
+    store.write(f"{folder}/tokenizer.json", file)
+    report = _report(file, captions)
+    store.write(f"{folder}/report.json", json.dumps(report, indent=1).encode())
+    return f"{folder}/report.json"
+
+
+def report_wordpiece(store: Store, digest: str, captions: Sequence[str]) -> str:
+    """Say how well a stored vocabulary, which was imported, knows captions.
+
+    Returns:
+        Store path of the report, as of `fit_wordpiece`.
+
+    Raises:
+        TextError: no caption, or no vocabulary of that digest.
+    """
+    if not captions:
+        raise TextError(
+            "no caption to score the text tokenizer on: look at the images ledger of the training set's blocks"
+        )
+    folder = f"models/text/{digest}"
+    try:
+        file = store.read(f"{folder}/tokenizer.json")
+    except FileNotFoundError:
+        raise TextError(f"no vocabulary at {folder}: add it again with `fourmill weights add text`") from None
+    report = _report(file, captions)
+    path = f"{folder}/served/{report['captions_digest']}.json"
+    store.write(path, json.dumps(report, indent=1).encode())
+    return path
+
+
+def _report(file: bytes, captions: Sequence[str]) -> dict[str, Any]:
+    digest, tokenizer = digest_bytes(file), TextTokenizer(file)
     ids = tokenizer.encode_batch(sorted(captions))
     known = sum(UNK not in found for found in ids) / len(ids)
     pieces = Counter(chain.from_iterable(ids))
-    report = {
+    return {
         "name": "text",
         "digest": digest,
-        "path": folder,
+        "path": f"models/text/{digest}",
         "vocab_size": tokenizer.vocab_size,
         "num_captions": len(captions),
         "captions_digest": digest_json(sorted(captions)),
@@ -64,9 +96,6 @@ def fit_wordpiece(store: Store, captions: Sequence[str], config: TextTokenizerCo
         },
         "baseline": {},
     }
-    store.write(f"{folder}/tokenizer.json", file)
-    store.write(f"{folder}/report.json", json.dumps(report, indent=1).encode())
-    return f"{folder}/report.json"
 
 
 def train_wordpiece(captions: Sequence[str], config: TextTokenizerConfig) -> bytes:

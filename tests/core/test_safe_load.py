@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as some_numpy
 
-from fourmill.pseudolabel.safe_load import UnsafeFileError, read_weights
+from fourmill.core.safe_load import UnsafeFileError, read_weights
 
 
 class Evil:

@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,11 +33,26 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         ValueError: not such a file, or one without weights.
         FileNotFoundError: no file.
     """
+    return read_checkpoint(path).weights
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training program saved."""
+
+    weights: dict[str, torch.Tensor]
+    arguments: dict[str, Any]  # of the program, where it saved its argparse.Namespace as `args`
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The weights in a file, as `read_weights`, and the arguments beside them, with what it raises."""
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}")
     if path.suffix == ".safetensors":
-        return _safetensors(path)
+        return Checkpoint(_safetensors(path), {})
     content = _arrays(path) if path.suffix == ".pkl" and not zipfile.is_zipfile(path) else _torch(path)
+    # Where a pickle says `argparse.Namespace` an inert stand-in was filled, with attributes.
+    arguments = dict(vars(content["args"])) if isinstance(content, Mapping) and _has_attributes(content, "args") else {}
     for part in _PARTS:
         if isinstance(content, Mapping) and isinstance(content.get(part), Mapping):
             content = content[part]
@@ -44,7 +60,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     found = _tensors(content)
     if not found:
         raise ValueError(f"{path} holds no weights, expected a state dict, alone or as `state_dict` or `model`")
-    return found
+    return Checkpoint(found, arguments)
+
+
+def _has_attributes(content: Mapping[Any, Any], key: str) -> bool:
+    return key in content and hasattr(content[key], "__dict__")
 
 
 def refusal(path: Path, error: Exception) -> str:

@@ -1,0 +1,81 @@
+"""A tokenizer that was imported and serves without training: its figures on the held-out samples, as trained ones have them."""
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from fourmill.core.digest import digest_json
+from fourmill.core.metrics import codebook_use
+from fourmill.core.store import Store
+from fourmill.tokenize.config import TRAIN_VERSION, ImageTokenizerConfig
+from fourmill.tokenize.exchange import read_origin
+from fourmill.tokenize.load import ModelError, load_image_tokenizer
+from fourmill.tokenize.preview import preview_png
+from fourmill.tokenize.score import HEADLINES, baseline_map, figures
+from fourmill.tokenize.train_set import read_label, unpack
+
+
+def report_tokenizer(
+    store: Store, name: str, folder: str, wanted: ImageTokenizerConfig, train_set: str, train_set_digest: str
+) -> str:
+    """Score a stored tokenizer on the held-out samples of a packed training set, unless that was done before.
+
+    Args:
+        folder: store path of `models/{name}/{digest}`.
+        wanted: the project's config of it.
+
+    Returns:
+        Store path of the report: what a training's has but steps and curve, and `origin` and `licence`.
+
+    Raises:
+        ModelError: it is not there, or of another label, patch, vocabulary or width than the project says.
+        TrainSetError: the training set is not the one that is named.
+        LabelError: its crops do not fit the tokenizer.
+    """
+    digest = folder.rpartition("/")[2]
+    made_of = digest_json([TRAIN_VERSION, digest, train_set_digest, wanted.input_px])
+    report_path = f"models/{name}/served/{made_of}/report.json"
+    if store.exists(report_path):
+        return report_path
+    model = load_image_tokenizer(store, folder, "cuda" if torch.cuda.is_available() else "cpu")
+    _check_fits(model.config, wanted, folder)
+    labels = read_label(store, train_set, train_set_digest, wanted.label)
+    label = wanted.label
+    true = unpack(labels.eval, label)
+    tokens = model.tokenize(true)
+    predicted = model.detokenize(tokens)
+    use = codebook_use(tokens, model.config.codebook_size)
+    baseline = np.broadcast_to(baseline_map(label, unpack(labels.train, label)), true.shape)
+    origin = read_origin(store, folder)
+    report: dict[str, Any] = {
+        "name": name,
+        "label": label,
+        "digest": digest,
+        "path": folder,
+        "origin": origin.source if origin else "trained here",
+        "licence": origin.licence if origin else "",
+        "figures": figures(label, predicted, true, labels.eval_semseg),
+        "baseline": figures(label, baseline, true, labels.eval_semseg),
+        "usage": round(use.usage, 4),
+        "perplexity": round(use.perplexity, 1),
+        "train_set": train_set_digest,
+        "num_eval": len(labels.eval),
+        "preview": report_path.replace("report.json", "preview.png"),
+    }
+    headline, better = HEADLINES[label]
+    value, easy = report["figures"][headline], report["baseline"][headline]
+    report["headline"] = {"name": headline, "value": value, "baseline": easy, "better": better}
+    store.write(report["preview"], preview_png(label, true, predicted))
+    store.write(report_path, json.dumps(report, indent=1).encode())
+    return report_path
+
+
+def _check_fits(found: ImageTokenizerConfig, wanted: ImageTokenizerConfig, folder: str) -> None:
+    for field in ("label", "patch_px", "codebook_size", "feature_dim"):
+        if getattr(found, field) != getattr(wanted, field):
+            raise ModelError(
+                f"{folder} has {field} {getattr(found, field)}, the project's {wanted.label} tokenizer {getattr(wanted, field)}: "
+                "add it to the project with `fourmill weights add`"
+            )
