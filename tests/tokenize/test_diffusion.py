@@ -95,3 +95,23 @@ def test_a_new_network_gives_zeros_and_uses_its_latents_once_trained():
     torch.nn.init.normal_(network.get_parameter("out.2.weight"))
     first, second = (network(image, steps, torch.randn(2, 8, 2, 2)) for _ in range(2))
     assert first.shape == (2, 3, 16, 16) and not torch.allclose(first, second)
+
+
+def test_noise_is_of_the_prediction_before_it_is_clamped():
+    """One step worked by hand: levels 0 and 0.64, a prediction of 3 that is clamped to 1."""
+    levels, noise = torch.tensor([0.64, 0.0]), torch.full((1, 1, 2, 2), 0.5)
+    seen: list[torch.Tensor] = []
+
+    def predict(x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return torch.full_like(x, 3.0)
+
+    decoded = sample_ddim(predict, noise, levels, 2, clamp=True)
+    # Level 0 has no signal, so what is taken for noise is the image as it is: 0.8 * 1 + 0.6 * 0.5.
+    assert torch.allclose(seen[1], torch.full_like(noise, 1.1)) and torch.equal(decoded, torch.ones_like(noise))
+    levels = torch.tensor([0.64, 0.36, 0.0])
+    seen.clear()
+    sample_ddim(predict, noise, levels, 3, clamp=True)
+    unclamped = (seen[1] - 0.6 * 3) / 0.8
+    assert torch.allclose(seen[2], 0.8 * 1 + 0.6 * unclamped)
+    assert not torch.allclose(seen[2], 0.8 * 1 + 0.6 * (seen[1] - 0.6) / 0.8)

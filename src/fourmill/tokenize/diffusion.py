@@ -62,12 +62,12 @@ def sample_ddim(
     steps = trailing_steps(len(levels_T), sample_steps)
     x = noise_BCHW
     for step, following in zip(steps, [*steps[1:], None], strict=True):
-        clean = predict_clean(x, torch.full((len(x),), step, device=x.device)).float()
-        if clamp:
-            clean = clean.clamp(-1, 1)
+        predicted = predict_clean(x, torch.full((len(x),), step, device=x.device)).float()
+        clean = predicted.clamp(-1, 1) if clamp else predicted
         if following is None:
             return clean
         level, next_level = levels_T[step], levels_T[following]
-        noise = (x - level.sqrt() * clean) / (1 - level).sqrt()
+        # Of the prediction as it is, as the public sampler (diffusers) has it: clamping it first gives other images.
+        noise = (x - level.sqrt() * predicted) / (1 - level).sqrt()
         x = next_level.sqrt() * clean + (1 - next_level).sqrt() * noise
     return x
