@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fourmill.pseudolabel.flow import Threads
 
 from bench.cost import cost_of, rss_mb
 from bench.labels_work import DATASET, BareLoop, fill, forward_of, jobs, photo
 from bench.report import report
+from fourmill.core.flow import Threads
 from fourmill.core.labels import decode_image
 from fourmill.core.names import sample_key
 from fourmill.core.shards import ShardPlace, read_receipt

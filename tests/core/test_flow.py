@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
-from fourmill.pseudolabel.flow import Threads, ahead, gather, in_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fourmill.core.flow import Threads, ahead, gather, in_order
 
 ITEMS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=40)  # (bucket, weight)
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
-from fourmill.pseudolabel.flow import Threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fourmill.core.flow import Threads
 from fourmill.core.labels import Box, Picture
 from fourmill.core.names import SampleKey, sample_key
 from fourmill.pseudolabel.items import LabelShapeError, label_items
@@ -123,4 +123,4 @@ def test_decoding_network_and_encoding_are_in_threads_of_their_own(threads: Thre
         return np.zeros(picture.rgb_HWC.shape[:2], np.float32)
 
     items = list(label_items(threads, stream(), Broken(answer), FORMATS["depth"]))
-    assert len(items) == 8 and len(names) == 1 and "labels-network" in names.pop()
+    assert len(items) == 8 and len(names) == 1 and "network" in names.pop()

@@ -18,8 +18,8 @@ class Threads:
 
     def __init__(self, num: int) -> None:
         self.num = num
-        self.coders = ThreadPoolExecutor(num, thread_name_prefix="labels-coder")
-        self.network = ThreadPoolExecutor(1, thread_name_prefix="labels-network")
+        self.coders = ThreadPoolExecutor(num, thread_name_prefix="coder")
+        self.network = ThreadPoolExecutor(1, thread_name_prefix="network")
 
     def close(self) -> None:
         """End them; what waits is not begun any more."""

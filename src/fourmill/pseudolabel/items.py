@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
+from fourmill.core.flow import Group, Threads, ahead, gather, in_order
 from fourmill.core.labels import Picture, decode_image
 from fourmill.core.names import SampleKey
 from fourmill.core.shards import Item
 from fourmill.pseudolabel.attempts import Attempts
-from fourmill.pseudolabel.flow import Group, Threads, ahead, gather, in_order
 from fourmill.pseudolabel.format import LabelFormat
 from fourmill.pseudolabel.labeller import Answer, Labelled, Labeller, NetworkError, Rejected
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from fourmill.core.flow import Threads
 from fourmill.core.names import SampleKey, Split
 from fourmill.core.shards import (
     Item,
@@ -28,7 +29,6 @@ from fourmill.pseudolabel.config import (
     require_weights,
     weights_digest,
 )
-from fourmill.pseudolabel.flow import Threads
 from fourmill.pseudolabel.items import Effort, all_items, first_of
 from fourmill.pseudolabel.labeller import Labeller
 from fourmill.pseudolabel.make import make_labeller
