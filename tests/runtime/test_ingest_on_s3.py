@@ -1,5 +1,6 @@
 """The ingest stage with its store on S3, Ray's actors and all: what comes out is what a disk gives."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -74,6 +75,26 @@ def test_a_worker_on_s3_makes_the_digests_of_a_disk(
 ) -> None:
     on_disk, on_s3 = (make_block(root, pictures) for root in (str(tmp_path / "store"), s3.fresh_root(monkeypatch)))
     assert on_disk == on_s3 and on_disk[1]
+
+
+@pytest.mark.parametrize("name", ["list.tsv", "list.tsv.gz"])
+def test_a_list_in_a_bucket_is_numbered_as_one_on_a_disk(
+    s3: Any, pictures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    text = pictures.list.read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    bucket = open_store(s3.fresh_root(monkeypatch))
+    bucket.write(f"lists/{name}", (tmp_path / name).read_bytes())
+    layout = Layout(rows_per_shard=ROWS_PER_SHARD, shards_per_block=4, num_blocks=2)
+    made = [
+        build_source_index(bucket, dataset, SourceConfig(list=place), layout)
+        for dataset, place in {"disk": str(tmp_path / name), "bucket": f"{bucket.root}/lists/{name}"}.items()
+    ]
+    assert made[0].num_rows == made[1].num_rows == len(text.splitlines())
+    assert made[0].digest == made[1].digest
+    gone = SourceConfig(list=f"{bucket.root}/lists/gone.tsv")
+    with pytest.raises(ValueError, match="gone.tsv"):
+        build_source_index(bucket, "gone", gone, layout)
 
 
 def make_block(root: str, pictures: Any) -> tuple[str, dict[str, int], dict[str, bytes]]:

@@ -8,13 +8,17 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _log = logging.getLogger(__name__)
 _session: dict[str, str | None] = {}  # what Ray said of this process's session when it began
+_END_TIMEOUT_S = 30.0  # for processes that were killed to be gone
 _INIT_TRIES = 6  # Ray gives a node 30 s; on a busy machine two of eight local starts were seen to time out
 
 
@@ -132,6 +136,7 @@ def ensure_ray(config: RayConfig) -> None:
         _session["dashboard_url"] = context.dashboard_url
         return
     for attempt in range(1, _INIT_TRIES + 1):
+        before = {child.pid for child in psutil.Process().children(recursive=True)}
         try:
             context = ray.init(
                 address="local",  # never a cluster that RAY_ADDRESS happens to name
@@ -147,9 +152,23 @@ def ensure_ray(config: RayConfig) -> None:
             return
         except Exception as error:  # a bare one when the node is slow to start, which a busy machine makes it
             ray.shutdown()
+            _end_half_started(before)
             if attempt == _INIT_TRIES or isinstance(error, ValueError):
                 raise
             _log.warning("local Ray did not start (%s); try %d of %d", error, attempt + 1, _INIT_TRIES)
+
+
+def _end_half_started(before: Collection[int]) -> None:
+    """End what a failed start has left: Ray forgets its processes then, and they would slow the next try down."""
+    import ray
+
+    folder, ended = str(Path(ray.__file__).parent), []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.pid not in before and any(part.startswith(folder) for part in child.cmdline()):
+                child.kill()
+                ended.append(child)
+    psutil.wait_procs(ended, timeout=_END_TIMEOUT_S)
 
 
 def check_room(config: RayConfig) -> None:
