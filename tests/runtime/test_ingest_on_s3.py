@@ -93,7 +93,7 @@ def test_a_list_in_a_bucket_is_numbered_as_one_on_a_disk(
     assert made[0].num_rows == made[1].num_rows == len(text.splitlines())
     assert made[0].digest == made[1].digest
     gone = SourceConfig(list=f"{bucket.root}/lists/gone.tsv")
-    with pytest.raises(ValueError, match="gone.tsv"):
+    with pytest.raises(ValueError, match=r"gone\.tsv"):
         build_source_index(bucket, "gone", gone, layout)
 
 
