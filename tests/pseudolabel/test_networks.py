@@ -1,5 +1,6 @@
 """Seeded networks of every kind: any image gets a label of its size, the same each time; a wrong network raises."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,28 @@ def test_weights_that_lack_a_key_are_refused_by_its_name(tmp_path: Path) -> None
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NetworkError, match=r"missing keys: neck\.convs\.1\.weight"):
         make_labeller("depth", SMALL["depth"].model_copy(update={"weights": str(tmp_path)}))
+
+
+def test_mask2former_loads_in_the_layout_of_its_public_file(tmp_path: Path, pictures: list[Picture]) -> None:
+    """The file of 2022 holds Swin's index of relative positions, now computed, and no last norm, which a backbone lacks."""
+    from safetensors.torch import load_file, save_file
+
+    seeded: Any = make_labeller("semseg", SMALL["semseg"])
+    seeded._network.save_pretrained(tmp_path)
+    swin, file = "model.pixel_level_module.encoder", tmp_path / "model.safetensors"
+    state = load_file(file)
+    index = seeded._network.get_submodule(f"{swin}.swin.encoder.layers.0.blocks.0.attention.relative_position_bias")
+    for key in [key for key in state if re.search(r"swin\.layernorm|encoder\.layernorm", key)]:
+        del state[key]
+    state[f"{swin}.encoder.layers.0.blocks.0.attention.self.relative_position_index"] = index.relative_position_index
+    save_file(state, file, metadata={"format": "pt"})
+    config = SMALL["semseg"].model_copy(update={"weights": str(tmp_path)})
+    loaded = make_labeller("semseg", config)
+    assert all(map(same, seeded.label_pictures(pictures[:2]), loaded.label_pictures(pictures[:2])))
+    state[f"{swin}.embeddings.odd"] = torch.zeros(1)
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(NetworkError, match=r"unexpected keys: \S*embeddings\.odd$"):
+        make_labeller("semseg", config)
 
 
 def test_weights_of_another_shape_are_refused_by_name_and_shapes(tmp_path: Path) -> None:
