@@ -4,17 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourmill.core.metrics import (
-    class_ious,
+    USAGE_WINDOW,
     codebook_use,
     depth_error,
-    feature_cosine,
-    feature_r2,
-    mean_iou,
     mean_map,
     most_common_map,
     normal_error_degrees,
-    plain_l1,
-    psnr_db,
     standardise_depth,
 )
 
@@ -53,32 +48,11 @@ def test_normal_angles():
         normal_error_degrees(side, np.zeros_like(up))
 
 
-def test_iou_counts_present_classes_and_leaves_invalid_pixels_out():
-    true = np.array([[[0, 0, 1, 255]]], np.uint8)
-    predicted = np.array([[[0, 1, 1, 5]]], np.uint8)
-    assert class_ious(predicted, true) == {0: 0.5, 1: 0.5}
-    assert mean_iou(true, true) == 1
-    assert mean_iou(np.full_like(true, 7), true) == 0
-    with pytest.raises(ValueError, match="no valid pixel"):
-        mean_iou(predicted, np.full_like(true, 255))
-
-
-def test_psnr_features_and_plain_difference():
-    image = np.full((1, 4, 4, 3), 100, np.uint8)
-    assert psnr_db(image + 10, image) == pytest.approx(20 * np.log10(255 / 10))
-    assert psnr_db(image, image) == pytest.approx(100)
-    features = rng.normal(size=(5, 2, 2, 8))
-    assert feature_cosine(features * 3, features) == pytest.approx(1)
-    assert feature_r2(features, features) == 1
-    assert feature_r2(np.broadcast_to(features.mean((0, 1, 2)), features.shape), features) == pytest.approx(0)
-    assert plain_l1(np.ones(3), np.zeros(3)) == 1
-    with pytest.raises(ValueError, match="must be equal"):
-        plain_l1(np.ones(3), np.zeros(4))
-
-
 def test_codebook_use():
     use = codebook_use(np.array([[0, 1], [0, 1]], np.int16), 4)
     assert (use.usage, use.perplexity, use.num_tokens) == (0.5, pytest.approx(2), 4)
+    many = np.concatenate([np.zeros(USAGE_WINDOW, np.int16), np.full(USAGE_WINDOW, 1), np.full(9, 2)])
+    assert codebook_use(many, 4).usage == 0.25  # one codeword in each window; the rest fills none
     with pytest.raises(ValueError, match=r"0\.\.3"):
         codebook_use(np.array([4]), 4)
 

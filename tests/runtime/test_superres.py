@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fourmill.core.metrics import psnr_db
 from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.generation import Generator
 from fourmill.runtime.heldout import HeldOut, read_heldout
@@ -14,6 +13,7 @@ from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
 from fourmill.runtime.superres import WAYS, enlarge, score_superres, superres_picture
 from fourmill.runtime.training import make_manifest, train_fourm
+from fourmill.tokenize.score import psnr_db
 
 
 def test_enlarging_keeps_flat_pictures_and_smooths_edges() -> None:

@@ -1,7 +1,7 @@
 """How far a prediction is from its label, and what a constant map would score. numpy only; all over a batch of maps.
 
-The metrics of the paper's Table 31 (normals' mean angle, standardised L1 of depth, mIoU) with PSNR for images,
-cosine and R2 for features, usage and perplexity for codebooks. B maps, H x W pixels, C channels.
+What no library has: the normals' mean angle and the L1 of standardised depth of the paper's Table 31, usage and perplexity
+of codebooks. mIoU, PSNR, SSIM, cosine and R2 are torchmetrics', in `tokenize.score`. B maps, H x W pixels, C channels.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from fourmill.core.modality import SEMSEG_INVALID
 
 Floats = NDArray[np.floating]
 
+USAGE_WINDOW = 65_536  # tokens that codebook usage is counted over
 _TRUNCATE = 0.1  # share of pixels left out at either end when depth is standardised
 _EPS = 1e-6
 
@@ -48,12 +49,6 @@ def depth_error(predicted_BHW: Floats, true_BHW: Floats, counted_BHW: NDArray[np
     return float(counted.mean(dtype=np.float64))
 
 
-def plain_l1(predicted: Floats, true: Floats) -> float:
-    """Mean absolute difference as the values are."""
-    _same(predicted, true)
-    return float(np.abs(predicted.astype(np.float64) - true).mean())
-
-
 def normal_error_degrees(
     predicted_BHWC: Floats, true_BHWC: Floats, valid_BHW: NDArray[np.bool_] | None = None
 ) -> float:
@@ -74,77 +69,32 @@ def normal_error_degrees(
     return float(np.degrees(np.arccos(np.clip(cosine[counted], -1, 1))).mean())
 
 
-def class_ious(predicted_BHW: NDArray[np.integer], true_BHW: NDArray[np.integer]) -> dict[int, float]:
-    """Intersection over union by raw class id over the whole batch, for every class that the truth holds.
-
-    Pixels whose truth is invalid (255) do not count.
-    """
-    _same(predicted_BHW, true_BHW)
-    valid = true_BHW != SEMSEG_INVALID
-    predicted, true = predicted_BHW[valid].astype(np.int64), true_BHW[valid].astype(np.int64)
-    hits = np.bincount(true[predicted == true], minlength=256)
-    unions = np.bincount(predicted, minlength=256) + np.bincount(true, minlength=256) - hits
-    return {int(c): float(hits[c] / unions[c]) for c in np.unique(true)}
-
-
-def mean_iou(predicted_BHW: NDArray[np.integer], true_BHW: NDArray[np.integer]) -> float:
-    """Mean of `class_ious`.
-
-    Raises:
-        ValueError: the truth holds no valid pixel.
-    """
-    ious = class_ious(predicted_BHW, true_BHW)
-    if not ious:
-        raise ValueError("no valid pixel in the true class maps; mIoU is undefined")
-    return float(np.mean(list(ious.values())))
-
-
-def psnr_db(predicted_BHWC: NDArray[np.uint8], true_BHWC: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of 8-bit images in dB: mean over images of each image's own ratio, 100 where equal."""
-    _same(predicted_BHWC, true_BHWC)
-    error = ((predicted_BHWC.astype(np.float64) - true_BHWC) ** 2).reshape(len(true_BHWC), -1).mean(1)
-    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 255**2 / 1e10))))
-
-
-def feature_cosine(predicted: Floats, true: Floats) -> float:
-    """Mean cosine over the last axis, -1..1."""
-    _same(predicted, true)
-    lengths = np.linalg.norm(predicted, axis=-1) * np.linalg.norm(true, axis=-1)
-    return float(((predicted * true).sum(-1) / np.maximum(lengths, _EPS)).mean())
-
-
-def feature_r2(predicted: Floats, true: Floats) -> float:
-    """Share of the features' variance (around each channel's mean) that the prediction explains; at most 1."""
-    _same(predicted, true)
-    channels = true.shape[-1]
-    true_NC = true.reshape(-1, channels).astype(np.float64)
-    error = ((predicted.reshape(-1, channels) - true_NC) ** 2).sum()
-    return float(1 - error / max(((true_NC - true_NC.mean(0)) ** 2).sum(), _EPS))
-
-
 @dataclass(frozen=True)
 class CodebookUse:
     """How much of a codebook a set of tokens uses."""
 
-    usage: float  # share of codewords that occur, 0..1
-    perplexity: float  # exp of the entropy: the number of codewords were they equally likely
+    usage: float  # share of codewords that occur in a window of 65,536 tokens, mean over windows, 0..1
+    perplexity: float  # exp of the entropy over all: the number of codewords were they equally likely
     num_tokens: int
 
 
 def codebook_use(tokens: NDArray[np.integer], codebook_size: int) -> CodebookUse:
-    """Usage and perplexity of a codebook over any number of tokens.
+    """Usage in the public code's windows, and perplexity. Fewer tokens than a window are one; a rest is left out of usage.
 
     Raises:
         ValueError: a token is outside the codebook, or there is none.
     """
     if not tokens.size or tokens.min() < 0 or tokens.max() >= codebook_size:
         raise ValueError(f"tokens must be a non-empty set of ids 0..{codebook_size - 1}; found shape {tokens.shape}")
-    counts = np.bincount(tokens.reshape(-1).astype(np.int64), minlength=codebook_size)
-    shares = counts[counts > 0] / tokens.size
+    flat_N = tokens.reshape(-1).astype(np.int64)
+    shares = np.bincount(flat_N, minlength=codebook_size) / flat_N.size
+    shares = shares[shares > 0]
+    whole = flat_N.size // USAGE_WINDOW * USAGE_WINDOW or flat_N.size
+    windows = flat_N[:whole].reshape(-1, min(USAGE_WINDOW, whole))
     return CodebookUse(
-        usage=float((counts > 0).mean()),
+        usage=float(np.mean([len(np.unique(window)) for window in windows]) / codebook_size),
         perplexity=float(np.exp(-(shares * np.log(shares)).sum())),
-        num_tokens=int(tokens.size),
+        num_tokens=int(flat_N.size),
     )
 
 

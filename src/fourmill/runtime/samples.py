@@ -73,8 +73,10 @@ def _generate_part(session: Session, part: int, parts: int) -> Generated:
 
 def score_maps(maps: dict[str, NDArray[Any]], heldout: HeldOut) -> dict[str, float]:
     """Figures of depth, normals and classes against the truth; each class by name too."""
+    from fourmill.tokenize import score  # torch
+
     true = heldout.maps["semseg"]
-    ious = metrics.class_ious(maps["semseg"], true)
+    ious = score.class_ious(maps["semseg"], true)
     things, true_things = maps["semseg"] < NUM_THINGS, true < NUM_THINGS
     union = (things | true_things).sum()
     return {

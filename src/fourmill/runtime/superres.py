@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fourmill.core.metrics import psnr_db
 from fourmill.runtime.generation import Generator
 from fourmill.runtime.heldout import HeldOut, View, read_heldout
 from fourmill.runtime.launch import run_warm
@@ -63,6 +62,8 @@ def score_superres(generator: Generator, heldout: HeldOut) -> Scores:
     Returns:
         `psnr_db` against the image, `psnr_to_tokenizer_db` against what the true tokens are decoded to.
     """
+    from fourmill.tokenize.score import psnr_db  # torch
+
     low, high = heldout.views
     tokenizer = generator.tokenizers["rgb"]
     _, made = generator.superres(low.tokens["rgb"])

@@ -1,13 +1,24 @@
-"""Figures of a tokenizer on held-out samples, and what the training set's mean or most common map would score."""
+"""Figures of a tokenizer on held-out samples, and what the training set's mean or most common map would score.
+
+The metrics of the paper's Table 31, with PSNR and SSIM for images and cosine and R2 for features. What torchmetrics has is
+torchmetrics'; angles of normals and L1 of standardised depth are `core.metrics`'.
+"""
+
+# B maps, H x W pixels, C channels
 
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torchmetrics.functional import cosine_similarity, r2_score
+from torchmetrics.functional.classification import multiclass_jaccard_index
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from fourmill.core import metrics
 from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS
-from fourmill.tokenize.config import ImageLabel
+from fourmill.core.modality import SEMSEG_INVALID
+from fourmill.tokenize.config import NUM_CLASS_ROWS, ImageLabel
 
 HEADLINES: dict[ImageLabel, tuple[str, str]] = {
     "rgb": ("psnr_db", "higher"),
@@ -17,6 +28,9 @@ HEADLINES: dict[ImageLabel, tuple[str, str]] = {
     "clip": ("r2", "higher"),
 }
 """The figure that stands for each label, and which way is better."""
+
+_EQUAL_DB = 100.0  # PSNR of equal images, which have none
+_PART = 64  # images whose SSIM is computed at a time: its filters take five copies of them
 
 
 def figures(
@@ -30,7 +44,7 @@ def figures(
     """
     things = semseg_BHW < len(COCO_THINGS)
     if label == "rgb":
-        found = {"psnr_db": metrics.psnr_db(predicted, true)}
+        found = {"psnr_db": psnr_db(predicted, true), "ssim": ssim(predicted, true)}
     elif label == "depth":
         found = {"l1_standardised": metrics.depth_error(predicted, true)}
         if things.any():
@@ -40,11 +54,62 @@ def figures(
         if things.any():
             found["degrees_things"] = metrics.normal_error_degrees(predicted, true, things)
     elif label == "semseg":
-        ious = metrics.class_ious(predicted, true)
+        ious = class_ious(predicted, true)
         found = {"miou": float(np.mean(list(ious.values())))} | {f"iou/{_name(c)}": v for c, v in ious.items()}
     else:
-        found = {"r2": metrics.feature_r2(predicted, true), "cosine": metrics.feature_cosine(predicted, true)}
+        found = {"r2": feature_r2(predicted, true), "cosine": feature_cosine(predicted, true)}
     return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def psnr_db(predicted_BHWC: NDArray[np.uint8], true_BHWC: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of 8-bit images in dB: mean over images of each image's own ratio, 100 where equal.
+
+    Raises:
+        ValueError: shapes differ, or there is no image; so do the others here.
+    """
+    predicted, true = _pair(predicted_BHWC, true_BHWC)
+    ratios_B = peak_signal_noise_ratio(predicted, true, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    return float(ratios_B.clamp(max=_EQUAL_DB).mean())
+
+
+def ssim(predicted_BHWC: NDArray[np.uint8], true_BHWC: NDArray[np.uint8]) -> float:
+    """Structural similarity of 8-bit images of at least 11 pixels a side, mean over images, at most 1."""
+    predicted, true = (x.movedim(-1, 1) for x in _pair(predicted_BHWC, true_BHWC))
+    parts = [
+        structural_similarity_index_measure(p, t, data_range=255.0, reduction="none")
+        for p, t in zip(predicted.split(_PART), true.split(_PART), strict=True)
+    ]
+    return float(torch.cat([torch.as_tensor(part).reshape(-1) for part in parts]).mean())
+
+
+def class_ious(predicted_BHW: NDArray[np.uint8], true_BHW: NDArray[np.uint8]) -> dict[int, float]:
+    """Intersection over union by raw class id over the whole batch, for every class that the truth holds.
+
+    Pixels whose truth is none (255) do not count.
+
+    Raises:
+        ValueError: the truth holds no valid pixel.
+    """
+    present = [int(c) for c in np.unique(true_BHW) if c != SEMSEG_INVALID]
+    if not present:
+        raise ValueError("no valid pixel in the true class maps; IoU is undefined")
+    predicted, true = (
+        torch.from_numpy(ids + np.uint8(1)).long() for ids in (predicted_BHW, true_BHW)
+    )  # 255 wraps to 0
+    ious_K = multiclass_jaccard_index(predicted, true, NUM_CLASS_ROWS, average="none", ignore_index=0)
+    return {c: float(ious_K[c + 1]) for c in present}
+
+
+def feature_cosine(predicted: NDArray[np.floating], true: NDArray[np.floating]) -> float:
+    """Mean cosine over the last axis, -1..1."""
+    predicted_NC, true_NC = (x.flatten(0, -2) for x in _pair(predicted, true))
+    return float(cosine_similarity(predicted_NC, true_NC, reduction="mean"))
+
+
+def feature_r2(predicted: NDArray[np.floating], true: NDArray[np.floating]) -> float:
+    """Share of the features' variance (around each channel's mean) that the prediction explains; at most 1."""
+    predicted_NC, true_NC = (x.flatten(0, -2).double() for x in _pair(predicted, true))
+    return float(r2_score(predicted_NC, true_NC, multioutput="variance_weighted"))
 
 
 def baseline_map(label: ImageLabel, train: NDArray[Any]) -> NDArray[Any]:
@@ -54,6 +119,14 @@ def baseline_map(label: ImageLabel, train: NDArray[Any]) -> NDArray[Any]:
     finite_B = np.isfinite(train).all(tuple(range(1, train.ndim)))  # a training skips what is not
     mean = metrics.mean_map(train[finite_B])
     return np.rint(mean).astype(np.uint8) if label == "rgb" else mean
+
+
+def _pair(predicted: NDArray[Any], true: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    if predicted.shape != true.shape or not true.size:
+        raise ValueError(
+            f"prediction of shape {predicted.shape} against truth of shape {true.shape}: they must be equal, and not empty"
+        )
+    return torch.tensor(predicted).float(), torch.tensor(true).float()
 
 
 def _name(class_id: int) -> str:

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from fourmill.tokenize.score import baseline_map, class_ious, feature_cosine, feature_r2, figures, psnr_db, ssim
+
+rng = np.random.default_rng(1)
+
+
+def test_iou_counts_present_classes_and_leaves_invalid_pixels_out():
+    true = np.array([[[0, 0, 1, 255]]], np.uint8)
+    predicted = np.array([[[0, 1, 1, 5]]], np.uint8)
+    assert class_ious(predicted, true) == {0: 0.5, 1: 0.5}
+    assert class_ious(np.full_like(true, 255), true) == {0: 0, 1: 0}
+    assert figures("semseg", true, true, true)["miou"] == 1
+    with pytest.raises(ValueError, match="no valid pixel"):
+        class_ious(predicted, np.full_like(true, 255))
+
+
+def test_psnr_is_each_images_own_and_100_where_nothing_differs():
+    image = np.full((1, 4, 4, 3), 100, np.uint8)
+    apart = 20 * np.log10(255 / 10)
+    assert psnr_db(image + 10, image) == pytest.approx(apart)
+    assert psnr_db(image, image) == 100
+    both = np.concatenate([image, image + 10])
+    assert psnr_db(both, np.repeat(image, 2, 0)) == pytest.approx((100 + apart) / 2)
+    with pytest.raises(ValueError, match="must be equal"):
+        psnr_db(image, both)
+
+
+def test_ssim_is_one_for_equal_images_and_falls_with_noise():
+    images = rng.integers(60, 200, (70, 16, 16, 3), dtype=np.uint8)
+    noise = rng.integers(-50, 50, images.shape)
+    little, much = ((images + noise // share).clip(0, 255).astype(np.uint8) for share in (5, 1))
+    assert ssim(images, images) == pytest.approx(1)
+    assert 1 > ssim(little, images) > ssim(much, images) > 0
+    assert ssim(much, images) == pytest.approx(np.mean([ssim(much[i : i + 1], images[i : i + 1]) for i in range(70)]))
+
+
+def test_features_are_compared_by_direction_and_by_variance():
+    features = rng.normal(size=(5, 2, 2, 8))
+    assert feature_cosine(features * 3, features) == pytest.approx(1)
+    assert feature_r2(features, features) == pytest.approx(1)
+    assert feature_r2(np.broadcast_to(features.mean((0, 1, 2)), features.shape), features) == pytest.approx(0)
+    half = 0.5 * (features + features.mean((0, 1, 2)))
+    assert feature_r2(half, features) == pytest.approx(0.75)
+
+
+def test_a_baseline_leaves_out_what_is_no_number():
+    train = np.array([[[[1.0]]], [[[np.inf]]], [[[3.0]]]], np.float32)
+    assert baseline_map("clip", train).tolist() == [[[2.0]]]
