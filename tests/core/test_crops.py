@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourmill.core.crops import centre_crop, crop_depth, crop_normal, crop_rgb, crop_semseg
+from fourmill.core.crops import CropConfig, centre_crop, crop_depth, crop_normal, crop_rgb, crop_rows, crop_semseg
+from fourmill.core.names import sample_key
 
 rng = np.random.default_rng(0)
 
@@ -59,3 +60,34 @@ def test_normals_stay_unit_and_mirror_their_x():
 def test_a_crop_outside_the_image_is_refused_with_both_sizes(row):
     with pytest.raises(ValueError, match="30 x 24 pixels"):
         crop_rgb(np.zeros((24, 30, 3), np.uint8), row, 8)
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(0, 999), st.integers(1, 6), st.integers(0, 3))
+def test_crops_are_inside_of_the_configs_ranges_and_the_first_is_the_centre(width, height, row, num, seed):
+    config = CropConfig(num=num, seed=seed, scale=(0.5, 0.9), ratio=(0.75, 1.5))
+    rows = crop_rows(sample_key(row), width, height, config)
+    assert rows == crop_rows(sample_key(row), width, height, config)
+    assert len(rows) == num and rows[0] == centre_crop(width, height)
+    for top, left, crop_height, crop_width, hflip in rows[1:]:
+        assert 0 <= top and 0 <= left and top + crop_height <= height and left + crop_width <= width and hflip in (0, 1)
+        if (crop_height, crop_width) != (min(width, height),) * 2 and min(width, height) > 50:
+            assert 0.45 <= crop_height * crop_width / (width * height) <= 0.95
+            assert 0.7 <= crop_width / crop_height <= 1.6
+
+
+def test_further_crops_keep_what_was_drawn_before_and_differ_by_key_and_seed():
+    three, five = (crop_rows(sample_key(7), 320, 240, CropConfig(num=num, scale=(0.2, 0.5))) for num in (3, 5))
+    assert five[:3] == three and len(set(five)) == 5
+    assert five != crop_rows(sample_key(8), 320, 240, CropConfig(num=5, scale=(0.2, 0.5)))
+    assert five != crop_rows(sample_key(7), 320, 240, CropConfig(num=5, seed=1, scale=(0.2, 0.5)))
+    flips = [row[4] for k in range(200) for row in crop_rows(sample_key(k), 320, 240, CropConfig(num=2))[1:]]
+    assert 60 < sum(flips) < 140
+    assert not any(r[4] for k in range(50) for r in crop_rows(sample_key(k), 320, 240, CropConfig(num=3, hflip=0)))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scale": (0, 1)}, {"scale": (0.9, 0.5)}, {"scale": (0.5, 1.1)}, {"ratio": (2, 1)}, {"num": 0}]
+)
+def test_crops_that_cannot_be_drawn_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"scale|num"):
+        CropConfig.model_validate(wrong)

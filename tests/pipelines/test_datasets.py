@@ -125,11 +125,16 @@ def test_pictures_at_hand_are_looked_for_before_work_starts(tmp_path: Path) -> N
 
 
 def run_here(
-    factory: str, arguments: Mapping[str, Json], jobs: Sequence[ShardJob], config: RayConfig, progress: Progress
+    factory: str,
+    arguments: Mapping[str, Json],
+    jobs: Sequence[ShardJob],
+    config: RayConfig,
+    progress: Progress,
+    together: int = 1,
 ) -> list[Receipt]:
     """`run_shards` without actors: the same worker, made from the same JSON, in this process."""
     runner = ShardRunner()
-    return [runner.run(factory, json.dumps(arguments, sort_keys=True), job).receipt for job in jobs]
+    return [runner.run(factory, json.dumps(arguments, sort_keys=True), [job])[0].receipt for job in jobs]
 
 
 def test_pictures_at_hand_become_images_beside_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,10 +65,10 @@ def test_a_killed_actor_loses_nothing(tmp_path: Path, ray_session: None) -> None
 
 def test_a_worker_is_closed_before_another_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "data"))
-    runner, (job,) = ShardRunner(), jobs(1)
+    runner, work = ShardRunner(), jobs(1)
     for name in ("one", "one", "other"):
         assert not LocalStore(tmp_path / "one").exists("closed")
-        runner.run(WORKER, json.dumps({"root": str(tmp_path / name)}), job)
+        runner.run(WORKER, json.dumps({"root": str(tmp_path / name)}), work)
     assert LocalStore(tmp_path / "one").exists("closed") and not LocalStore(tmp_path / "other").exists("closed")
 
 

@@ -6,8 +6,9 @@ import dagster as dg
 
 from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
+from fourmill.core.digest import digest_json
 from fourmill.core.manifest import write_manifest
-from fourmill.core.modality import LABELS
+from fourmill.core.modality import LABELS, TEXTS
 from fourmill.runtime.models import current
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
@@ -60,7 +61,7 @@ def _token_asset(project: Project, blocks: dg.PartitionsDefinition, asset: Token
         owners=OWNERS,
         tags={"modality": label, "stage": "tokens"},
         pool="gpu_label",
-        code_version=f"{TOKENS_VERSION}-{features_digest(project)[:8]}" if label == "clip" else TOKENS_VERSION,
+        code_version=_code_version(project, label),
         description=_text(asset),
         check_specs=[check_spec(key, "tokens_in_range", "Every id is below the vocabulary, every grid complete.")],
     )
@@ -68,6 +69,14 @@ def _token_asset(project: Project, blocks: dg.PartitionsDefinition, asset: Token
         return materialize_block(context, workshop, lambda session: token_stage(session, name), inspect)
 
     return tokens
+
+
+def _code_version(project: Project, label: str) -> str:
+    """The default's is the bare version, so that what does not change tokens makes none stale."""
+    tokenizing = project.tokenizing
+    changed = {**tokenizing.recipe, **({"crops": tokenizing.crops.digest} if tokenizing.crops.digest else {})}
+    parts = [TOKENS_VERSION, *([features_digest(project)[:8]] if label == "clip" else [])]
+    return "-".join([*parts, *([digest_json(changed)[:8]] if changed and label not in TEXTS else [])])
 
 
 def _text(asset: TokenAsset) -> str:
@@ -103,7 +112,7 @@ def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.Asset
         group_name="tokens",
         kinds={"ray", "webdataset"},
         owners=OWNERS,
-        code_version=align.VERSION,
+        code_version="-".join(filter(None, [align.VERSION, project.tokenizing.crops.digest[:8]])),
         description="Aligned tars in the public 4M layout: equal keys in equal order in every modality's folder.",
         check_specs=[
             check_spec(key, "keys_aligned", "Tars read back: same keys everywhere, bytes as their receipts say.")

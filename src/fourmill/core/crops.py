@@ -5,12 +5,17 @@ centre square. Labels have their image's pixel size, so one row serves all modal
 x axis round.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fourmill.core.digest import digest_config
+from fourmill.core.names import SampleKey
 
 CropRow = tuple[int, int, int, int, int]
 """top, left, height, width, hflip (0 or 1)."""
@@ -26,6 +31,60 @@ def centre_crop(width: int, height: int) -> CropRow:
         raise ValueError(f"an image of {width} x {height} pixels has no crop; both sides must be at least 1")
     side = min(width, height)
     return (height - side) // 2, (width - side) // 2, side, side, 0
+
+
+class CropConfig(BaseModel):
+    """Which crops of an image are tokenized: the centre square, and further ones at random, mirrored at random.
+
+    The defaults of the random ones are those of the public `save_vq_tokens`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num: Annotated[int, Field(gt=0, le=100)] = Field(default=1, description="Crops a sample; the first is the centre.")
+    scale: tuple[float, float] = Field(default=(0.8, 1.0), description="Share of the image's area, from and to.")
+    ratio: tuple[float, float] = Field(default=(0.75, 4 / 3), description="Width over height, from and to.")
+    hflip: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="Share that is mirrored.")
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Of what is drawn, with the sample's key.")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "CropConfig":
+        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(
+                f"scale {self.scale} must lie in (0, 1] and ratio {self.ratio} be positive, the lower first"
+            )
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that decides the crops; empty for the centre alone, where nothing is drawn."""
+        return digest_config(self) if self.num > 1 else ""
+
+
+def crop_rows(key: SampleKey, width: int, height: int, config: CropConfig) -> list[CropRow]:
+    """The crops of one sample: a function of its key, its image's size and the config, so all its modalities have the same.
+
+    Row 0 is the centre square. Further ones are drawn as torchvision's RandomResizedCrop does: area and aspect, then the
+    place; where no draw of ten fits, the centre square stands in.
+
+    Args:
+        width: of the full image, in pixels, as its height.
+    """
+    centre = centre_crop(width, height)
+    return [centre, *(_random_crop(int(key), i, width, height, config) for i in range(1, config.num))]
+
+
+def _random_crop(number: int, i: int, width: int, height: int, config: CropConfig) -> CropRow:
+    draw = np.random.default_rng([config.seed, number, i])
+    is_mirrored = int(draw.random() < config.hflip)
+    for _ in range(10):
+        area = width * height * draw.uniform(*config.scale)
+        ratio = math.exp(draw.uniform(math.log(config.ratio[0]), math.log(config.ratio[1])))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(draw.integers(height - crop_height + 1))
+            return top, int(draw.integers(width - crop_width + 1)), crop_height, crop_width, is_mirrored
+    return (*centre_crop(width, height)[:4], is_mirrored)
 
 
 def crop_rgb(rgb_HWC: NDArray[np.uint8], row: CropRow, size_px: int) -> NDArray[np.uint8]:

@@ -4,9 +4,9 @@ A room writes a worker (a plain class made from small arguments); the runtime de
 as Ray actors that load weights once and are handed shard after shard. No image crosses between processes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fourmill.core.names import Split
 from fourmill.core.shards import Receipt, Recipe
@@ -30,6 +30,15 @@ class ShardWorker(Protocol):
 
     def run(self, job: ShardJob) -> Receipt:
         """Make the shard whole: tar, rows, receipt."""
+        ...
+
+
+@runtime_checkable
+class GroupWorker(ShardWorker, Protocol):
+    """A worker that gains from having several shards at once; those that are finished already it leaves as they are."""
+
+    def run_together(self, jobs: Sequence[ShardJob]) -> list[Receipt]:
+        """Make the shards one after the other, each whole."""
         ...
 
 

@@ -7,12 +7,12 @@ imported once. The crew is kept from stage to stage while these ask for the same
 import importlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fourmill.core.shards import Receipt
-from fourmill.core.work import ShardJob, ShardWorker
+from fourmill.core.work import GroupWorker, ShardJob, ShardWorker
 from fourmill.runtime.ray_session import RayConfig
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ class ShardRunner:
         """Answer once the actor is up."""
         return True
 
-    def run(self, factory: str, arguments: str, job: ShardJob) -> Made:
-        """Make one shard. `arguments` is JSON, so that equal arguments are seen to be equal."""
+    def run(self, factory: str, arguments: str, jobs: Sequence[ShardJob]) -> list[Made]:
+        """Make some shards. `arguments` is JSON, so that equal arguments are seen to be equal."""
         wanted = f"{factory} {arguments}"
         if self._made is None or self._made[0] != wanted:
             close = getattr(self._made[1], "close", None) if self._made else None
@@ -57,7 +57,9 @@ class ShardRunner:
             self._made = None  # frees the last worker's weights before the next one's are loaded
             self._made = (wanted, make_worker(factory, json.loads(arguments)))
         worker = self._made[1]
-        return Made(worker.run(job), dict(getattr(worker, "shares", {})))
+        if len(jobs) > 1 and isinstance(worker, GroupWorker):
+            return [Made(receipt) for receipt in worker.run_together(jobs)]
+        return [Made(worker.run(job), dict(getattr(worker, "shares", {}))) for job in jobs]
 
 
 class Crew:

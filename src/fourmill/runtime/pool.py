@@ -29,7 +29,12 @@ class ShardError(RuntimeError):
 
 
 def run_shards(
-    factory: str, arguments: Mapping[str, Json], jobs: Sequence[ShardJob], config: RayConfig, progress: Progress
+    factory: str,
+    arguments: Mapping[str, Json],
+    jobs: Sequence[ShardJob],
+    config: RayConfig,
+    progress: Progress,
+    together: int = 1,
 ) -> list[Receipt]:
     """Make every shard and return the receipts in the order of the jobs.
 
@@ -40,6 +45,7 @@ def run_shards(
         factory: `module:callable` of the worker.
         arguments: its keyword arguments, JSON only (they cross to other machines).
         progress: a listener, or a `Pace` with a listener, which then can tell how it went.
+        together: most shards that an actor takes at a time; fewer where others would be idle.
 
     Raises:
         ShardError: a worker raised, or a shard's actors died again and again; shards already finished stay finished.
@@ -51,7 +57,9 @@ def run_shards(
     check_room(config)
     pace = progress if isinstance(progress, Pace) else Pace(len(jobs), listener=progress)
     crew = crew_of(config)
-    work = _Work(factory, json.dumps(arguments, sort_keys=True), jobs, pace)
+    size = max(1, min(together, len(jobs) // config.num_workers))
+    groups = [jobs[i : i + size] for i in range(0, len(jobs), size)]
+    work = _Work(factory, json.dumps(arguments, sort_keys=True), groups, pace)
     try:
         work.finish(crew, config)
     except BaseException:  # an interrupt too: whoever cancels a run wants its machines back
@@ -59,18 +67,19 @@ def run_shards(
         raise
     finally:
         crew.shrink(config.kept_workers, work.busy())
-    return [work.made[index].receipt for index in range(len(jobs))]
+    return [made.receipt for index in range(len(groups)) for made in work.made[index]]
 
 
 class _Work:
-    """Which shards wait, who works on which, and what is done."""
+    """Which groups of shards wait, who works on which, and what is done."""
 
-    def __init__(self, factory: str, arguments: str, jobs: Sequence[ShardJob], pace: Pace) -> None:
-        self._factory, self._arguments, self._jobs, self._pace = factory, arguments, jobs, pace
-        self._waiting = list(range(len(jobs)))[::-1]
+    def __init__(self, factory: str, arguments: str, groups: Sequence[Sequence[ShardJob]], pace: Pace) -> None:
+        self._factory, self._arguments, self._groups, self._pace = factory, arguments, groups, pace
+        self._num_jobs = sum(map(len, groups))
+        self._waiting = list(range(len(groups)))[::-1]
         self._running: dict[Any, tuple[int, Any]] = {}
         self._losses: Counter[int] = Counter()
-        self.made: dict[int, Made] = {}
+        self.made: dict[int, list[Made]] = {}
 
     def busy(self) -> list[Any]:
         """Actors with a shard in their hands."""
@@ -90,8 +99,8 @@ class _Work:
 
         crew.shrink(config.num_workers, [])
         where = dashboard_url(config)
-        self._pace(0, len(self._jobs), f"Ray dashboard {where}" if where else "")
-        while len(self.made) < len(self._jobs):
+        self._pace(0, self._num_jobs, f"Ray dashboard {where}" if where else "")
+        while len(self.made) < len(self._groups):
             unfinished = len(self._waiting) + len(self._running)
             crew.grow(min(config.num_workers, unfinished))
             for actor in crew.free(self.busy()):
@@ -109,7 +118,7 @@ class _Work:
     def _hand_out(self, actor: Any) -> None:
         if self._waiting:
             index = self._waiting.pop()
-            self._running[actor.run.remote(self._factory, self._arguments, self._jobs[index])] = (index, actor)
+            self._running[actor.run.remote(self._factory, self._arguments, self._groups[index])] = (index, actor)
 
     def _take(self, reference: Any, crew: Crew) -> None:
         import ray
@@ -126,8 +135,10 @@ class _Work:
             crew.doubt(self.busy())
             self._lost(index, error)
             return
-        made = self.made[index]
-        self._pace(len(self.made), len(self._jobs), self._pace.note(made.receipt, made.shares, crew.num_ready))
+        note = ""
+        for made in self.made[index]:
+            note = self._pace.note(made.receipt, made.shares, crew.num_ready)
+        self._pace(sum(map(len, self.made.values())), self._num_jobs, note)
 
     def _lost(self, index: int, error: Exception) -> None:
         self._losses[index] += 1
@@ -141,5 +152,6 @@ class _Work:
         self._waiting.insert(0, index)  # the last in turn: what killed this worker should not kill the next one first
 
     def _name(self, index: int) -> str:
-        job = self._jobs[index]
-        return f"{job.recipe.stage} {job.split} shard {job.shard:05d}"
+        job, *others = self._groups[index]
+        more = f" and {len(others)} more" if others else ""
+        return f"{job.recipe.stage} {job.split} shard {job.shard:05d}{more}"

@@ -15,7 +15,13 @@ from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.pseudolabel.config import LabellerConfig
 from fourmill.pseudolabel.members import label_format
 from fourmill.runtime.ray_session import RayConfig
-from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TextTokenizerConfig, TrainSetConfig
+from fourmill.tokenize.config import (
+    ImageLabel,
+    ImageTokenizerConfig,
+    TextTokenizerConfig,
+    TokenizingConfig,
+    TrainSetConfig,
+)
 from fourmill.train.config import PretrainConfig
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -84,6 +90,7 @@ class Project(BaseModel):
         default={},
         description="Digests of imported tokenizers that serve without training (`fourmill weights add tokenizer_rgb`).",
     )
+    tokenizing: TokenizingConfig = TokenizingConfig()
     pretrain: PretrainConfig
     text2im: PretrainConfig
     second_px: Annotated[int, Field(gt=0)] | None = Field(

@@ -52,6 +52,7 @@ class BlockStage:
     finish: Callable[[str], None] | None = None  # a pass over the block after its shards
     again: Callable[[Receipt], bool] | None = None  # finished shards that this run works on all the same
     unit: str = "rows"  # what people count here
+    together: int = 1  # shards that an actor takes at a time
     also: "tuple[BlockStage, ...]" = ()  # stages some of whose shards this one makes too; it publishes none of theirs
 
 
@@ -83,7 +84,8 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
     jobs = [job for job, _ in work]
     pace = Pace(len(jobs), unit=stage.unit, listener=session.progress(f"{stage.asset} {block}"))
     try:
-        made = run_shards(stage.factory, stage.arguments, jobs, project.ray.for_stage(stage.asset), pace)
+        ray = project.ray.for_stage(stage.asset)
+        made = run_shards(stage.factory, stage.arguments, jobs, ray, pace, stage.together)
     except BaseException:
         for job in jobs:  # its actors are gone; what they were writing takes room that the next run may lack
             for folder in folders:
@@ -207,8 +209,10 @@ def token_stage(session: Session, name: str) -> BlockStage:
             ref.digest,
             asset.px,
             features_digest(p) if asset.label == "clip" else "",
+            p.tokenizing,
         ),
         needs=needs,
+        together=p.tokenizing.shards_together,
     )
 
 
@@ -228,6 +232,6 @@ def align_stage(session: Session) -> BlockStage:
         folder=ALIGNED,
         factory="fourmill.runtime.workers:aligned",
         arguments={"project": p.model_dump(mode="json")},
-        recipe=lambda split, shard: align_recipe(store, p.dataset, split, shard, modalities),
+        recipe=lambda split, shard: align_recipe(store, p.dataset, split, shard, modalities, p.tokenizing.crops),
         needs={"images": f"{p.dataset}/images", **needs},
     )

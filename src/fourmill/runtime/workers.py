@@ -55,6 +55,8 @@ def tokens(project: Mapping[str, Any], name: str, tokenizer_path: str, tokenizer
         tokenizer_path,
         asset.px,
         features=clip_features(made, asset.px) if asset.label == "clip" else None,
+        config=made.tokenizing,
+        threads=max(2, round(made.ray.for_stage(f"tokens/{name}").cpus_per_worker)),
     )
 
 
@@ -63,7 +65,7 @@ def aligned(project: Mapping[str, Any]) -> ShardWorker:
     from fourmill.tokenize.align import AlignWorker
 
     made = Project.model_validate(project)
-    return AlignWorker(made.store, made.dataset, token_modalities(made))
+    return AlignWorker(made.store, made.dataset, token_modalities(made), made.tokenizing.crops)
 
 
 def clip_features(project: Project, px: int | None = None) -> Callable[[np.ndarray], np.ndarray]:

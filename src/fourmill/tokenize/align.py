@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from fourmill.core.crops import centre_crop
+from fourmill.core.crops import CropConfig, crop_rows
 from fourmill.core.digest import digest_json
 from fourmill.core.names import SampleKey, Split
 from fourmill.core.shards import (
@@ -32,6 +32,7 @@ VERSION = "1"
 _EXTRA = pa.schema(
     [("tars", pa.string())]
 )  # digest of the shard's tars, so that the ledger's digest is of their content
+CROPS = "crop_settings"  # folder, and the name of the settings among a recipe's inputs
 FOLDER = "_aligned"  # holds receipts and rows only; the tars are in the public folders
 
 
@@ -45,13 +46,15 @@ def source_folders(modalities: Sequence[str]) -> dict[str, str]:
     return {"rgb": "images", **{name: token_folder(name) for name in modalities}}
 
 
-def align_recipe(store: Store, dataset: str, split: Split, shard: int, modalities: Sequence[str]) -> Recipe:
+def align_recipe(
+    store: Store, dataset: str, split: Split, shard: int, modalities: Sequence[str], crops: CropConfig | None = None
+) -> Recipe:
     """The recipe of one aligned shard.
 
     Raises:
         MissingShardError: a modality of the shard is not there.
     """
-    inputs = {}
+    inputs = {CROPS: crops.digest} if crops and crops.digest else {}
     for public, folder in source_folders(modalities).items():
         asset = "cc12m/images" if public == "rgb" else f"tokens/{public}"
         inputs[folder] = need(store, ShardPlace(dataset, split, folder, shard), asset).content
@@ -61,13 +64,21 @@ def align_recipe(store: Store, dataset: str, split: Split, shard: int, modalitie
 class AlignWorker:
     """Makes the aligned tars of one shard and split."""
 
-    def __init__(self, store_root: str, dataset: str, modalities: Sequence[str]) -> None:
+    def __init__(
+        self, store_root: str, dataset: str, modalities: Sequence[str], crops: CropConfig | None = None
+    ) -> None:
         self._store = open_store(store_root)
+        self._crops = crops or CropConfig()
         self._dataset = dataset
         self._modalities = tuple(modalities)
 
     def run(self, job: ShardJob) -> Receipt:
-        """Publish every folder of the shard, then the receipt that makes it done."""
+        """Publish every folder of the shard, then the receipt that makes it done.
+
+        Raises:
+            ValueError: tokens of other crops than the others'.
+        """
+        self._check_crops(job)
         folders = source_folders(self._modalities)
         places = {folder: ShardPlace(self._dataset, job.split, folder, job.shard) for folder in folders.values()}
         ok = {folder: _ok_keys(self._store, place) for folder, place in places.items()}
@@ -80,10 +91,21 @@ class AlignWorker:
                 self._rewrite(places[folder], target, keys, job)
         self._write_crops(keys, job)
         place = ShardPlace(self._dataset, job.split, FOLDER, job.shard)
-        tars = self._digest_of_tars([*folders, "crop_settings"], job)
+        tars = self._digest_of_tars([*folders, CROPS], job)
         sets = {folder: set(found) for folder, found in ok.items()}
         rows = [_aligned_item(key, sets, tars) for key in ok["images"]]
         return write_shard(self._store, place, job.recipe, rows, job.run_id, _EXTRA)
+
+    def _check_crops(self, job: ShardJob) -> None:
+        for modality in self._modalities:
+            if not modality.startswith("tok_"):
+                continue
+            place = ShardPlace(self._dataset, job.split, token_folder(modality), job.shard)
+            if need(self._store, place, f"tokens/{modality}").recipe.inputs.get(CROPS, "") != self._crops.digest:
+                raise ValueError(
+                    f"{modality} of {place.tar} was made of other crops than the project's {self._crops.num}: "
+                    f"materialize tokens of {modality} for its block again"
+                )
 
     def _digest_of_tars(self, folders: Sequence[str], job: ShardJob) -> str:
         places = [ShardPlace(self._dataset, job.split, folder, job.shard) for folder in folders]
@@ -107,8 +129,9 @@ class AlignWorker:
     def _write_crops(self, keys: list[SampleKey], job: ShardJob) -> None:
         rows = read_rows(self._store, ShardPlace(self._dataset, job.split, "images", job.shard))
         sizes = {r["key"]: (r["width"], r["height"]) for r in rows.select(["key", "width", "height"]).to_pylist()}
-        items = (Item(key, ext="npy", data=_npy(np.array([centre_crop(*sizes[key])], np.int64))) for key in keys)
-        target = ShardPlace(self._dataset, job.split, "crop_settings", job.shard)
+        rows_of = {key: crop_rows(key, *sizes[key], self._crops) for key in keys}
+        items = (Item(key, ext="npy", data=_npy(np.array(rows_of[key], np.int64))) for key in keys)
+        target = ShardPlace(self._dataset, job.split, CROPS, job.shard)
         write_shard(self._store, target, job.recipe, items, job.run_id)
 
 

@@ -22,6 +22,7 @@ from fourmill.tokenize.config import (
     NUM_CLASS_ROWS,
     DiffusionDecoderConfig,
     ImageTokenizerConfig,
+    Precision,
 )
 from fourmill.tokenize.conversions import Batch, check_batch, grid_of, to_network, to_store
 from fourmill.tokenize.diffusion import add_noise, sample_ddim, signal_levels
@@ -40,11 +41,17 @@ class ImageTokenizer(nn.Module):
     post_quant_proj: nn.Conv2d  # plain decoders only
     _levels: Tensor  # diffusion decoders only: signal left at each step
 
-    def __init__(self, config: ImageTokenizerConfig, depth_span: tuple[float, float] = (-4.0, 4.0)) -> None:
+    def __init__(
+        self,
+        config: ImageTokenizerConfig,
+        depth_span: tuple[float, float] = (-4.0, 4.0),
+        with_decoder: bool = True,
+    ) -> None:
         """A new tokenizer.
 
         Args:
             depth_span: standardised depth that is given back as 0 and as 1; the span of the training set.
+            with_decoder: without it tokens can be made and not decoded, in a fraction of the memory.
         """
         super().__init__()
         self.config = config
@@ -59,7 +66,9 @@ class ImageTokenizer(nn.Module):
             self.encoder = PatchEncoder(encoder, config.in_channels, patch_px)
         self.quant_proj = nn.Conv2d(encoder.width, quantizer.latent_dim, 1)
         self.quantize = Quantizer(quantizer, config.stale_threshold)
-        if isinstance(decoder, DiffusionDecoderConfig):
+        if not with_decoder:
+            pass
+        elif isinstance(decoder, DiffusionDecoderConfig):
             self.decoder = PatchedUNet(decoder, config.in_channels, quantizer.latent_dim)
             self.register_buffer("_levels", signal_levels(decoder.train_steps), persistent=False)
         else:
@@ -81,14 +90,16 @@ class ImageTokenizer(nn.Module):
 
     def _suit(self, device: torch.device) -> None:
         choose_attention(self, device)
-        if isinstance(self.decoder, PatchedUNet):
-            self.decoder.choose_layout(device, self.config.training.precision == "bf16")
+        decoder = getattr(self, "decoder", None)
+        if isinstance(decoder, PatchedUNet):
+            decoder.choose_layout(device, self.config.training.precision == "bf16")
 
     def encode(self, x: Tensor, generator: torch.Generator | None = None, ranks: Ranks = ALONE) -> Quantized:
         """Network input (see `conversions`) to codewords; moves the codebook in training mode."""
-        if self.config.label == "semseg":
-            x = self.cls_emb(x).movedim(-1, 1)
-        return self.quantize(self.quant_proj(self.encoder(x)), generator, ranks)
+        return self.quantize(self.quant_proj(self.encoder(self._embedded(x))), generator, ranks)
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        return self.cls_emb(x).movedim(-1, 1) if self.config.label == "semseg" else x
 
     def loss(self, x: Tensor, generator: torch.Generator, ranks: Ranks = ALONE) -> tuple[Tensor, Quantized]:
         """Training loss on a batch of network input: reconstruction plus weighted commitment.
@@ -133,12 +144,21 @@ class ImageTokenizer(nn.Module):
         noised_BCHW = add_noise(x_BCHW, noise_BCHW, self._levels[step_B])
         return self.decoder(noised_BCHW, step_B, latent_BDhw)
 
+    def check(self, batch: Batch) -> None:
+        """See that a batch is what this tokenizer's label is stored as.
+
+        Raises:
+            LabelError: it is not; what was found and what is expected.
+        """
+        check_batch(batch, self.config)
+
     @torch.no_grad()
-    def tokenize(self, batch: Batch) -> NDArray[np.int16]:
+    def tokenize(self, batch: Batch, precision: Precision = "fp32") -> NDArray[np.int16]:
         """Labels as the store holds them to codebook indices.
 
         Args:
             batch: of any length; type, shape and range by label as in `conversions`, of any side that fits.
+            precision: of the encoder's blocks; latents are made and compared in float32.
 
         Returns:
             Tokens (B, N) int16 in raster order; N follows from the side.
@@ -146,7 +166,7 @@ class ImageTokenizer(nn.Module):
         Raises:
             LabelError: the batch is not what this tokenizer's label is stored as.
         """
-        check_batch(batch, self.config)
+        self.check(batch)
         was_training = self.training
         self.eval()
         grid = batch.shape[1] if self.config.label == "clip" else batch.shape[1] // self.config.patch_px
@@ -155,9 +175,15 @@ class ImageTokenizer(nn.Module):
             part = batch[start : start + _BATCH]
             x = to_network(part, self.config.label).to(self.device)
             x = torch.cat([x, x[:1].expand(_BATCH - len(x), *x.shape[1:])])
-            tokens[start : start + len(part)] = self.encode(x).tokens_Bhw.flatten(1)[: len(part)].cpu().numpy()
+            tokens[start : start + len(part)] = self._tokens(x, precision).flatten(1)[: len(part)].cpu().numpy()
         self.train(was_training)
         return tokens
+
+    def _tokens(self, x: Tensor, precision: Precision) -> Tensor:
+        kind = torch.float16 if precision == "fp16" else torch.bfloat16
+        with torch.autocast(x.device.type, kind, enabled=precision != "fp32"):
+            features_BDhw = self.encoder(self._embedded(x))
+        return self.quantize.nearest(self.quant_proj(features_BDhw.float()))
 
     @torch.no_grad()
     def detokenize(self, tokens_BN: NDArray[np.integer], seed: int = 0, sample_steps: int | None = None) -> Batch:
@@ -172,7 +198,10 @@ class ImageTokenizer(nn.Module):
 
         Raises:
             LabelError: tokens of no square grid, of a size that does not fit, or outside the codebook.
+            ValueError: the tokenizer was loaded without its decoder.
         """
+        if not hasattr(self, "decoder"):
+            raise ValueError(f"this {self.config.label} tokenizer was loaded without its decoder; load all of it")
         size = self.config.codebook_size
         grid = math.isqrt(tokens_BN.shape[-1]) if tokens_BN.ndim == 2 else 0
         if tokens_BN.ndim != 2 or tokens_BN.shape[1] != grid**2:

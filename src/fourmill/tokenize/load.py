@@ -48,11 +48,12 @@ def save_image_tokenizer(store: Store, name: str, model: ImageTokenizer, card: s
     return digest, folder
 
 
-def load_image_tokenizer(store: Store, folder: str, device: str = "cpu") -> ImageTokenizer:
+def load_image_tokenizer(store: Store, folder: str, device: str = "cpu", with_decoder: bool = True) -> ImageTokenizer:
     """A trained tokenizer, in evaluation mode.
 
     Args:
         folder: store path of `models/{name}/{digest}`.
+        with_decoder: without it only the encoder's weights and the codebook are kept: tokens can be made, not decoded.
 
     Raises:
         ModelError: a file is missing or damaged, or weights do not fit the config; every wrong key is named.
@@ -62,7 +63,7 @@ def load_image_tokenizer(store: Store, folder: str, device: str = "cpu") -> Imag
         state = load(_read(store, folder, "model.safetensors"))
     except SafetensorError as error:
         raise ModelError(f"{folder}/model.safetensors is damaged: {error}; copy it again") from error
-    model = make_tokenizer(known, state, folder)
+    model = make_tokenizer(known, state, folder, with_decoder)
     return model.to_device(torch.device(device)).eval()
 
 
@@ -82,19 +83,22 @@ def load_config(store: Store, folder: str) -> StoredConfig:
     return StoredConfig(config, (low, high))
 
 
-def make_tokenizer(known: StoredConfig, state: Mapping[str, torch.Tensor], where: str) -> ImageTokenizer:
+def make_tokenizer(
+    known: StoredConfig, state: Mapping[str, torch.Tensor], where: str, with_decoder: bool = True
+) -> ImageTokenizer:
     """A tokenizer of exactly these weights.
 
     Args:
         where: they are from, for messages.
+        with_decoder: else the decoder's weights are looked at and left.
 
     Raises:
         ModelError: unknown, missing or wrongly shaped keys, by name.
     """
     with torch.device("meta"):
         check_keys(state, ImageTokenizer(known.tokenizer), where)
-    model = ImageTokenizer(known.tokenizer, known.depth_span)
-    model.load_state_dict(state)
+    model = ImageTokenizer(known.tokenizer, known.depth_span, with_decoder)
+    model.load_state_dict({key: state[key] for key in model.state_dict()})
     return model
 
 

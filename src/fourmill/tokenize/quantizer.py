@@ -99,6 +99,11 @@ class Quantizer(nn.Module):
             buffer.copy_(value)
         self._knows_started = False
 
+    def nearest(self, latent_BDhw: Tensor) -> Tensor:
+        """Tokens (B, h, w) int64 of latents in float32; what `forward` finds, without the codewords."""
+        unit_ND = F.normalize(latent_BDhw.permute(0, 2, 3, 1).flatten(0, 2), dim=-1)
+        return self._nearest(unit_ND).view(latent_BDhw.shape[0], *latent_BDhw.shape[2:])
+
     def lookup(self, tokens_Bhw: Tensor) -> Tensor:
         """Codewords (B, D, h, w) of tokens, as stored and not normalised again: the public models decode these."""
         return F.embedding(tokens_Bhw, self.codewords_KD).movedim(-1, 1)

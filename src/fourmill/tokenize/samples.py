@@ -1,12 +1,12 @@
 """A sample's image and labels: which folder, how decoded, how cropped to what tokenizers take. No torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fourmill.core.crops import CROPPERS, centre_crop
+from fourmill.core.crops import CROPPERS, CropRow, centre_crop
 from fourmill.core.labels import decode_depth, decode_image, decode_normal, decode_semseg
 
 Features = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -28,13 +28,25 @@ class LabelError(ValueError):
 
 
 def crop_label(label: str, data: bytes, input_px: int, size: tuple[int, int]) -> NDArray[Any]:
-    """The centre crop of one member.
-
-    Args:
-        size: (width, height) of the sample's image, which the label must have.
+    """The centre crop of one member; see `crop_label_at`.
 
     Returns:
         (S, S) or (S, S, 3), of the type that the label's tokenizer takes.
+    """
+    return crop_label_at(label, data, input_px, size, [centre_crop(*size)])[0]
+
+
+def crop_label_at(
+    label: str, data: bytes, input_px: int, size: tuple[int, int], rows: Sequence[CropRow]
+) -> NDArray[Any]:
+    """Crops of one member.
+
+    Args:
+        size: (width, height) of the sample's image, which the label must have.
+        rows: in pixels of the image.
+
+    Returns:
+        (crops, S, S) or (crops, S, S, 3), of the type that the label's tokenizer takes.
 
     Raises:
         LabelError: it does not decode, or has another size.
@@ -46,4 +58,4 @@ def crop_label(label: str, data: bytes, input_px: int, size: tuple[int, int]) ->
     height, width = array.shape[:2]
     if (width, height) != size:
         raise LabelError(f"{label} has {width} x {height} pixels, its image has {size[0]} x {size[1]}")
-    return CROPPERS[label](array, centre_crop(width, height), input_px)
+    return np.stack([CROPPERS[label](array, row, input_px) for row in rows])

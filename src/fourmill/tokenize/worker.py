@@ -1,36 +1,54 @@
 """Labels to tokens, shard by shard: the stage `tokens/*`. Torch is imported where a tokenizer is loaded.
 
+Decoding and cropping are in some threads, the network in another, hashing and writing in the caller's: nobody waits for a
+disk. Batches go on across the borders of shards that are made together.
+
 Tokens wait in `_tokens/{modality}` until `align` brings all modalities to the same keys.
 """
 
 import io
-from collections.abc import Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fourmill.core.crops import centre_crop
+from fourmill.core.crops import centre_crop, crop_rows
 from fourmill.core.digest import digest_json
+from fourmill.core.flow import Threads, ahead
 from fourmill.core.labels import decode_boxes
 from fourmill.core.modality import TEXTS
 from fourmill.core.names import SampleKey, Split
 from fourmill.core.sequences import CLASS_NAMES, TextTokenizer, detection_text
-from fourmill.core.shards import Item, Receipt, Recipe, ShardPlace, need, read_members, read_rows, write_shard
+from fourmill.core.shards import (
+    Item,
+    MissingShardError,
+    Receipt,
+    Recipe,
+    ShardPlace,
+    finished,
+    need,
+    read_members,
+    read_rows,
+    write_shard,
+)
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import ShardJob
-from fourmill.tokenize.align import token_folder
-from fourmill.tokenize.config import TOKENS_VERSION
-from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label
+from fourmill.tokenize.align import CROPS, token_folder
+from fourmill.tokenize.config import TOKENS_VERSION, TokenizingConfig
+from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
 from fourmill.tokenize.train_set import image_sizes
 
 if TYPE_CHECKING:
     from fourmill.tokenize.image_tokenizer import ImageTokenizer
 
 ROW_EXTRA = pa.schema([("num_tokens", pa.int32())])  # of the sample, [EOS] included
-_WINDOW = 64  # crops held at a time
+_WINDOW = 64  # crops that go to the network at a time
+_GROUPS_AHEAD = 3  # of them handed to the network's thread: one is worked on, the next begins without anybody's help
+
+T = TypeVar("T")
 
 
 def label_of(modality: str) -> str:
@@ -61,25 +79,32 @@ def token_recipe(
     tokenizer_digest: str,
     input_px: int,
     features_digest: str = "",
+    config: TokenizingConfig | None = None,
 ) -> Recipe:
     """All that a shard of tokens depends on.
 
     Args:
         tokenizer_digest: of the image tokenizer, or of the text tokenizer for caption and det.
         features_digest: of the CLIP weights, for clip.
+        config: crops and precision; None: the centre crop, in float32. Texts depend on neither.
 
     Raises:
         MissingShardError: the labels are not there.
     """
     label = label_of(modality)
+    config = config or TokenizingConfig()
     folder = source_folder(label)
+    settings = {"input_px": input_px, "features": features_digest, **({} if label in TEXTS else config.recipe)}
     asset = f"{dataset}/images" if folder == "images" else f"labels/{label}"
     return Recipe(
         stage=f"tokens/{label}",
         code_version=TOKENS_VERSION,
-        config=digest_json({"input_px": input_px, "features": features_digest}),
+        config=digest_json(settings),
         weights=tokenizer_digest,
-        inputs={folder: need(store, ShardPlace(dataset, split, folder, shard), asset).content},
+        inputs={
+            folder: need(store, ShardPlace(dataset, split, folder, shard), asset).content,
+            **_crops_input(config, label),
+        },
     )
 
 
@@ -94,12 +119,16 @@ class TokenWorker:
         tokenizer_path: str,
         input_px: int,
         features: Features | None = None,
+        config: TokenizingConfig | None = None,
+        threads: int = 2,
     ) -> None:
         """A worker.
 
         Args:
             tokenizer_path: store folder of the tokenizer, `models/{name}/{digest}`.
             features: crops to CLIP features; for clip only.
+            config: crops and precision; None: the centre crop, in float32.
+            threads: for decoding and cropping; the network has one of its own, writing is the caller's.
 
         Raises:
             ValueError: no tokenizer there, or one of another label, or whose patches do not divide the crops.
@@ -107,6 +136,7 @@ class TokenWorker:
         self._store = open_store(store_root)
         self._dataset, self._modality, self._label = dataset, modality, label_of(modality)
         self._tokenizer_path, self._input_px, self._features = tokenizer_path, input_px, features
+        self._config = config or TokenizingConfig()
         self._text: TextTokenizer | None = None
         self._image: ImageTokenizer | None = None
         if (self._label == "clip") != (features is not None):
@@ -117,55 +147,144 @@ class TokenWorker:
             self._text = TextTokenizer(self._store.read(f"{tokenizer_path}/tokenizer.json"))
         else:
             self._image = _load(self._store, tokenizer_path, self._label, input_px)
+        self._threads = Threads(threads)
 
     def run(self, job: ShardJob) -> Receipt:
         """Tokenize one shard of one split; samples whose label is unfit are rejected with the reason.
 
         Raises:
             ValueError: the labels or the tokenizer are not those of the recipe.
+            MissingShardError: the labels' tar is gone.
         """
+        return self.run_together([job])[0]
+
+    def run_together(self, jobs: Sequence[ShardJob]) -> list[Receipt]:
+        """`run` of several shards: batches of the network go on from one to the next. Shards that are there are left."""
+        receipts: dict[int, Receipt] = {}
+        for i, job in enumerate(jobs):
+            done = finished(self._store, self._place(job), job.recipe) if len(jobs) > 1 else None
+            if done is not None:
+                receipts[i] = done
+        todo = [i for i in range(len(jobs)) if i not in receipts]
+        sources = [self._source(jobs[i]) for i in todo]
+        parts = InParts(self._items(sources))
+        for part, i in enumerate(todo):
+            items = parts.take(part)
+            job = jobs[i]
+            receipts[i] = write_shard(self._store, self._place(job), job.recipe, items, job.run_id, ROW_EXTRA)
+        return [receipts[i] for i in range(len(jobs))]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.close()
+
+    def _place(self, job: ShardJob) -> ShardPlace:
+        return ShardPlace(self._dataset, job.split, token_folder(self._modality), job.shard)
+
+    def _source(self, job: ShardJob) -> ShardPlace:
         source = ShardPlace(self._dataset, job.split, source_folder(self._label), job.shard)
-        found = need(self._store, source, source.folder).content
-        if {source.folder: found} != job.recipe.inputs or not self._tokenizer_path.endswith(job.recipe.weights):
+        found = {
+            source.folder: need(self._store, source, source.folder).content,
+            **_crops_input(self._config, self._label),
+        }
+        if found != job.recipe.inputs or not self._tokenizer_path.endswith(job.recipe.weights):
             raise ValueError(
                 f"{self._modality} of {source.tar}: its labels or the tokenizer have changed since the work was planned; "
                 "start the run again"
             )
-        place = ShardPlace(self._dataset, job.split, token_folder(self._modality), job.shard)
-        return write_shard(self._store, place, job.recipe, self._items(source), job.run_id, ROW_EXTRA)
+        return source
 
-    def _items(self, source: ShardPlace) -> Iterator[Item]:
-        if self._image is not None:
-            return self._image_items(self._image, source)
-        assert self._text is not None
-        if self._label == "caption":
-            return _caption_items(self._store, source, self._text)
-        return _box_items(self._store, source, self._text)
+    def _items(self, sources: Sequence[ShardPlace]) -> Iterator[tuple[int, Item]]:
+        """Items of all shards, each with the number of its shard, in order."""
+        if self._image is None:
+            texts = _caption_items if self._label == "caption" else _box_items
+            assert self._text is not None
+            return ((i, item) for i, source in enumerate(sources) for item in texts(self._store, source, self._text))
+        ahead_of_network = ahead(
+            self._threads.coders, self._crop, self._members(sources), 2 * _WINDOW + self._threads.num
+        )
+        groups = _groups(ahead_of_network, max(1, _WINDOW // self._config.crops.num))
+        return (
+            found for group in ahead(self._threads.network, self._tokenized, groups, _GROUPS_AHEAD) for found in group
+        )
 
-    def _image_items(self, tokenizer: "ImageTokenizer", source: ShardPlace) -> Iterator[Item]:
-        sizes = image_sizes(self._store, source)
-        members = read_members(self._store, source)
-        while window := list(islice(members, _WINDOW)):
-            crops: dict[SampleKey, NDArray[Any]] = {}
-            rejected: dict[SampleKey, Item] = {}
-            for key, data in window:
-                try:
-                    crops[key] = crop_label(source_label(self._label), data, self._input_px, sizes[key])
-                except LabelError as error:
-                    rejected[key] = Item(key, "bad_label", str(error))
-            tokens = dict(zip(crops, self._tokens(tokenizer, list(crops.values())), strict=True))
-            for key, _ in window:
-                yield rejected[key] if key in rejected else _token_item(key, tokens[key])
+    def _members(self, sources: Sequence[ShardPlace]) -> Iterator["_Member"]:
+        for i, source in enumerate(sources):
+            sizes = image_sizes(self._store, source)
+            try:
+                for key, data in read_members(self._store, source):
+                    yield _Member(i, key, data, sizes[key])
+            except FileNotFoundError as error:
+                raise MissingShardError(
+                    f"{source.tar} is gone, though its receipt is there: delete {source.receipt} and materialize the block again"
+                ) from error
 
-    def _tokens(self, tokenizer: "ImageTokenizer", crops: list[NDArray[Any]]) -> NDArray[np.int16]:
-        if not crops:
-            return np.zeros((0, 0), np.int16)
-        batch = np.stack(crops)
+    def _crop(self, member: "_Member") -> "_Cropped":
+        rows = crop_rows(member.key, *member.size, self._config.crops)
+        try:
+            crops = crop_label_at(source_label(self._label), member.data, self._input_px, member.size, rows)
+            if self._image is not None and self._features is None:
+                self._image.check(crops)
+        except LabelError as error:
+            return _Cropped(member.part, Item(member.key, "bad_label", str(error)), None)
+        return _Cropped(member.part, Item(member.key), crops)
+
+    def _tokenized(self, group: "list[_Cropped]") -> list[tuple[int, Item]]:
+        crops = [one.crops for one in group if one.crops is not None]
+        tokens = self._tokens(np.concatenate(crops)) if crops else np.zeros((0, 0), np.int16)
+        of_each = iter(np.split(tokens, len(crops)) if crops else [])
+        return [
+            (one.part, one.item if one.crops is None else _token_item(one.item.key, next(of_each))) for one in group
+        ]
+
+    def _tokens(self, crops: NDArray[Any]) -> NDArray[np.int16]:
+        assert self._image is not None
         if self._features is not None:
-            # Filled up: a sample's features must not depend on how many others are in the window.
-            filler = np.repeat(batch[:1], _WINDOW - len(batch), axis=0)
-            batch = self._features(np.concatenate([batch, filler]))[: len(crops)].astype(np.float16).astype(np.float32)
-        return tokenizer.tokenize(batch)
+            crops = np.concatenate([self._features_of(part) for part in _parts(crops, _WINDOW)])
+        return self._image.tokenize(crops, self._config.precision)
+
+    def _features_of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features of up to a window of crops, filled up: a sample's must not depend on how many others there are."""
+        assert self._features is not None
+        filler = np.repeat(crops[:1], _WINDOW - len(crops), axis=0)
+        return self._features(np.concatenate([crops, filler]))[: len(crops)].astype(np.float16).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One sample's label on its way to be cropped."""
+
+    part: int  # which of the shards
+    key: SampleKey
+    data: bytes
+    size: tuple[int, int]  # width and height of its image
+
+
+@dataclass(frozen=True)
+class _Cropped:
+    """One sample on its way to the network, or rejected."""
+
+    part: int
+    item: Item
+    crops: NDArray[Any] | None
+
+
+class InParts(Generic[T]):
+    """A stream of (number of the part, thing), the parts one after the other, taken part by part."""
+
+    def __init__(self, stream: Iterator[tuple[int, T]]) -> None:
+        self._stream = stream
+        self._next: tuple[int, T] | None = None
+        self._is_begun = False
+
+    def take(self, part: int) -> Iterator[T]:
+        """What belongs to a part, which may be nothing; parts are taken in their order, each to its end."""
+        if not self._is_begun:
+            self._is_begun, self._next = True, next(self._stream, None)
+        while self._next is not None and self._next[0] == part:
+            found = self._next[1]
+            self._next = next(self._stream, None)
+            yield found
 
 
 def source_label(label: str) -> str:
@@ -173,21 +292,49 @@ def source_label(label: str) -> str:
     return "rgb" if label == "clip" else label
 
 
+def _crops_input(config: TokenizingConfig, label: str) -> dict[str, str]:
+    """Crop settings as an input of a shard's recipe, where they are more than the centre crop; texts have none."""
+    digest = config.crops.digest
+    return {CROPS: digest} if digest and label not in TEXTS else {}
+
+
+def _groups(samples: Iterable[_Cropped], size: int) -> Iterator[list[_Cropped]]:
+    """As many samples as make a batch, with the rejected ones between them in their places."""
+    group: list[_Cropped] = []
+    num = 0
+    for sample in samples:
+        group.append(sample)
+        num += sample.crops is not None
+        if num == size:
+            yield group
+            group, num = [], 0
+    if group:
+        yield group
+
+
+def _parts(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(array), size):
+        yield array[start : start + size]
+
+
 def _load(store: Store, path: str, label: str, input_px: int) -> "ImageTokenizer":
+    import torch
+
     from fourmill.tokenize.conversions import grid_of
     from fourmill.tokenize.load import load_image_tokenizer
 
-    tokenizer = load_image_tokenizer(store, path)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_image_tokenizer(store, path, device, with_decoder=False)
     if tokenizer.config.label != label:
         raise ValueError(f"{path} is a tokenizer of {tokenizer.config.label}, needed is one of {label}")
     grid_of(input_px, tokenizer.config)
     return tokenizer
 
 
-def _token_item(key: SampleKey, tokens_L: NDArray[np.int16]) -> Item:
+def _token_item(key: SampleKey, tokens_CL: NDArray[np.int16]) -> Item:
     sink = io.BytesIO()
-    np.save(sink, tokens_L[None], allow_pickle=False)
-    return Item(key, ext="npy", data=sink.getvalue(), extra={"num_tokens": tokens_L.size})
+    np.save(sink, tokens_CL, allow_pickle=False)
+    return Item(key, ext="npy", data=sink.getvalue(), extra={"num_tokens": tokens_CL.shape[1]})
 
 
 def _caption_items(store: Store, source: ShardPlace, text: TextTokenizer) -> Iterator[Item]:
