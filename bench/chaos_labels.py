@@ -43,6 +43,7 @@ LAYOUT = Layout(rows_per_shard=40, shards_per_block=6, num_blocks=1)
 SIDE_PX = 160  # some 20 ms a label
 KINDS = ("actor", "node", "driver")
 _DEADLINE_S = 300.0
+_STARTS = 5
 # By default a node is given up after half a minute.
 _QUICK_TO_MISS = {
     "health_check_initial_delay_ms": 0,
@@ -62,10 +63,9 @@ class Stand:
         from ray.cluster_utils import Cluster
 
         self._file = folder / "project.json"
-        self._cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": _QUICK_TO_MISS}
-        )
-        self._nodes = [self._cluster.add_node(num_cpus=2) for _ in range(2)]
+        head = {"num_cpus": 0, "_system_config": _QUICK_TO_MISS, "include_dashboard": False}
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes = [self._new_node() for _ in range(2)]
         base = smallest(folder)
         ray = RayConfig(address=self._cluster.address, num_workers=3)
         self.project = base.model_copy(update={"layout": LAYOUT, "ray": ray})
@@ -96,8 +96,14 @@ class Stand:
         """Kill a worker node whole, and start another."""
         node = self._nodes.pop(rng.randrange(len(self._nodes)))
         self._cluster.remove_node(node, allow_graceful=False)
-        self._nodes.append(self._cluster.add_node(num_cpus=2))
+        self._nodes.append(self._new_node())
         return True
+
+    def _new_node(self) -> Any:
+        for _ in range(_STARTS - 1):
+            with suppress(Exception):  # Ray gives a node half a minute, which is short on a busy machine
+                return self._cluster.add_node(num_cpus=2)
+        return self._cluster.add_node(num_cpus=2)
 
     def kill_actor(self, rng: random.Random) -> bool:
         """Kill an actor that has a shard in its hands."""

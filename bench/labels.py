@@ -37,10 +37,14 @@ CONFIGS: dict[str, Any] = {
     "det": DetectorConfig(weights=WEIGHTS, input_px=640, batch_size=4),
     "clip": ClipConfig(weights=WEIGHTS, patch_px=16, channels=64, batch_size=16),
 }
-SIDES = (
-    256,
-    320,
-)  # (height, width) of an image of CC12M as it is stored; what a network is fed follows from its config
+# Of real size: what --networks names, fed as the paper's labellers are.
+REAL: dict[str, Any] = {
+    "depth": DptConfig(weights=WEIGHTS, batch_size=1),
+    "semseg": Mask2FormerConfig(weights=WEIGHTS, batch_size=1),
+    "det": DetectorConfig(weights=WEIGHTS, batch_size=1),
+    "clip": ClipConfig(weights=WEIGHTS, batch_size=1),
+}
+SIDES = (256, 320)  # (height, width) of an image as CC12M's are stored; what a network is fed follows from its config
 NAMES = {"depth": "dpt", "semseg": "mask2former", "det": "detector", "clip": "clip"}
 
 
@@ -103,20 +107,20 @@ def share_of_forward(label: str, config: Any, images: int, rounds: int) -> tuple
     forward, threads = forward_of(labeller, label), Threads(2)
 
     @torch.inference_mode()
-    def alone() -> None:
-        for _ in range(images // size):
+    def alone(num: int = images) -> None:
+        for _ in range(num // size):
             forward(pixels)
 
-    def staged() -> None:
+    def staged(num: int = images) -> None:
         if label == "clip":
-            labeller(crops)
+            labeller(crops[:num])
             return
-        members = ((sample_key(i), one) for i, one in enumerate(data))
+        members = ((sample_key(i), one) for i, one in enumerate(data[:num]))
         made = list(label_items(threads, members, labeller, label_format(label)))
         assert all(item.status == "ok" for item in made)
 
-    alone()  # first calls choose kernels
-    staged()
+    alone(size)  # first calls choose kernels
+    staged(size)
     times = [(_wall(alone), _wall(staged)) for _ in range(rounds)]
     threads.close()
     network, all_of_it = (statistics.median(side) for side in zip(*times, strict=True))
@@ -139,6 +143,19 @@ def memory_over_blocks(root: str, blocks: int, shards: int, samples: int) -> tup
     return (f"memory over {blocks} blocks", f"{settled:.0f} MB", f"{seen[-1]:.0f} MB in the end"), seen[-1] - settled
 
 
+def of_the_stage(folder: str, quick: bool) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
+    """What Ray adds, and memory over blocks."""
+    rows: list[tuple[Any, ...]] = []
+    figures: dict[str, float] = {}
+
+    def memory() -> None:
+        row, figures["rss_growth_mb"] = memory_over_blocks(f"{folder}/memory", *((6, 2, 30) if quick else (12, 8, 200)))
+        rows.append(row)
+
+    sides, ratios = through_ray(f"{folder}/ray", *((2, 12, 3) if quick else (4, 96, 5)), memory)
+    return [*sides, *rows], {**ratios, **figures}
+
+
 def _wall(work: Any) -> float:
     start = time.monotonic()
     work()
@@ -153,6 +170,7 @@ def main() -> None:
         "--networks", type=Path, help="folder with depth/, semseg/, det/, clip/ of real size, for the shares"
     )
     parser.add_argument("--images", type=int, help="images for each of the shares, in one round")
+    parser.add_argument("--only", choices=["shares"], help="leave out Ray and memory")
     given = parser.parse_args()
     quick = given.quick
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # the actor imports bench.labels_work
@@ -162,20 +180,13 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[tuple[Any, ...]] = []
     figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="fourmill-bench-") as folder:
-
-        def memory() -> None:
-            row, figures["rss_growth_mb"] = memory_over_blocks(
-                f"{folder}/memory", *((6, 2, 40) if quick else (12, 8, 200))
-            )
-            rows.append(row)
-
-        sides, ratios = through_ray(f"{folder}/ray", *((2, 16, 3) if quick else (4, 96, 5)), memory)
-    rows, figures = [*sides, *rows], {**ratios, **figures}
-    amount = (given.images, 1) if given.images else (8, 2) if quick else (64, 5)
-    for label, config in CONFIGS.items():
+    if given.only is None:
+        with tempfile.TemporaryDirectory(prefix="fourmill-bench-") as folder:
+            rows, figures = of_the_stage(folder, quick)
+    amount = (given.images, 1) if given.images else (4, 2) if quick else (64, 5)
+    for label, config in (REAL if given.networks else CONFIGS).items():
         if given.networks:
-            config = config.model_copy(update={"weights": str(given.networks / label), "batch_size": 1})
+            config = config.model_copy(update={"weights": str(given.networks / label)})
         row, share = share_of_forward(label, config, *amount)
         rows.append(row)
         figures[f"share_of_forward_{NAMES[label]}"] = share

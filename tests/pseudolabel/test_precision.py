@@ -4,16 +4,25 @@ The bounds hold for tiny seeded networks, whose answers are spread over their wh
 was measured. bfloat16 has 8 bits of precision: 1/256 in an operation.
 """
 
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from fourmill.core.labels import Picture
+from fourmill.core.labels import Box, Picture
+from fourmill.core.store import LocalStore
+from fourmill.pseudolabel import detector
 from fourmill.pseudolabel.choices import seeded_labellers
+from fourmill.pseudolabel.config import VitDetConfig, at_hand
+from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.labeller import Labelled
 from fourmill.pseudolabel.make import make_features, make_labeller
+from fourmill.pseudolabel.seeding import probe
+from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, vitdet_shapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"depth": {"longer_px": 96}, "normal": {"longer_px": 96}, "semseg": {"shorter_px": 64, "longer_px": 96}}
@@ -21,7 +30,12 @@ CONFIGS = {label: config.model_copy(update=SMALL.get(label, {})) for label, conf
 DEPTH_MEAN, DEPTH_MOST = 0.01, 0.1  # of a range of 1
 NORMAL_MEAN, NORMAL_MOST = 0.02, 0.2  # of a range of 2
 CLASSES_CHANGED = 0.15  # share of pixels; a random network's classes are often near a tie
-BOX_MEAN, SCORE_MEAN = 0.01, 0.02  # of boxes in both, corners as shares of the image
+BOXES_FOUND, SAME_BOX = 0.85, 0.03  # share of boxes that are found again; corners as shares of the image
+BOX_MEDIAN = (
+    0.01  # of differences in corners and scores; a random detector's queries are nearly tied, so some are others
+)
+VITDET_FOUND = 0.7  # which of several boxes suppresses the others is nearly tied too
+VITDET_MAPS = {"bf16": 0.04, "fp16": 0.005}  # of the backbone's maps, root mean square, relative
 FEATURES = 0.03  # root mean square, relative
 
 
@@ -56,23 +70,90 @@ def test_classes_agree(precision: str, pictures: list[Picture]) -> None:
     assert np.mean(np.stack(exact) != np.stack(less)) < CLASSES_CHANGED
 
 
-def test_boxes_agree(pictures: list[Picture]) -> None:
-    """Not in fp16: inside of the seeded detector values lie near 1e-9, where fp16 has only zeros."""
-    exact, less = (labels("det", pictures, change) for change in ({}, {"precision": "bf16"}))
-    matched = total = 0
-    corners, scores = [], []
-    for a, b in zip(exact, less, strict=True):
-        total += len(a)
-        for box in a:
-            others = [other for other in b if other.class_name == box.class_name]
-            if others:
-                off = [abs(o.xmin - box.xmin) + abs(o.ymin - box.ymin) for o in others]
-                near = others[int(np.argmin(off))]
-                matched += 1
-                corners.append(min(off) / 2)
-                scores.append(abs(near.score - box.score))
-    assert total and matched > 0.8 * total
-    assert np.mean(corners) < BOX_MEAN and np.mean(scores) < SCORE_MEAN
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_boxes_agree(precision: str, pictures: list[Picture]) -> None:
+    exact, less = (trained_like(change).label_pictures(pictures) for change in ({}, {"precision": precision}))
+    near = [near_to(box, boxes) for found, boxes in zip(exact, less, strict=True) for box in found]
+    assert near and np.mean([found is not None for found in near]) >= BOXES_FOUND
+    assert np.median([off for found in near if found for off in found]) < BOX_MEDIAN
+
+
+def test_boxes_of_vitdet_agree(tmp_path: Path, pictures: list[Picture]) -> None:
+    """Runs in the environment of infra/detectron2. The backbone computes in less; heads are float32 always."""
+    pytest.importorskip("detectron2", reason="not in this environment, and must not be")
+    from fourmill.pseudolabel.vitdet import VitDetLabeller
+
+    weights = at_hand(VitDetConfig(weights=random_vitdet(tmp_path)), LocalStore(tmp_path / "store"))
+    changes: list[dict[str, Any]] = [{"score_threshold": 0.3}, *({"precision": p} for p in VITDET_MAPS)]
+    exact, *others = (
+        VitDetLabeller(weights.model_copy(update={"score_threshold": 0.05} | change)) for change in changes
+    )
+    pixels = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    boxes: Any = exact.label_pictures(pictures)
+    for less, bound in zip(others, VITDET_MAPS.values(), strict=True):
+        for a, b in zip(exact._forward(pixels), less._forward(pixels), strict=True):
+            assert 0 < float((a - b).norm() / a.norm()) < bound
+        again: Any = less.label_pictures(pictures)
+        near = [near_to(box, found) for first, found in zip(boxes, again, strict=True) for box in first]
+        assert near and np.mean([found is not None for found in near]) >= VITDET_FOUND
+        assert np.median([off for found in near if found for off in found]) < BOX_MEDIAN
+
+
+def random_vitdet(folder: Path) -> str:
+    """A small ViTDet in the store below a folder; its values keep their size from layer to layer."""
+    small = VitDetArchitecture(
+        image_px=128, embed_dim=32, depth=4, num_heads=2, window_size=4, global_blocks=(1, 3), channels=16, box_dim=24
+    )
+    rng, state = np.random.default_rng(0), {}
+    for key, shape in vitdet_shapes(small).items():
+        drawn = rng.normal(size=shape).astype(np.float32)
+        state[key] = drawn / np.float32(np.sqrt(np.prod(shape[1:]))) if len(shape) > 1 else 0.1 * drawn
+        if len(shape) == 1 and key.endswith("weight"):  # of a norm
+            state[key] += 1
+        if "cls_score.weight" in key:  # else all classes are as likely
+            state[key] *= 6
+    (folder / "model.pkl").write_bytes(pickle.dumps({"model": state}, protocol=2))
+    added = add_weights(LocalStore(folder / "store"), "vitdet", folder / "model.pkl", "random", None, small)
+    return f"stored:vitdet/{added.digest}"
+
+
+def trained_like(change: dict[str, Any]) -> Any:
+    """The seeded detector with batch norms that fit its images, as training leaves them.
+
+    Without, values inside of it lie near 1e-9, where fp16 has only zeros.
+    """
+    config: Any = seeded("det", change)
+    labeller: Any = make_labeller("det", config)
+    norms = [module for module in labeller._network.modules() if hasattr(module, "running_mean")]
+    hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        labeller._network(pixel_values=probe(config.input_px, 4))
+        for hook in hooks:
+            hook.remove()
+        detector._tune(labeller._network, config)
+    return labeller
+
+
+def fit(norm: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+    variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+def near_to(box: Box, others: list[Box]) -> tuple[float, float] | None:
+    """Differences in corners (their mean) and in score to the same object among others, when it is there."""
+    found = [
+        (np.abs(np.subtract(corners(other), corners(box))).mean(), abs(other.score - box.score))
+        for other in others
+        if other.class_name == box.class_name
+    ]
+    least = min(found, default=(1.0, 1.0))
+    return least if least[0] < SAME_BOX else None
+
+
+def corners(box: Box) -> tuple[float, float, float, float]:
+    return box.xmin, box.ymin, box.xmax, box.ymax
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

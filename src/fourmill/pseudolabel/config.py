@@ -63,9 +63,16 @@ class NetworkSettings(_Config):
     weights: Weights
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32",
-        description="What the network computes in; inputs, weights and what becomes of its outputs stay float32.",
+        description="What the network computes in; inputs, weights and what becomes of its outputs stay float32. Bounds on "
+        "the difference to fp32 that tests/pseudolabel/test_precision.py holds on random networks: depth 0.01 of its range on "
+        "average, normals 0.02 a component, classes of 15 % of pixels (near ties), 85 % of boxes found again within 0.03 of the "
+        "image (ViTDet: 70 %) and half of those within 0.01, CLIP features 3 %.",
     )
-    channels_last: bool = Field(default=False, description="Keep images with their channels last in memory.")
+    channels_last: bool = Field(
+        default=False,
+        description="Keep images with their channels last in memory; other kernels, so depth to within 0.001 and 1 % of "
+        "classes.",
+    )
     compile_backend: str | None = Field(
         default=None, description="torch.compile's backend, such as inductor; None: not compiled."
     )
