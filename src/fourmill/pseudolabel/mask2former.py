@@ -63,8 +63,7 @@ class Mask2FormerLabeller:
         labels: dict[int, Label | Rejected] = {}
         for indices in batches(sizes, self.batch_size):
             height, width = sizes[indices[0]]
-            classes_BQC, masks_BQHW = self._predict([pictures[i] for i in indices], height, width)
-            constant = is_constant(masks_BQHW)
+            classes_BQC, masks_BQHW, constant = self._predict([pictures[i] for i in indices], height, width)
             for position, i in enumerate(indices):
                 if guard.add(pictures[i], constant[position]):
                     labels[i] = Rejected("the network's output is constant")
@@ -74,8 +73,8 @@ class Mask2FormerLabeller:
         guard.finish()
         return [labels[i] for i in range(len(pictures))]
 
-    def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Class logits (B, Q, C + 1) and mask logits (B, Q, H, W) of the padded input."""
+    def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> tuple[Tensor, Tensor, list[bool]]:
+        """Class logits (B, Q, C + 1), mask logits (B, Q, H, W) of the padded input, whether an image's are all one number."""
         config = self._config
         rgb_BCHW = torch.cat([resize_rgb(picture, self._device, height, width) for picture in pictures])
         padding = (0, -width % _DIVISOR, 0, -height % _DIVISOR)
@@ -85,7 +84,7 @@ class Mask2FormerLabeller:
         check_output("class logits", classes_BQC, (len(pictures), queries, NUM_SEMSEG_CLASSES + 1), config.weights)
         check_output("mask logits", masks_BQhw, (len(pictures), queries, *masks_BQhw.shape[2:]), config.weights)
         masks_BQHW = F.interpolate(masks_BQhw, pixels_BCHW.shape[-2:], mode="bilinear", align_corners=False)
-        return classes_BQC, masks_BQHW
+        return classes_BQC, masks_BQHW, is_constant(masks_BQhw)  # of the small ones: a sixteenth of the values
 
     def _logits(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         output = self._network(pixel_values=pixels_BCHW)
