@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.cost import cost_of, rss_mb
-from bench.labels_work import DATASET, BareLoop, fill, forward_of, jobs, photo
+from bench.labels_work import DATASET, BareLoop, ThreadTime, fill, forward_of, jobs, photo
 from bench.report import report
 from fourmill.core.flow import Threads
 from fourmill.core.labels import decode_image
@@ -93,8 +93,11 @@ def through_ray(
     return rows, {"cpu_cost_ratio_ray": ray_cpu / bare_cpu, "wall_ratio_ray": ray_wall / bare_wall}
 
 
-def share_of_forward(label: str, config: Any, images: int, rounds: int) -> tuple[tuple[Any, ...], float]:
-    """Rate of a labeller, with decoding and encoding beside it, as a share of its network's alone at the same sizes."""
+def share_of_forward(label: str, config: Any, images: int, rounds: int) -> tuple[tuple[Any, ...], float, float]:
+    """Rate of a labeller, with decoding and encoding beside it, as a share of its network's alone at the same sizes.
+
+    And the network's share of its thread's CPU time, which holds on a busy machine too.
+    """
     import torch
 
     data = [photo(*SIDES, seed) for seed in range(images)]
@@ -104,7 +107,11 @@ def share_of_forward(label: str, config: Any, images: int, rounds: int) -> tuple
     height, width = (224, 224) if label == "clip" else labeller.bucket(decode_image(data[0]))
     padding = (32, 32) if label == "semseg" else (1, 1)
     pixels = torch.rand(size, 3, height + -height % padding[0], width + -width % padding[1])
-    forward, threads = forward_of(labeller, label), Threads(2)
+    forward, threads, spent = forward_of(labeller, label), Threads(2), ThreadTime()
+    labeller._forward = spent.of("network", labeller._forward)
+    features = spent.of("all", labeller) if label == "clip" else None
+    if features is None:
+        labeller.label_pictures = spent.of("all", labeller.label_pictures)
 
     @torch.inference_mode()
     def alone(num: int = images) -> None:
@@ -112,8 +119,8 @@ def share_of_forward(label: str, config: Any, images: int, rounds: int) -> tuple
             forward(pixels)
 
     def staged(num: int = images) -> None:
-        if label == "clip":
-            labeller(crops[:num])
+        if features is not None:
+            features(crops[:num])
             return
         members = ((sample_key(i), one) for i, one in enumerate(data[:num]))
         made = list(label_items(threads, members, labeller, label_format(label)))
@@ -121,11 +128,13 @@ def share_of_forward(label: str, config: Any, images: int, rounds: int) -> tuple
 
     alone(size)  # first calls choose kernels
     staged(size)
+    spent.seconds.clear()
     times = [(_wall(alone), _wall(staged)) for _ in range(rounds)]
     threads.close()
     network, all_of_it = (statistics.median(side) for side in zip(*times, strict=True))
-    row = (NAMES[label], f"{images / all_of_it:.3g} images/s", f"{images / network:.3g} images/s by the network alone")
-    return row, network / all_of_it
+    cpu_share = spent.seconds["network"] / spent.seconds["all"]
+    beside = f"{images / network:.3g} images/s by the network alone; {cpu_share:.3f} of its thread's CPU time"
+    return (NAMES[label], f"{images / all_of_it:.3g} images/s", beside), network / all_of_it, cpu_share
 
 
 def memory_over_blocks(root: str, blocks: int, shards: int, samples: int) -> tuple[tuple[Any, ...], float]:
@@ -187,9 +196,9 @@ def main() -> None:
     for label, config in (REAL if given.networks else CONFIGS).items():
         if given.networks:
             config = config.model_copy(update={"weights": str(given.networks / label)})
-        row, share = share_of_forward(label, config, *amount)
+        row, share, cpu_share = share_of_forward(label, config, *amount)
         rows.append(row)
-        figures[f"share_of_forward_{NAMES[label]}"] = share
+        figures |= {f"share_of_forward_{NAMES[label]}": share, f"cpu_share_of_forward_{NAMES[label]}": cpu_share}
     report("labels", ["what", "how much", "beside"], rows, figures)
 
 

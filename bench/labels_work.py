@@ -1,6 +1,8 @@
 """What bench.labels works on: photographs made of blots, seeded networks, and the bare loop that the stage is compared with."""
 
 import io
+import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,6 +86,25 @@ class BareLoop:
         return write_shard(
             self._store, ShardPlace(DATASET, job.split, "loop", job.shard), job.recipe, items, job.run_id
         )
+
+
+class ThreadTime:
+    """CPU seconds that functions take in the threads that call them: what other programs do does not count."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, counted under a name."""
+
+        def counted(*arguments: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds[name] += time.thread_time() - start
+
+        return counted
 
 
 def forward_of(labeller: Any, label: str) -> Callable[[Any], Any]:
