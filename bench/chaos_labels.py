@@ -171,6 +171,7 @@ def disturbed(stand: Stand, kind: str, kills: int, rng: random.Random) -> tuple[
         stand.clear()
         killed += _round(stand, kind, min(3, kills - killed), rng)
         wrong += [f"after {kind} {killed}: {shard}" for shard in stand.wrong()]
+        print(f"{kind}: {killed} of {kills} kills, {len(wrong)} shards wrong", file=sys.stderr, flush=True)
     return killed, wrong
 
 
