@@ -25,13 +25,22 @@ _DRIFT_TEXT = (
 _MOST_ROWS = 25  # of a table on the asset's page
 
 
-def label_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """One asset a stored label; a labeller in the project for a label of `pseudolabel.members` adds its asset."""
-    return [_label_asset(project, blocks, label) for label in project.stored_labels()]
+def label_assets(project: Project, blocks: dg.PartitionsDefinition, is_main: bool = True) -> list[dg.AssetsDefinition]:
+    """One asset a stored label; a labeller in the project for a label of `pseudolabel.members` adds its asset.
+
+    Args:
+        is_main: whether the data set is the one that 4M is trained on; another's assets carry its name.
+    """
+    return [_label_asset(project, blocks, label, is_main) for label in project.stored_labels()]
 
 
-def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str) -> dg.AssetsDefinition:
-    key = dg.AssetKey(["labels", label])
+def label_key(project: Project, dataset: str, label: str) -> dg.AssetKey:
+    """The asset of a data set's label: `labels/depth` of the main one, `NAME/labels/depth` of another."""
+    return dg.AssetKey([*([] if dataset == project.dataset else [dataset]), "labels", label])
+
+
+def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str, is_main: bool) -> dg.AssetsDefinition:
+    key = dg.AssetKey([*([] if is_main else [project.dataset]), "labels", label])
     config = project.labellers[label]
     version = f"{label_version(config)}-{weights_digest(config)[:8]}-{config_digest(config)[:8]}"
 
@@ -50,7 +59,7 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str) 
         deps=[dg.AssetKey([project.dataset, "images"])],
         partitions_def=blocks,
         backfill_policy=dg.BackfillPolicy.multi_run(1),
-        group_name="labels",
+        group_name="labels" if is_main else f"{project.dataset}_labels",
         kinds={"ray", "webdataset"},
         owners=OWNERS,
         tags={"modality": label, "stage": "label"},
@@ -63,16 +72,16 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str) 
         ],
     )
     def labels(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
-        wanted = _labels_of_run(context)
-        return materialize_block(context, workshop, lambda session: label_stage(session, label, wanted), inspect)
+        wanted, here = _labels_of_run(context, key), workshop.for_dataset(project.dataset)
+        return materialize_block(context, here, lambda session: label_stage(session, label, wanted), inspect)
 
     return labels
 
 
-def _labels_of_run(context: dg.AssetExecutionContext) -> list[str]:
-    """The labels that this run makes, in order."""
+def _labels_of_run(context: dg.AssetExecutionContext, of: dg.AssetKey) -> list[str]:
+    """The labels that this run makes of the same data set, in order."""
     keys = context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys
-    return sorted(key.path[1] for key in keys if key.path[0] == "labels")
+    return sorted(key.path[-1] for key in keys if key.path[:-1] == of.path[:-1])
 
 
 def _verdicts(report: CheckReport, block: str) -> list[Verdict]:

@@ -1,11 +1,13 @@
 """`tokenizers/*`: the frozen subset they are trained on, one image tokenizer a modality, one vocabulary for all texts."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
-from fourmill.assets.result import Verdict, check_spec, picture, timed
+from fourmill.assets.labels import label_key
+from fourmill.assets.result import Verdict, check_spec, picture, table, timed
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config
 from fourmill.core.modality import IMAGE_TOKENS, LABELS
@@ -13,37 +15,40 @@ from fourmill.pseudolabel.config import weights_digest
 from fourmill.runtime.launch import run_warm
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
-from fourmill.runtime.training import fit_text, make_train_set, train_tokenizers
+from fourmill.runtime.training import fit_text, make_train_set, train_set_asset, train_tokenizers
 from fourmill.tokenize.config import TEXT_VERSION, TRAIN_SET_VERSION, TRAIN_VERSION
 from fourmill.tokenize.released import PREFIX, label_of_name
 
 TRAIN_SET = dg.AssetKey(["tokenizers", "train_set"])
-MIN_USAGE = 0.05  # of the codebook; below it the tokenizer has collapsed
 
 
 def tokenizer_assets(project: Project) -> list[dg.AssetsDefinition]:
     """The tokenizers group of a project."""
-    return [_train_set(project), _image_tokenizers(project), _text(project)]
+    sets = [_train_set(project, name) for name in (None, *project.more_train_sets)]
+    return [*sets, _image_tokenizers(project), _text(project)]
 
 
-def _train_set(project: Project) -> dg.AssetsDefinition:
-    mapping = dg.SpecificPartitionsPartitionMapping(list(project.train_set.blocks))
-    sources = [dg.AssetKey([project.dataset, "images"]), *(dg.AssetKey(["labels", label]) for label in LABELS)]
+def _train_set(project: Project, name: str | None) -> dg.AssetsDefinition:
+    config = project.train_set_of(name)
+    dataset = config.dataset or project.dataset
+    mapping = dg.SpecificPartitionsPartitionMapping(list(config.blocks))
+    sources = [dg.AssetKey([dataset, "images"]), *(label_key(project, dataset, label) for label in LABELS)]
     clip = project.labellers["clip"]
+    key = _train_set_key(name)
 
     @dg.asset(
-        key=TRAIN_SET,
+        key=key,
         deps=[dg.AssetDep(source, partition_mapping=mapping) for source in sources],
         group_name="tokenizers",
         kinds={"python", "numpy"},
         owners=OWNERS,
-        code_version=f"{TRAIN_SET_VERSION}-{digest_config(project.train_set)[:8]}-{weights_digest(clip)[:8]}",
+        code_version=f"{TRAIN_SET_VERSION}-{digest_config(config)[:8]}-{weights_digest(clip)[:8]}",
         description="Crops and labels of a fixed share of the first blocks, packed: later blocks do not change it.",
-        check_specs=[check_spec(TRAIN_SET, "enough_samples", "At least one sample to train on and one to score.")],
+        check_specs=[check_spec(key, "enough_samples", "At least one sample to train on and one to score.")],
     )
     def train_set(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         with timed() as seconds:
-            made = run_warm(make_train_set, workshop.session(context))
+            made = run_warm(partial(make_train_set, name=name), workshop.session(context))
         train, held_out = made.report["num_train"], made.report["num_eval"]
         return dg.MaterializeResult(
             metadata={
@@ -55,10 +60,14 @@ def _train_set(project: Project) -> dg.AssetsDefinition:
                 "seconds": seconds(),
             },
             data_version=dg.DataVersion(made.digest),
-            check_results=[Verdict("enough_samples", train > 0 and held_out > 0).result(TRAIN_SET)],
+            check_results=[Verdict("enough_samples", train > 0 and held_out > 0).result(key)],
         )
 
     return train_set
+
+
+def _train_set_key(name: str | None) -> dg.AssetKey:
+    return dg.AssetKey(train_set_asset(name).split("/"))
 
 
 def _image_tokenizers(project: Project) -> dg.AssetsDefinition:
@@ -68,10 +77,7 @@ def _image_tokenizers(project: Project) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name="image_tokenizers",
         specs=[_tokenizer_spec(project, name, key) for name, key in keys.items()],
-        check_specs=[
-            check_spec(key, "codebook_used", f"At least {MIN_USAGE:.0%} of the codes are in use.")
-            for key in keys.values()
-        ],
+        check_specs=[spec for name, key in keys.items() for spec in _check_specs(project, name, key)],
         can_subset=True,
         pool="gpu_train",
     )
@@ -81,24 +87,56 @@ def _image_tokenizers(project: Project) -> dg.AssetsDefinition:
         session = workshop.session(context)
         chosen = [name for name, key in keys.items() if key in context.selected_asset_keys]
         for name, ref, seconds in train_tokenizers(session, chosen):
-            usage = float(ref.report["usage"])
             preview = session.store.read(ref.report["preview"])
             yield dg.MaterializeResult(
                 asset_key=keys[name],
                 metadata={
                     **model_metadata(ref),
-                    "codebook_usage": usage,
-                    "perplexity": float(ref.report["perplexity"]),
+                    **_training_metadata(ref),
                     "seconds": seconds,
                     "preview": picture(preview, f"{name}: held-out input above, reconstruction below"),
                 },
                 data_version=dg.DataVersion(ref.digest),
-                check_results=[
-                    Verdict("codebook_used", usage >= MIN_USAGE, metadata={"usage": usage}).result(keys[name])
-                ],
+                check_results=[verdict.result(keys[name]) for verdict in _verdicts(project, name, ref)],
             )
 
     return image_tokenizers
+
+
+def _check_specs(project: Project, name: str, key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    bounds = project.bounds_of(name)
+    if bounds.headline is not None:
+        asked = f"The headline figure on held-out samples is {bounds.headline:g} or better."
+    elif bounds.error_share is not None:
+        asked = f"At most {bounds.error_share:.0%} of the baseline's error are left on held-out samples."
+    else:
+        asked = "No bound is set on the headline figure."
+    used = f"At least {bounds.min_usage:.0%} of the codes are in use on held-out samples."
+    return [check_spec(key, "good_enough", asked), check_spec(key, "codebook_used", used)]
+
+
+def _verdicts(project: Project, name: str, ref: ModelRef) -> list[Verdict]:
+    """What fails here does not serve (`runtime.training`)."""
+    bounds, headline, usage = project.bounds_of(name), ref.report["headline"], float(ref.report["usage"])
+    return [
+        Verdict("good_enough", bounds.reaches(headline), metadata=headline),
+        Verdict("codebook_used", usage >= bounds.min_usage, metadata={"usage": usage}),
+    ]
+
+
+def _training_metadata(ref: ModelRef) -> dict[str, Any]:
+    """How the training went; tokenizers that were not trained here have none of it."""
+    report = ref.report
+    stages = [
+        [one["name"], one["steps"], one["skipped_steps"], f"{one['headline']} {one['value']}", one["digest"]]
+        for one in report.get("earlier_stages", [])
+    ]
+    return {
+        "codebook_usage": float(report["usage"]),
+        "perplexity": float(report["perplexity"]),
+        **{key: report[key] for key in ("skipped_steps", "rollbacks", "tensorboard") if key in report},
+        **({"earlier_stages": table(["stage", "steps", "skipped", "held out", "digest"], stages)} if stages else {}),
+    }
 
 
 def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSpec:
@@ -106,7 +144,7 @@ def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSp
     what = f"{name}: {config.codebook_size} codes, {config.decoder.kind} decoder."
     return dg.AssetSpec(
         key,
-        deps=[TRAIN_SET],
+        deps=sorted({_train_set_key(stage.train_set) for stage in config.stages}),
         group_name="tokenizers",
         kinds={"torch", "safetensors"},
         owners=OWNERS,

@@ -77,14 +77,33 @@ def crop_rows(key: SampleKey, width: int, height: int, config: CropConfig) -> li
 def _random_crop(number: int, i: int, width: int, height: int, config: CropConfig) -> CropRow:
     draw = np.random.default_rng([config.seed, number, i])
     is_mirrored = int(draw.random() < config.hflip)
+    return (*random_crop(draw, width, height, config.scale, config.ratio)[:4], is_mirrored)
+
+
+def random_crop(
+    draw: np.random.Generator,
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (0.75, 4 / 3),
+) -> CropRow:
+    """A crop of an image, not mirrored, as torchvision's RandomResizedCrop draws it: area, aspect, then the place.
+
+    Args:
+        scale: share of the image's area, from and to.
+        ratio: width over height, from and to; its logarithm is uniform.
+
+    Returns:
+        Its row; the centre square's where no draw of ten fits.
+    """
     for _ in range(10):
-        area = width * height * draw.uniform(*config.scale)
-        ratio = math.exp(draw.uniform(math.log(config.ratio[0]), math.log(config.ratio[1])))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        area = width * height * draw.uniform(*scale)
+        aspect = math.exp(draw.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < crop_width <= width and 0 < crop_height <= height:
             top = int(draw.integers(height - crop_height + 1))
-            return top, int(draw.integers(width - crop_width + 1)), crop_height, crop_width, is_mirrored
-    return (*centre_crop(width, height)[:4], is_mirrored)
+            return top, int(draw.integers(width - crop_width + 1)), crop_height, crop_width, 0
+    return centre_crop(width, height)
 
 
 def crop_rgb(rgb_HWC: NDArray[np.uint8], row: CropRow, size_px: int) -> NDArray[np.uint8]:

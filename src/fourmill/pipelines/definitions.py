@@ -40,6 +40,7 @@ def build_definitions(
             *ingest_assets(project, blocks),
             *(asset for other in others for asset in ingest_assets(other, _blocks(other))),
             *label_assets(project, blocks),
+            *(asset for other in others if other.dataset in _labelled(project) for asset in _labels_of(other)),
             *tokenizer_assets(project),
             *token_assets(project, blocks),
             *training_assets(project),
@@ -78,7 +79,24 @@ def build_jobs(project: Project) -> list[UnresolvedAssetJobDefinition]:
             description="Gather the manifest, train 4M on it, score it and show what it generates.",
         ),
         *(job for dataset in project.more_datasets for job in _ingest_jobs(dataset.name)),
+        *(
+            dg.define_asset_job(
+                f"label_{name}",
+                dg.AssetSelection.key_prefixes([name, "labels"]),
+                description=f"Label one block of {name}, for tokenizers.",
+            )
+            for name in sorted(_labelled(project))
+        ),
     ]
+
+
+def _labelled(project: Project) -> set[str]:
+    """The data sets beside the main one that tokenizers are trained on, which takes labels."""
+    return {config.dataset for config in project.more_train_sets.values() if config.dataset} - {project.dataset}
+
+
+def _labels_of(other: Project) -> list[dg.AssetsDefinition]:
+    return label_assets(other, _blocks(other), is_main=False)
 
 
 def _blocks(project: Project) -> dg.StaticPartitionsDefinition:

@@ -19,6 +19,7 @@ from fourmill.runtime.ray_session import RayConfig, StageShare
 from fourmill.tokenize.config import (
     ImageTokenizerConfig,
     TextTokenizerConfig,
+    TokenizerBounds,
     TrainSetConfig,
     demo_tokenizers,
     paper_tokenizers,
@@ -82,6 +83,9 @@ def _at_precision(project: Project, precision: Literal["bf16", "fp32"]) -> Proje
     return project.model_copy(update={"tokenizers": tokenizers, **trainings})
 
 
+_NO_BOUNDS = TokenizerBounds(error_share=None, min_usage=0.05)
+
+
 def smallest(out: Path, train_minutes: float = 0.0) -> Project:
     """The demo at its smallest, for tests: every stage real, every figure meaningless."""
     base = demo(out)
@@ -92,6 +96,7 @@ def smallest(out: Path, train_minutes: float = 0.0) -> Project:
             "source": base.source.model_copy(update={"val_fraction": 0.25}),
             "train_set": TrainSetConfig(num_samples=48, num_eval=12, blocks=("block_00", "block_01")),
             "tokenizers": {label: _tiny(config) for label, config in base.tokenizers.items()},
+            "tokenizer_bounds": {label: _NO_BOUNDS for label in base.tokenizers},
             "pretrain": fourm_demo(12).model_copy(update={"checkpoint_every": 5}),
             "text2im": fourm_text2im_demo(6),
             "superres": fourm_superres_demo(6),
@@ -122,7 +127,17 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         layout=Layout(rows_per_shard=1000, shards_per_block=200, num_blocks=62),
         ingest=IngestConfig(),
         labellers=paper_labellers(precision="bf16"),
-        train_set=TrainSetConfig(num_samples=20_000, num_eval=1_000, blocks=("block_00",)),
+        # Stage one of the tokenizers is ImageNet-1K's; whoever has it names its list here instead of CC12M's, in
+        # more_datasets. Packed sets lie in memory: the larger two are 28 GB each, the last 13 GB.
+        train_set=TrainSetConfig(num_samples=20_000, num_eval=1_000, blocks=("block_00",), side_px=256, clip_crops=4),
+        more_train_sets={
+            "imagenet": TrainSetConfig(
+                num_samples=20_000, num_eval=1_000, blocks=("block_01",), side_px=256, clip_crops=4
+            ),
+            "multi_resolution": TrainSetConfig(
+                num_samples=5_000, num_eval=1_000, blocks=("block_02",), side_px=448, clip_px=448
+            ),
+        },
         tokenizers=paper_tokenizers(),
         text=TextTokenizerConfig(vocab_size=30_000),
         pretrain=fourm_b_cc12m(),

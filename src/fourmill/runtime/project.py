@@ -19,7 +19,9 @@ from fourmill.tokenize.config import (
     ImageLabel,
     ImageTokenizerConfig,
     TextTokenizerConfig,
+    TokenizerBounds,
     TokenizingConfig,
+    TrainingConfig,
     TrainSetConfig,
 )
 from fourmill.train.config import PretrainConfig
@@ -84,7 +86,14 @@ class Project(BaseModel):
         description="One each for depth, normal, semseg, det, and clip; more for labels beside 4M's own, such as canny."
     )
     train_set: TrainSetConfig
+    more_train_sets: dict[Annotated[str, Field(pattern=_NAME)], TrainSetConfig] = Field(
+        default={}, description="Packed sets that stages of tokenizers' trainings name, beside the main one."
+    )
     tokenizers: dict[str, ImageTokenizerConfig] = Field(description="One for each image modality.")
+    tokenizer_bounds: dict[str, TokenizerBounds] = Field(
+        default={},
+        description="What an image tokenizer must reach to serve, by modality; the defaults where it is not named.",
+    )
     text: TextTokenizerConfig
     served_tokenizers: dict[Literal["rgb", "depth", "normal", "semseg", "clip", "text"], Digest] = Field(
         default={},
@@ -177,6 +186,30 @@ class Project(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _train_sets_are_there(self) -> "Project":
+        names = {dataset.name for dataset in self.datasets()}
+        for name, config in self.more_train_sets.items():
+            if config.dataset is not None and config.dataset not in names:
+                raise ValueError(f"training set {name} is of {config.dataset}, which is no dataset of this project")
+        for label, config in self.tokenizers.items():
+            for stage in config.stages:
+                self._check_train_set(f"stage {stage.name} of the {label} tokenizer", config, stage)
+        return self
+
+    def _check_train_set(self, who: str, config: ImageTokenizerConfig, stage: TrainingConfig) -> None:
+        if stage.train_set not in (None, *self.more_train_sets):
+            there = ", ".join(self.more_train_sets) or "none"
+            raise ValueError(f"{who} sees the training set {stage.train_set}, and more_train_sets has {there}")
+        packed = self.train_set_of(stage.train_set)
+        side_px = (packed.clip_px if config.label == "clip" else packed.side_px) or self.input_px
+        wanted = max((config.input_px, *stage.sides_px))
+        if side_px < wanted:
+            field = "clip_px" if config.label == "clip" else "side_px"
+            raise ValueError(
+                f"{who} sees sides of {wanted} pixels and its training set has {side_px}: raise its {field}"
+            )
+
+    @model_validator(mode="after")
     def _scratch_is_local(self) -> "Project":
         if not is_local(self.scratch or self.store):
             raise ValueError(
@@ -217,6 +250,14 @@ class Project(BaseModel):
                 update = {"dataset": name, "source": other.source, "layout": other.layout, "ingest": other.ingest}
                 return self.model_copy(update={**update, "more_datasets": ()})
         raise ProjectError(f"no dataset {name!r}; there are {', '.join(dataset.name for dataset in self.datasets())}")
+
+    def train_set_of(self, name: str | None) -> TrainSetConfig:
+        """The config of the training set that a stage names."""
+        return self.train_set if name is None else self.more_train_sets[name]
+
+    def bounds_of(self, label: str) -> TokenizerBounds:
+        """What the tokenizer of a modality must reach to serve."""
+        return self.tokenizer_bounds.get(label, TokenizerBounds())
 
     def stored_labels(self) -> list[str]:
         """The labels that are stored, 4M's own first: all that have a labeller but CLIP's features."""

@@ -14,12 +14,12 @@ from fourmill.core.modality import IMAGE_TOKENS
 from fourmill.ingest.source import read_source
 from fourmill.runtime.launch import run_program
 from fourmill.runtime.models import ModelRef, current, set_current
+from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import LABEL_FOLDERS, BlockNotReadyError
 from fourmill.runtime.token_assets import token_assets
-from fourmill.runtime.tokenizer_weights import score_tokenizer
 from fourmill.runtime.workers import clip_features
-from fourmill.tokenize.config import TokenizerSpec
+from fourmill.tokenize.config import StageRecord, TokenizerSpec, TrainingConfig
 from fourmill.tokenize.manifest import build_manifest
 from fourmill.train.config import TrainSpec
 
@@ -27,24 +27,41 @@ FourmName = Literal["fourm", "text2im", "superres"]
 _TRAIN_SET = "train_set"
 
 
-def make_train_set(session: Session) -> ModelRef:
+def make_train_set(session: Session, name: str | None = None) -> ModelRef:
     """Pack the crops and labels that tokenizers are trained on.
+
+    Args:
+        name: one of the project's `more_train_sets`; the main one by default.
 
     Raises:
         BlockNotReadyError: one of its blocks is not labelled, or did not pass its checks.
     """
     from fourmill.tokenize.train_set import build_train_set
 
-    p, store = session.project, session.store
-    for block in p.train_set.blocks:
+    whole, store = session.project, session.store
+    config = whole.train_set_of(name)
+    p = whole.for_dataset(config.dataset or whole.dataset)
+    for block in config.blocks:
         for folder, asset in {"images": f"{p.dataset}/images", **_labels()}.items():
             if not store.exists(ledger_path(p.dataset, "train", folder, block)):
-                raise BlockNotReadyError(f"tokenizers/train_set takes {block}: materialize {asset} for {block} first")
-    made = build_train_set(store, p.dataset, p.layout, p.train_set, p.input_px, clip_features(p))
+                raise BlockNotReadyError(
+                    f"{train_set_asset(name)} takes {block} of {p.dataset}: materialize {asset} for {block} first"
+                )
+    at_side = clip_features(whole, config.clip_px) if config.clip_px else None
+    made = build_train_set(store, p.dataset, p.layout, config, p.input_px, clip_features(whole), at_side)
     report = {"num_train": made.num_train, "num_eval": made.num_eval}
-    ref = ModelRef(name=_TRAIN_SET, digest=made.digest, path=made.path, report=report)
-    set_current(store, p.dataset, ref)
+    ref = ModelRef(name=_train_set_model(name), digest=made.digest, path=made.path, report=report)
+    set_current(store, whole.dataset, ref)
     return ref
+
+
+def train_set_asset(name: str | None) -> str:
+    """The asset of a training set, as paths of asset keys are written."""
+    return f"tokenizers/{_train_set_model(name)}"
+
+
+def _train_set_model(name: str | None) -> str:
+    return _TRAIN_SET if name is None else f"{_TRAIN_SET}_{name}"
 
 
 def _labels() -> dict[str, str]:
@@ -53,8 +70,8 @@ def _labels() -> dict[str, str]:
 
 def train_tokenizers(session: Session, labels: Sequence[str]) -> Iterator[tuple[str, ModelRef, float]]:
     """Train image tokenizers, several at a time, the longest first; as `train_several` yields them."""
-    configs = {label: session.project.tokenizers[label].training for label in labels}
-    by_length = sorted(labels, key=lambda label: -configs[label].steps * configs[label].batch_size)
+    stages = {label: session.project.tokenizers[label].stages for label in labels}
+    by_length = sorted(labels, key=lambda label: -sum(stage.steps * stage.batch_size for stage in stages[label]))
     works = {label: partial(train_tokenizer, session, label) for label in by_length}
     return train_several(works, session.project.tokenizers_at_once)
 
@@ -85,29 +102,52 @@ def _timed(name: str, work: Callable[[], ModelRef]) -> tuple[str, ModelRef, floa
 
 
 def train_tokenizer(session: Session, label: str) -> ModelRef:
-    """Train one image tokenizer as a program of its own, or find the one that equal inputs gave before.
+    """Train one image tokenizer, stage after stage, each as a program of its own, or find what equal inputs gave before.
 
-    One that was imported is not trained: it is scored on the held-out samples, and serves.
+    It serves from then on if it reaches its bounds; else the one before it goes on serving.
     """
+    earlier: list[StageRecord] = []
+    report: dict[str, Any] = {}
+    for stage in session.project.tokenizers[label].stages:
+        report = json.loads(session.store.read(_train_stage(session, label, stage, earlier)))
+        earlier.append(_record(stage, report))
+    ref = _ref(label, report)
+    if is_good_enough(session.project, label, ref):
+        set_current(session.store, session.project.dataset, ref)
+    return ref
+
+
+def is_good_enough(project: Project, label: str, ref: ModelRef) -> bool:
+    """Whether an image tokenizer reaches what the project asks of its modality."""
+    bounds = project.bounds_of(label)
+    return bounds.reaches(ref.report["headline"]) and ref.report["usage"] >= bounds.min_usage
+
+
+def _train_stage(session: Session, label: str, stage: TrainingConfig, earlier: Sequence[StageRecord]) -> str:
     p, store = session.project, session.store
-    if label in p.served_tokenizers:
-        return _serve(session, label, score_tokenizer(session, label))
-    train_set = current(store, p.dataset, _TRAIN_SET, "tokenizers/train_set")
-    folder = session.folder(f"runs/tokenizer_{label}")
+    train_set = current(store, p.dataset, _train_set_model(stage.train_set), train_set_asset(stage.train_set))
+    name = f"tokenizer_{label}"
+    folder = session.folder(f"runs/{name}" if not p.tokenizers[label].earlier_stages else f"runs/{name}/{stage.name}")
     spec = TokenizerSpec(
         store=p.store,
-        name=f"tokenizer_{label}",
-        config=p.tokenizers[label],
+        name=name,
+        config=p.tokenizers[label].at_stage(stage),
         train_set=train_set.path,
         train_set_digest=train_set.digest,
+        earlier=tuple(earlier),
         run_folder="",
         threads=p.threads,
         processes=p.tokenizer_processes,
     )
     spec = spec.model_copy(update={"run_folder": _checkpoints(folder, spec.input_digest)})
     progress = session.progress(f"tokenizers/{label}")
-    report = run_program("fourmill.tokenize", spec, folder, p.threads, progress, spec.processes)
-    return _serve(session, label, report)
+    return run_program("fourmill.tokenize", spec, folder, p.threads, progress, spec.processes)
+
+
+def _record(stage: TrainingConfig, report: Mapping[str, Any]) -> StageRecord:
+    kept = {key: report[key] for key in ("digest", "path", "train_set", "steps", "skipped_steps")}
+    headline = report["headline"]
+    return StageRecord(name=stage.name, headline=headline["name"], value=headline["value"], **kept)
 
 
 def fit_text(session: Session) -> ModelRef:
@@ -180,7 +220,10 @@ def _checkpoints(folder: Path, input_digest: str) -> str:
 
 def _serve(session: Session, name: str, report_path: str) -> ModelRef:
     """Let the model of a report serve under a name."""
-    report: dict[str, Any] = json.loads(session.store.read(report_path))
-    ref = ModelRef(name=name, digest=report["digest"], path=report["path"], report=report)
+    ref = _ref(name, json.loads(session.store.read(report_path)))
     set_current(session.store, session.project.dataset, ref)
     return ref
+
+
+def _ref(name: str, report: dict[str, Any]) -> ModelRef:
+    return ModelRef(name=name, digest=report["digest"], path=report["path"], report=report)

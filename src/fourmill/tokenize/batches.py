@@ -1,9 +1,13 @@
 """Which samples a step sees, and how: a function of (seed, draw), so that a resumed training sees what it would have seen."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
+from fourmill.core.crops import CROPPERS, random_crop
 from fourmill.core.ranks import ALONE, Ranks
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.conversions import mirror, to_network
@@ -28,10 +32,30 @@ class Batches:
         config, training = self._config, self._config.training
         indices = batch_indices(len(self.labels.train), training.batch_size, training.seed, draw)
         batch = unpack(self.labels.train[indices[self._rows]], config.label)
+        side_px = batch_side(training.sides_px, training.seed, draw) if training.sides_px else config.input_px
+        if config.label != "clip":
+            batch = self._cropped(batch, draw, side_px)
         if training.hflip:
             flips = batch_flips(training.batch_size, training.seed, draw)
             batch = mirror(batch, flips[self._rows], config.label)
-        return to_network(batch, config.label).to(self._device)
+        x = to_network(batch, config.label).to(self._device)
+        grid = side_px // config.patch_px
+        if config.label == "clip" and x.shape[-1] != grid:
+            return F.interpolate(x, size=(grid, grid), mode="bilinear", align_corners=False, antialias=True)
+        return x
+
+    def _cropped(self, batch: NDArray[Any], draw: int, side_px: int) -> NDArray[Any]:
+        training, packed_px = self._config.training, batch.shape[1]
+        if training.crop_scale is None and packed_px == side_px:
+            return batch
+        scale = training.crop_scale or (1.0, 1.0)
+        ratio = training.crop_ratio if training.crop_scale else (1.0, 1.0)
+        rows = [
+            random_crop(np.random.default_rng([training.seed, draw, 2, row]), packed_px, packed_px, scale, ratio)
+            for row in self._rows
+        ]
+        crop = CROPPERS[self._config.label]
+        return np.stack([crop(one, row, side_px) for one, row in zip(batch, rows, strict=True)])
 
 
 def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
@@ -51,3 +75,8 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> ND
 def batch_flips(batch_size: int, seed: int, step: int) -> NDArray[np.bool_]:
     """Which items of a step's batch are mirrored: half of them."""
     return np.random.default_rng([seed, step, 1]).random(batch_size) < 0.5
+
+
+def batch_side(sides_px: tuple[int, ...], seed: int, step: int) -> int:
+    """Side of a step's batch, one of those given: the same for every process."""
+    return int(np.random.default_rng([seed, step, 3]).choice(sides_px))

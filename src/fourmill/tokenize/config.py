@@ -4,7 +4,8 @@
 """
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +24,8 @@ CLASS_CHANNELS = 64  # channels of a class embedding, the semseg encoder's input
 ImageLabel = Literal["rgb", "depth", "normal", "semseg", "clip"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Positive = Annotated[int, Field(gt=0)]
+Span = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+"""From and to, the lower first."""
 
 
 class _Config(BaseModel):
@@ -99,6 +102,10 @@ class GuardConfig(_Config):
 class TrainingConfig(_Config):
     """One training stage of a tokenizer."""
 
+    name: str = Field(default="base", pattern=r"^[a-z][a-z0-9_]*$", description="Of the stage, in reports and cards.")
+    train_set: str | None = Field(
+        default=None, description="Which of the project's `more_train_sets` it sees; None: its main one."
+    )
     loss: Literal["mse", "smooth_l1", "cross_entropy"] = Field(description="Reconstruction loss (Table 3).")
     steps: Positive = Field(description="Optimiser steps.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
@@ -114,6 +121,15 @@ class TrainingConfig(_Config):
         description="Share of an image's tokens that a plain decoder is scored on each step; less is faster.",
     )
     hflip: bool = Field(default=True, description="Mirror half of the images (Table 3).")
+    crop_scale: Span | None = Field(
+        default=None,
+        description="Share of a packed square's area that is seen, drawn for each image and resized (Table 3); None: all of it. "
+        "CLIP features are of crops that were drawn when the set was packed.",
+    )
+    crop_ratio: Span = Field(default=(0.75, 1.3333), description="Width over height of such crops (Table 3).")
+    sides_px: tuple[Positive, ...] = Field(
+        default=(), description="Sides of which each step draws one (multi-resolution, appendix B.3); none: input_px."
+    )
     precision: Literal["bf16", "fp32"] = Field(
         default="bf16", description="Autocast type; the quantizer is always fp32."
     )
@@ -124,11 +140,16 @@ class TrainingConfig(_Config):
     )
     guard: GuardConfig = GuardConfig()
     checkpoint_every: Positive = Field(default=200, description="Steps between checkpoints.")
+    log_every: Positive = Field(default=10, description="Steps between points of the TensorBoard curves.")
+    score_every: Positive | None = Field(
+        default=None, description="Steps between figures and pictures of held-out samples; None: at the end only."
+    )
+    compile: bool = Field(default=False, description="torch.compile for encoder and decoder: on GPUs.")
     seed: int = Field(default=0, description="Seed of weights, batches and noise.")
 
 
 class ImageTokenizerConfig(_Config):
-    """One image tokenizer: what it eats, its networks, its training."""
+    """One image tokenizer: what it eats, its networks, its training, in stages that each begin where the one before ended."""
 
     label: ImageLabel
     input_px: Positive = Field(description="Side of the square crops that it is trained on.")
@@ -137,7 +158,17 @@ class ImageTokenizerConfig(_Config):
     encoder: EncoderConfig = EncoderConfig()
     quantizer: QuantizerConfig
     decoder: VitDecoderConfig | DiffusionDecoderConfig = Field(discriminator="kind")
-    training: TrainingConfig
+    training: TrainingConfig = Field(description="The last stage; its weights serve.")
+    earlier_stages: tuple[TrainingConfig, ...] = Field(default=(), description="The stages before it, in their order.")
+
+    @property
+    def stages(self) -> tuple[TrainingConfig, ...]:
+        """All stages of the training, in order."""
+        return (*self.earlier_stages, self.training)
+
+    def at_stage(self, stage: TrainingConfig) -> "ImageTokenizerConfig":
+        """The config of one stage's training: what its weights depend on beside the weights that it begins with."""
+        return self.model_copy(update={"training": stage, "earlier_stages": ()})
 
     @property
     def grid(self) -> int:
@@ -172,7 +203,8 @@ class ImageTokenizerConfig(_Config):
         """thresh_replace of appendix B.3: EMA count below which a codeword restarts; 0 never restarts."""
         if not self.quantizer.stale_coefficient:
             return 0.0
-        tokens = self.training.batch_size * self.num_tokens
+        sides = self.training.sides_px or (self.input_px,)
+        tokens = self.training.batch_size * ((min(sides) + max(sides)) // 2 // self.patch_px) ** 2
         return tokens / (self.quantizer.stale_coefficient * self.quantizer.codebook_size)
 
     @model_validator(mode="after")
@@ -185,14 +217,31 @@ class ImageTokenizerConfig(_Config):
             )
         if isinstance(self.decoder, DiffusionDecoderConfig):
             self._check_unet(self.decoder)
-        if (self.label == "semseg") != (self.training.loss == "cross_entropy"):
-            raise ValueError(
-                f"loss {self.training.loss} does not fit {self.label}: cross_entropy is for semseg and only for it"
-            )
+        for stage in self.stages:
+            self._check_stage(stage)
         for part in (self.encoder, self.decoder):
             if not isinstance(part, DiffusionDecoderConfig) and (part.width % part.heads or part.width % 4):
                 raise ValueError(f"width {part.width} must be a multiple of 4 and of its {part.heads} heads")
         return self
+
+    def _check_stage(self, stage: TrainingConfig) -> None:
+        if (self.label == "semseg") != (stage.loss == "cross_entropy"):
+            raise ValueError(
+                f"loss {stage.loss} does not fit {self.label}: cross_entropy is for semseg and only for it"
+            )
+        for side in stage.sides_px:
+            if side % self.side_multiple:
+                raise ValueError(
+                    f"sides_px of stage {stage.name} holds {side}: {self.label} takes multiples of {self.side_multiple}"
+                )
+        names = [one.name for one in self.stages]
+        if names.count(stage.name) > 1:
+            raise ValueError(f"two stages are called {stage.name}; reports and cards tell them apart by name")
+        low, high = stage.crop_scale or (1.0, 1.0)
+        if not low <= high <= 1 or stage.crop_ratio[0] > stage.crop_ratio[1]:
+            raise ValueError(
+                f"crop_scale {stage.crop_scale} and crop_ratio {stage.crop_ratio}: the lower first, scale up to 1"
+            )
 
     def _check_unet(self, unet: DiffusionDecoderConfig) -> None:
         if self.label not in ("rgb", "depth", "normal"):
@@ -208,11 +257,61 @@ class ImageTokenizerConfig(_Config):
 class TrainSetConfig(_Config):
     """The frozen subset that all image tokenizers are trained on."""
 
+    dataset: str | None = Field(
+        default=None, description="Data set that it is taken from; None: the project's main one."
+    )
     num_samples: Positive = Field(description="Samples of the training split, the first by key that have every label.")
     num_eval: Positive = Field(description="Held-out samples of the validation split, for figures and pictures.")
     blocks: tuple[str, ...] = Field(
         default=("block_00",), min_length=1, description="Blocks that samples are taken from."
     )
+    side_px: Positive | None = Field(
+        default=None,
+        description="Side of the packed squares: larger than input_px where crops or larger sides are drawn from them; None: "
+        "input_px. Held-out samples are packed at input_px.",
+    )
+    clip_crops: Positive = Field(
+        default=1,
+        description="Crops a sample whose CLIP features are packed: the whole square, and more drawn by seed and key. Features "
+        "are computed when the set is packed, by the labeller, which the training program does not know.",
+    )
+    clip_crop_scale: Span = Field(default=(0.2, 1.0), description="Share of the square's area of such crops (Table 3).")
+    clip_px: Positive | None = Field(
+        default=None, description="Side at which CLIP sees them; None: input_px. Smaller grids are interpolated."
+    )
+
+
+class TokenizerBounds(_Config):
+    """What a tokenizer must reach to serve."""
+
+    headline: float | None = Field(
+        default=None,
+        description="Worst headline figure on held-out samples; None: the share of the baseline's error decides.",
+    )
+    error_share: Annotated[float, Field(gt=0)] | None = Field(
+        default=0.7,
+        description="Largest share of the baseline's error that may be left (squared error for PSNR, distance to 1 for mIoU and "
+        "R2), where there is no `headline`; None: no bound.",
+    )
+    min_usage: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="Least share of the codebook in use on held-out samples; below it the tokenizer collapses.",
+    )
+
+    def reaches(self, headline: Mapping[str, Any]) -> bool:
+        """Whether a report's headline (name, value, baseline, better) is good enough."""
+        value, baseline, is_more_better = headline["value"], headline["baseline"], headline["better"] == "higher"
+        if self.headline is not None:
+            return value >= self.headline if is_more_better else value <= self.headline
+        return self.error_share is None or _error_share(headline["name"], value, baseline) <= self.error_share
+
+
+def _error_share(name: str, value: float, baseline: float) -> float:
+    if name == "psnr_db":
+        return 10 ** ((baseline - value) / 10)
+    if name in ("miou", "r2"):
+        return (1 - value) / max(1 - baseline, 1e-6)
+    return value / max(baseline, 1e-6)
 
 
 class TokenizingConfig(_Config):
@@ -246,6 +345,19 @@ class TextTokenizerConfig(_Config):
     )
 
 
+class StageRecord(_Config):
+    """A stage that was trained: what reports and cards of the later ones say of it."""
+
+    name: str
+    digest: str = Field(description="Of its weights and config.")
+    path: str = Field(description="Store path of its model.")
+    train_set: str = Field(description="Digest of the packed set that it saw.")
+    steps: int
+    skipped_steps: int
+    headline: str = Field(description="Name of its headline figure.")
+    value: float = Field(description="Its headline figure on the held-out samples.")
+
+
 class TokenizerSpec(_Config):
     """All that `python -m fourmill.tokenize --spec FILE` needs to train one image tokenizer."""
 
@@ -256,6 +368,9 @@ class TokenizerSpec(_Config):
     config: ImageTokenizerConfig
     train_set: str = Field(description="Store path of the packed training set.")
     train_set_digest: str = Field(description="Digest of its content; training stops when the file has another.")
+    earlier: tuple[StageRecord, ...] = Field(
+        default=(), description="Stages before this one; it begins with the weights of the last of them."
+    )
     run_folder: str = Field(description="Local folder for checkpoints, so that a killed training resumes.")
     threads: Positive = Field(default=2, description="CPU threads of each process.")
     processes: Positive = Field(default=1, description="Processes that share every batch, as torchrun starts them.")
@@ -264,7 +379,8 @@ class TokenizerSpec(_Config):
     def input_digest(self) -> str:
         """Digest of all that the weights depend on: equal inputs, equal tokenizer."""
         config = self.config.model_dump(mode="json")
-        return digest_json([TRAIN_VERSION, config, self.train_set_digest, self.threads, self.processes])
+        begun = [stage.digest for stage in self.earlier[-1:]]
+        return digest_json([TRAIN_VERSION, config, self.train_set_digest, self.threads, self.processes, begun])
 
 
 def demo_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig]:
@@ -327,17 +443,40 @@ def smallest_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig
 
 
 def paper_tokenizers() -> dict[str, ImageTokenizerConfig]:
-    """The tokenizers of the paper at base resolution: Table 3, the 15 epochs of CC12M after ImageNet-1K's 100.
+    """The tokenizers of the paper: Table 3 and appendix B.3, in three stages.
 
-    An epoch is taken as 12 million images. Table 3's base learning rate, 5e-5, is for a batch of 256.
-    Not in it: random crops (this project crops once), and float16 for rgb, normals and depth, which is known to end in
-    NaN when continued; bfloat16 serves for all.
+    100 epochs of ImageNet-1K, 15 of CC12M, and a multi-resolution fine-tune of one epoch (RGB: five) at 224..448. An epoch is
+    1.28 and 12 million images. Stage `imagenet` sees the training set of that name in the project. Table 3's base learning rate,
+    5e-5, is for a batch of 256. The average's decay is the public code's (0.9999; 0.99 for semseg and CLIP).
+    Not the paper's: bfloat16 for all, since float16 is known to end in NaN when RGB is continued; batches a GPU are taken for
+    eight of them.
     """
     codebook: dict[ImageLabel, int] = {"rgb": 16384, "depth": 8192, "normal": 8192, "semseg": 4096, "clip": 8192}
 
+    def stage(label: ImageLabel, name: str, batch: int, images: int, epochs: int, warmup_epochs: int) -> TrainingConfig:
+        plain = label in ("semseg", "clip")
+        is_multi = name == "multi_resolution"
+        return TrainingConfig(
+            name=name,
+            train_set={"imagenet": "imagenet", "multi_resolution": "multi_resolution"}.get(name),
+            loss=_LOSS[label],
+            steps=epochs * (images // batch),
+            warmup_steps=5000 if is_multi else warmup_epochs * (images // batch),
+            batch_size=batch,
+            learning_rate=5e-5 * batch / 256,  # Table 3
+            # CLIP's crops, (0.2, 1), are packed.
+            crop_scale=None if label == "clip" else (0.8, 1.0),  # Table 3
+            ema_decay=0.99 if plain else 0.9999,  # public code
+            sides_px=tuple(range(224, 449, 32)) if is_multi else (),  # B.3
+            checkpoint_every=1000,
+            log_every=50,
+            score_every=5000,  # public code
+            compile=True,
+        )
+
     def one(label: ImageLabel) -> ImageTokenizerConfig:
         batch = 1024 if label == "clip" else 640  # Table 3
-        epoch = 12_000_000 // batch
+        small = 8 * (10 if label == "semseg" else 16)  # B.3: a GPU's 16, for semantic segmentation 10
         return ImageTokenizerConfig(
             label=label,
             input_px=224,
@@ -346,14 +485,11 @@ def paper_tokenizers() -> dict[str, ImageTokenizerConfig]:
             encoder=EncoderConfig(),  # Table 3: ViT-B/16
             quantizer=QuantizerConfig(codebook_size=codebook[label]),  # Table 3; its other values are the defaults
             decoder=_decoder(label, VitDecoderConfig(), DiffusionDecoderConfig()),  # Table 3: ViT-B/16, Patch-UNet
-            training=TrainingConfig(
-                loss=_LOSS[label],
-                steps=15 * epoch,  # Table 3: 100 (IN1K) + 15 (CC12M) epochs
-                warmup_steps=epoch,  # Table 3: 5 (IN1K) + 1 (CC12M) epochs
-                batch_size=batch,
-                learning_rate=5e-5 * batch / 256,  # Table 3
-                checkpoint_every=1000,
+            earlier_stages=(
+                stage(label, "imagenet", batch, 1_281_167, 100, 5),  # Table 3: 100 epochs, 5 of warm-up
+                stage(label, "cc12m", batch, 12_000_000, 15, 1),  # Table 3: 15 epochs, 1 of warm-up
             ),
+            training=stage(label, "multi_resolution", small, 12_000_000, 5 if label == "rgb" else 1, 0),  # B.3
         )
 
     return {label: one(label) for label in codebook}

@@ -4,14 +4,19 @@ import json
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
 
+from fourmill.core.crops import CROPPERS
 from fourmill.core.metrics import codebook_use
 from fourmill.core.store import Store
+from fourmill.tokenize.card import card
 from fourmill.tokenize.config import ImageLabel, TokenizerSpec
-from fourmill.tokenize.image_tokenizer import ImageTokenizer
+from fourmill.tokenize.journal import Journal
 from fourmill.tokenize.load import save_image_tokenizer
 from fourmill.tokenize.preview import preview_png
-from fourmill.tokenize.score import HEADLINES, baseline_map, figures
+from fourmill.tokenize.score import HEADLINES, baseline_map, figures, score_model
 from fourmill.tokenize.state import State
 from fourmill.tokenize.train_set import LabelArrays, unpack
 
@@ -21,22 +26,25 @@ def report_path(spec: TokenizerSpec) -> str:
     return f"models/{spec.name}/trained/{spec.input_digest}/report.json"
 
 
-def publish(store: Store, spec: TokenizerSpec, state: State, labels: LabelArrays) -> None:
+def publish(store: Store, spec: TokenizerSpec, state: State, labels: LabelArrays, journal: Journal) -> None:
     """Score the weights that serve on the held-out samples; publish them with card, picture and report, this one last.
 
     The report holds digest, path, figures, baseline, headline, usage, perplexity, steps and how many of them were skipped,
-    seconds, curve, preview; and `live_figures` of the last weights where their average is published.
+    seconds, curve, preview, the stages before and this one, and the folder of the TensorBoard log; and `live_figures` of the
+    last weights where their average is published.
     """
     label, model = spec.config.label, state.published.eval()
-    true = unpack(labels.eval, label)
-    scored, tokens, predicted = _scored(model, labels, label)
-    use = codebook_use(tokens, spec.config.codebook_size)
-    baseline = np.broadcast_to(baseline_map(label, unpack(labels.train, label)), true.shape)
+    scored = score_model(model, labels, label)
+    journal.score(state.step, scored)
+    use = codebook_use(scored.tokens, spec.config.codebook_size)
+    baseline = figures(label, _baseline(label, labels, scored.true), scored.true, labels.eval_semseg)
+    name, better = HEADLINES[label]
     report: dict[str, Any] = {
         "name": spec.name,
         "label": label,
-        "figures": scored,
-        "baseline": figures(label, baseline, true, labels.eval_semseg),
+        "figures": scored.figures,
+        "baseline": baseline,
+        "headline": {"name": name, "value": scored.figures[name], "baseline": baseline[name], "better": better},
         "usage": round(use.usage, 4),
         "perplexity": round(use.perplexity, 1),
         "steps": state.step,
@@ -46,53 +54,28 @@ def publish(store: Store, spec: TokenizerSpec, state: State, labels: LabelArrays
         "train_set": spec.train_set_digest,
         "num_train": len(labels.train),
         "num_eval": len(labels.eval),
+        "stage": spec.config.training.name,
+        "earlier_stages": [stage.model_dump() for stage in spec.earlier],
+        "tensorboard": f"{spec.run_folder}/tensorboard",
         "curve": state.curve,
     }
     if state.ema:
-        report["live_figures"] = _scored(state.model.eval(), labels, label)[0]
-    name, better = HEADLINES[label]
-    figure, easy = scored[name], report["baseline"][name]
-    report["headline"] = {"name": name, "value": figure, "baseline": easy, "better": better}
-    digest, folder = save_image_tokenizer(store, spec.name, model, _card(spec, report))
+        report["live_figures"] = score_model(state.model.eval(), labels, label).figures
+    digest, folder = save_image_tokenizer(store, spec.name, model, card(spec, report))
     path = report_path(spec)
     preview = path.replace("report.json", "preview.png")
-    store.write(preview, preview_png(label, true, predicted))
+    store.write(preview, preview_png(label, scored.true, scored.predicted))
     report |= {"digest": digest, "path": folder, "preview": preview}
     store.write(path, json.dumps(report, indent=1).encode())
 
 
-def _scored(model: ImageTokenizer, labels: LabelArrays, label: ImageLabel) -> tuple[dict[str, float], Any, Any]:
-    """Figures of a tokenizer on the held-out samples, with their tokens and reconstructions."""
-    true = unpack(labels.eval, label)
-    tokens = model.tokenize(true)
-    predicted = model.detokenize(tokens)
-    return figures(label, predicted, true, labels.eval_semseg), tokens, predicted
-
-
-def _card(spec: TokenizerSpec, report: dict[str, Any]) -> str:
-    config = spec.config
-    live = report.get("live_figures", {})
-    rows = [
-        f"| {name} | {value} |{f' {live[name]} |' if live else ''} {report['baseline'][name]} |"
-        for name, value in report["figures"].items()
-    ]
-    return "\n".join(
-        [
-            f"# {spec.name}",
-            "",
-            f"Tokenizer of {config.label}: {config.input_px} pixel crops to {config.grid} x {config.grid} tokens of "
-            f"{config.codebook_size} codewords. Encoder {config.encoder.kind}, decoder {config.decoder.kind}.",
-            "",
-            "- digest of weights and config: {digest}",
-            f"- training set: {spec.train_set_digest} ({report['num_train']} samples, {report['num_eval']} held out)",
-            f"- trained for {report['steps']} steps of {config.training.batch_size}, of which {report['skipped_steps']} were "
-            f"skipped as no numbers; went back {report['rollbacks']} times",
-            f"- weights: {'moving average' if live else 'last step'}",
-            f"- codebook in use on held-out samples: {report['usage']:.0%}, perplexity {report['perplexity']}",
-            "",
-            f"| held out | reconstruction |{' last weights |' if live else ''} mean or most common map |",
-            f"|---|---|{'---|' if live else ''}---|",
-            *rows,
-            "",
-        ]
-    )
+def _baseline(label: ImageLabel, labels: LabelArrays, true: NDArray[Any]) -> NDArray[Any]:
+    """The training set's mean or most common map at the held-out samples' side, for each of them."""
+    found = baseline_map(label, unpack(labels.train, label))
+    side, packed = true.shape[1], found.shape[0]
+    if side != packed and label == "clip":
+        map_1CHW = torch.from_numpy(found).movedim(-1, 0)[None]
+        found = F.interpolate(map_1CHW, size=(side, side), mode="bilinear", antialias=True)[0].movedim(0, -1).numpy()
+    elif side != packed:
+        found = CROPPERS[label](found, (0, 0, packed, packed, 0), side)
+    return np.broadcast_to(found, true.shape)

@@ -6,6 +6,7 @@ torchmetrics'; angles of normals and L1 of standardised depth are `core.metrics`
 
 # B maps, H x W pixels, C channels
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from fourmill.core import metrics
 from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.modality import SEMSEG_INVALID
 from fourmill.tokenize.config import NUM_CLASS_ROWS, ImageLabel
+from fourmill.tokenize.image_tokenizer import ImageTokenizer
+from fourmill.tokenize.train_set import LabelArrays, unpack
 
 HEADLINES: dict[ImageLabel, tuple[str, str]] = {
     "rgb": ("psnr_db", "higher"),
@@ -31,6 +34,24 @@ HEADLINES: dict[ImageLabel, tuple[str, str]] = {
 
 _EQUAL_DB = 100.0  # PSNR of equal images, which have none
 _PART = 64  # images whose SSIM is computed at a time: its filters take five copies of them
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A tokenizer on the held-out samples."""
+
+    figures: dict[str, float]
+    true: NDArray[Any]
+    tokens: NDArray[np.int16]
+    predicted: NDArray[Any]
+
+
+def score_model(model: ImageTokenizer, labels: LabelArrays, label: ImageLabel) -> Scored:
+    """Tokenize and decode the held-out samples; the model's mode stays what it is."""
+    true = unpack(labels.eval, label)
+    tokens = model.tokenize(true)
+    predicted = model.detokenize(tokens)
+    return Scored(figures(label, predicted, true, labels.eval_semseg), true, tokens, predicted)
 
 
 def figures(

@@ -10,7 +10,9 @@ from fourmill.core.metrics import standardise_depth
 from fourmill.tokenize.config import ImageTokenizerConfig, TrainingConfig
 from fourmill.tokenize.guard import Guard
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
+from fourmill.tokenize.load import ModelError
 from fourmill.tokenize.train_set import LabelArrays, unpack
+from fourmill.tokenize.vit import VitDecoder
 
 _EMA_WARMUP = 10.0  # the average's decay is n / (n + 10) after n steps, until it reaches its own: early weights fade
 
@@ -64,13 +66,41 @@ class State:
         self.seconds, self.curve = snapshot["seconds"], snapshot["curve"]
 
 
-def start(config: ImageTokenizerConfig, labels: LabelArrays, device: str = "cpu") -> State:
-    """Weights and optimiser before the first step: a function of config and training set."""
+def start(
+    config: ImageTokenizerConfig, labels: LabelArrays, device: str = "cpu", begun: ImageTokenizer | None = None
+) -> State:
+    """Weights and optimiser before the first step: a function of config, training set and what was begun.
+
+    Args:
+        begun: the tokenizer of the stage before, whose weights and codebook are gone on from; its stored positions are those of
+            the same grid, and interpolated at other sides.
+
+    Raises:
+        ModelError: what was begun has other networks or another codebook.
+    """
     training = config.training
     torch.manual_seed(training.seed)
     model = ImageTokenizer(config, _depth_span(labels)) if config.label == "depth" else ImageTokenizer(config)
+    if begun is not None:
+        if begun.config.at_stage(training) != config:
+            raise ModelError(
+                f"stage {training.name} of {config.label} cannot go on from a tokenizer of another shape: "
+                f"{begun.config.at_stage(training).model_dump_json(exclude={'training'})} is not "
+                f"{config.model_dump_json(exclude={'training'})}; train the stage before it again"
+            )
+        model.load_state_dict(begun.state_dict())
     model.to_device(torch.device(device)).train()
-    return State(model, _adamw(model, training), _average(model, training))
+    state = State(model, _adamw(model, training), _average(model, training))
+    if training.compile:
+        _compile(model)
+    return state
+
+
+def _compile(model: ImageTokenizer) -> None:
+    """In place, so that names of weights stay; a plain decoder by its blocks, since its output layer is called apart."""
+    model.encoder.compile()
+    for part in model.decoder.blocks if isinstance(model.decoder, VitDecoder) else (model.decoder,):
+        part.compile()
 
 
 def _adamw(model: ImageTokenizer, training: TrainingConfig) -> torch.optim.Optimizer:

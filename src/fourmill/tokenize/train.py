@@ -18,7 +18,11 @@ from fourmill.core.work import Progress, no_progress
 from fourmill.tokenize.batches import Batches
 from fourmill.tokenize.config import ImageTokenizerConfig, TokenizerSpec, TrainingConfig
 from fourmill.tokenize.guard import TrainingError
+from fourmill.tokenize.image_tokenizer import ImageTokenizer
+from fourmill.tokenize.journal import Journal
+from fourmill.tokenize.load import load_image_tokenizer
 from fourmill.tokenize.report import publish, report_path
+from fourmill.tokenize.score import score_model
 from fourmill.tokenize.state import State, start
 from fourmill.tokenize.train_set import read_label
 
@@ -33,6 +37,7 @@ class Figures:
 
     loss: float
     gradient_norm: float  # before clipping
+    tokens: Tensor  # codebook indices of this process's rows
 
     @property
     def are_finite(self) -> bool:
@@ -48,6 +53,7 @@ def train_tokenizer(spec: TokenizerSpec, progress: Progress) -> str:
 
     Raises:
         TrainSetError: the training set is not the one that the spec names.
+        ModelError: the stage before left no tokenizer, or one of another shape.
         TrainingError: loss or gradients are no numbers any more, or the processes are not as many as the spec says.
     """
     store = open_store(spec.store)
@@ -67,12 +73,14 @@ def train_tokenizer(spec: TokenizerSpec, progress: Progress) -> str:
 
 def _train(store: Store, spec: TokenizerSpec, ranks: Ranks, progress: Progress) -> None:
     labels = read_label(store, spec.train_set, spec.train_set_digest, spec.config.label)
-    training = Training(spec, Batches(labels, spec.config, ranks), ranks, progress)
-    state = training.run()
-    if ranks.is_first:
-        progress(state.step, state.step, "scoring")
-        publish(store, spec, state, labels)
-        drop_checkpoint(Path(spec.run_folder))
+    begun = load_image_tokenizer(store, spec.earlier[-1].path) if spec.earlier else None
+    with Journal(Path(spec.run_folder) / "tensorboard", spec.config, ranks.is_first) as journal:
+        training = Training(spec, Batches(labels, spec.config, ranks), ranks, progress, journal, begun)
+        state = training.run()
+        if ranks.is_first:
+            progress(state.step, state.step, "scoring")
+            publish(store, spec, state, labels, journal)
+            drop_checkpoint(Path(spec.run_folder))
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
@@ -95,12 +103,13 @@ def train_step(state: State, x: Tensor, config: ImageTokenizerConfig, ranks: Ran
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(training, state.step)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-        loss, _ = model.loss(x, generator, ranks)
+        loss, quantized = model.loss(x, generator, ranks)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     ranks.average_gradients(model.parameters())
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad)
-    figures = Figures(*torch.stack([ranks.mean(loss.detach()), norm]).tolist())
+    shared, length = torch.stack([ranks.mean(loss.detach()), norm]).tolist()  # the step's one wait for the device
+    figures = Figures(shared, length, quantized.tokens_Bhw)
     if figures.are_finite:
         state.optimizer.step()
         state.updates += 1
@@ -115,8 +124,17 @@ def train_step(state: State, x: Tensor, config: ImageTokenizerConfig, ranks: Ran
 class Training:
     """One training on its way: steps, checkpoints, and the way back after steps that are no numbers."""
 
-    def __init__(self, spec: TokenizerSpec, batches: Batches, ranks: Ranks, progress: Progress) -> None:
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        batches: Batches,
+        ranks: Ranks,
+        progress: Progress,
+        journal: Journal,
+        begun: ImageTokenizer | None,
+    ) -> None:
         self._spec, self._batches, self._ranks, self._progress = spec, batches, ranks, progress
+        self._journal, self._begun = journal, begun
         self._config = spec.config
         self._last_said = 0.0
 
@@ -139,11 +157,12 @@ class Training:
 
     def _last_good(self) -> State:
         """The last checkpoint's state; the one before the first step where there is none."""
-        state = start(self._config, self._batches.labels, self._ranks.device)
+        state = start(self._config, self._batches.labels, self._ranks.device, self._begun)
         snapshot = load_checkpoint(Path(self._spec.run_folder), self._spec.input_digest)
         if snapshot is not None:
             state.restore(snapshot)
             _log.info("resumed at step %d", state.step)
+        self._journal.open(state.step)
         return state
 
     def _go_back(self, failed: State, figures: Figures) -> State:
@@ -151,8 +170,8 @@ class Training:
         state.guard = failed.guard.gone_back(failed.step - state.step)
         state.seconds = failed.seconds
         _log.warning(
-            "%s: %s at step %d, the %d. step in a row that is no number; back to step %d with other batches",
-            *(self._spec.name, figures, failed.step, failed.guard.in_row, state.step),
+            "%s: loss %s, gradient norm %s at step %d, the %d. step in a row that is no number; back to step %d, other batches",
+            *(self._spec.name, figures.loss, figures.gradient_norm, failed.step, failed.guard.in_row, state.step),
         )
         return state
 
@@ -162,8 +181,14 @@ class Training:
         ended = state.step == training.steps
         if (state.step % max(1, training.steps // _CURVE_POINTS) == 0 or ended) and figures.are_finite:
             state.curve.append([state.step, round(figures.loss, 5)])
+        rate = learning_rate(training, state.step - 1)
+        self._journal.note(state, figures.loss, figures.gradient_norm, rate, figures.tokens)
+        if training.score_every and state.step % training.score_every == 0 and not ended and self._ranks.is_first:
+            scored = score_model(state.published, self._batches.labels, self._config.label)
+            self._journal.score(state.step, scored)
         # Not amid skipped steps: it is what a training goes back to.
         if state.step % training.checkpoint_every == 0 and not ended and figures.are_finite and self._ranks.is_first:
+            self._journal.flush()  # before the checkpoint: a resumed training writes what comes after it
             save_checkpoint(Path(self._spec.run_folder), self._spec.input_digest, state.snapshot())
         if ended or time.monotonic() - self._last_said >= _REPORT_EVERY_S:
             self._last_said = time.monotonic()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fourmill.core.crops import CropRow, crop_rgb, random_crop
 from fourmill.core.digest import digest_bytes
 from fourmill.core.names import Layout, SampleKey, Split
 from fourmill.core.shards import ShardPlace, need, read_members, read_rows
@@ -49,11 +50,14 @@ def build_train_set(
     config: TrainSetConfig,
     input_px: int,
     features: Features | None = None,
+    train_features: Features | None = None,
 ) -> TrainSet:
     """Pack the first samples of the blocks that have every label; publish under the digest of the content.
 
     Args:
+        input_px: side of the held-out samples, and of the others where the config has none.
         features: makes the CLIP features; without it the set has none and no clip tokenizer can be trained on it.
+        train_features: makes those of the training split, where CLIP sees its crops at another side; `features` by default.
 
     Raises:
         MissingShardError: a shard of the blocks is not labelled yet.
@@ -64,14 +68,17 @@ def build_train_set(
     wanted_of: dict[Split, int] = {"train": config.num_samples, "val": config.num_eval}
     for split, wanted in wanted_of.items():
         part = "train" if split == "train" else "eval"
-        found = _take(_samples(store, dataset, layout, config.blocks, split, input_px), wanted)
+        side_px = config.side_px or input_px if split == "train" else input_px
+        found = _take(_samples(store, dataset, layout, config.blocks, split, side_px), wanted)
         if not found:
             raise TrainSetError(
                 f"no {split} sample of {dataset} in {', '.join(config.blocks)} has an image and all of "
                 f"{', '.join(FOLDERS)}: look at the ledgers of these blocks, or add blocks to the train_set config"
             )
         packed = _pack(found)
-        if features is not None:
+        if features is not None and split == "train":
+            packed["clip"] = _crop_features(train_features or features, packed, config, input_px)
+        elif features is not None:
             packed["clip"] = _features(features, packed["rgb"])
         arrays |= {f"{part}/{name}": array for name, array in packed.items()}
         counts[part] = len(found)
@@ -166,6 +173,24 @@ def _pack(found: list[_Sample]) -> dict[str, NDArray[Any]]:
         "semseg": np.stack([crops["semseg"] for _, crops in found]),
         "keys": np.array([int(key) for key, _ in found], np.int64),
     }
+
+
+def _crop_features(
+    features: Features, packed: dict[str, NDArray[Any]], config: TrainSetConfig, input_px: int
+) -> NDArray[np.float16]:
+    """Features of every sample's whole square, then of every sample's second crop, and so on."""
+    px, parts = config.clip_px or input_px, []
+    for number in range(config.clip_crops):
+        rows = [_clip_crop(int(key), number, packed["rgb"].shape[1], config) for key in packed["keys"]]
+        crops = [crop_rgb(rgb, row, px) for rgb, row in zip(packed["rgb"], rows, strict=True)]
+        parts.append(_features(features, np.stack(crops)))
+    return np.concatenate(parts)
+
+
+def _clip_crop(key: int, number: int, side_px: int, config: TrainSetConfig) -> CropRow:
+    if number == 0:
+        return 0, 0, side_px, side_px, 0
+    return random_crop(np.random.default_rng([key, number]), side_px, side_px, config.clip_crop_scale)
 
 
 def _features(features: Features, rgb_BHWC: NDArray[np.uint8]) -> NDArray[np.float16]:

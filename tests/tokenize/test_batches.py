@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load
+
+from fourmill.core.crops import random_crop
+from fourmill.core.ranks import Ranks
+from fourmill.tokenize.batches import Batches, batch_side
+from fourmill.tokenize.config import ImageLabel, TrainSetConfig
+from fourmill.tokenize.train_set import build_train_set, read_label
+
+BOTH = ("block_00", "block_01")
+
+
+@given(st.integers(0, 2**32), st.integers(8, 300), st.floats(0.05, 1), st.floats(0, 1))
+def test_crops_lie_in_the_square_have_their_share_and_follow_from_the_seed(seed, side, low, width):
+    scale = (low, low + (1 - low) * width)
+    top, left, h, w, mirrored = random_crop(np.random.default_rng(seed), side, side, scale)
+    assert 0 <= top <= top + h <= side and 0 <= left <= left + w <= side and not mirrored
+    assert (top, left, h, w, 0) == random_crop(np.random.default_rng(seed), side, side, scale)
+    if (h, w) != (side, side):
+        slack = (h + w + 1) / side**2  # both lengths are rounded
+        assert scale[0] - slack <= h * w / side**2 <= scale[1] + slack
+        assert 0.75 - 2 / h <= w / h <= 4 / 3 + 2 / h
+
+
+def test_crops_spread_over_the_square():
+    rows = np.array([random_crop(np.random.default_rng(i), 100, 100, (0.2, 1.0)) for i in range(300)])
+    assert (rows.max(0)[:4] > [40, 40, 90, 90]).all() and (rows.min(0)[:4] < [5, 5, 50, 50]).all()
+
+
+def test_batches_are_crops_at_the_drawn_side_and_equal_for_every_process(spec, store, tiny):
+    packed = TrainSetConfig(num_samples=20, num_eval=4, blocks=BOTH, side_px=72)
+    made = build_train_set(store, tiny.dataset, tiny.layout, packed, 64, tiny.features)
+    arrays = load(store.read(made.path))
+    assert arrays["train/rgb"].shape == (20, 72, 72, 3) and arrays["eval/rgb"].shape == (4, 64, 64, 3)
+    for label in ("rgb", "semseg"):
+        one = spec(label, sides_px=(32, 64, 96), crop_scale=(0.8, 1.0), hflip=False)
+        labels = read_label(store, made.path, made.digest, label)
+        batches = Batches(labels, one.config)
+        sides = [batches(draw).shape[-1] for draw in range(12)]
+        assert set(sides) == {32, 64, 96} and sides == [batch_side((32, 64, 96), 0, draw) for draw in range(12)]
+        parts = [Batches(labels, one.config, Ranks(rank, 2))(5) for rank in (0, 1)]
+        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), batches(5))
+        if label == "semseg":
+            assert set(batches(5).unique().tolist()) <= {40, 123}  # the nearest pixel's, as they are packed
+        assert torch.equal(batches(5), batches(5)) and batches(5).shape[-1] == parts[0].shape[-1]
+
+
+def test_all_labels_of_a_sample_are_cropped_alike(spec, store, tiny):
+    packed = TrainSetConfig(num_samples=20, num_eval=4, blocks=BOTH, side_px=72)
+    made = build_train_set(store, tiny.dataset, tiny.layout, packed, 64, tiny.features)
+
+    def batch(label: ImageLabel) -> torch.Tensor:
+        one = spec(label, crop_scale=(0.3, 0.6))
+        return Batches(read_label(store, made.path, made.digest, label), one.config)(1)
+
+    bottle = batch("semseg") == 40  # the conftest's bottle has depth 0.3 and points to the right
+    normal = batch("normal").abs()
+    assert ((normal[:, 0] > normal[:, 2]) == bottle).float().mean() > 0.97
+    assert 0.02 < bottle.float().mean() < 0.9
+
+
+def test_clip_features_are_packed_of_several_crops(spec, store, tiny):
+    config = TrainSetConfig(num_samples=10, num_eval=4, blocks=BOTH)
+    plain = build_train_set(store, tiny.dataset, tiny.layout, config, 64, tiny.features)
+    more = build_train_set(
+        store, tiny.dataset, tiny.layout, config.model_copy(update={"clip_crops": 3}), 64, tiny.features
+    )
+    once, thrice = (load(store.read(made.path))["train/clip"] for made in (plain, more))
+    assert len(thrice) == 3 * len(once) and np.array_equal(thrice[:10], once)
+    assert not np.allclose(thrice[10:20], once, atol=0.05) and not np.allclose(thrice[20:], thrice[10:20], atol=0.05)
+    one = spec("clip", sides_px=(32,))
+    assert Batches(read_label(store, more.path, more.digest, "clip"), one.config)(0).shape[-2:] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"sides_px": (64, 60)}, "sides_px of stage base holds 60: rgb takes multiples of 8"),
+        ({"crop_scale": (0.9, 0.8)}, "the lower first"),
+        ({"crop_scale": (0.9, 1.1)}, "scale up to 1"),
+    ],
+)
+def test_stages_that_cannot_work_are_refused(spec, change, reason):
+    config = spec("rgb").config
+    stage = config.training.model_dump() | change
+    with pytest.raises(ValueError, match=reason):
+        type(config).model_validate(config.model_dump() | {"training": stage})

@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fourmill.core.work import no_progress
+from fourmill.tokenize import train
+from fourmill.tokenize.config import StageRecord, TokenizerBounds, paper_tokenizers
+from fourmill.tokenize.load import ModelError, load_image_tokenizer
+from fourmill.tokenize.state import start
+from fourmill.tokenize.train import train_tokenizer
+from fourmill.tokenize.train_set import read_label
+
+
+def _record(report: dict) -> StageRecord:
+    kept = {key: report[key] for key in ("digest", "path", "train_set", "steps", "skipped_steps")}
+    return StageRecord(name=report["stage"], headline="x", value=report["headline"]["value"], **kept)
+
+
+def test_a_stage_goes_on_from_the_one_before_at_several_sides(spec, store, read_report):
+    first = read_report(train_tokenizer(spec("semseg", steps=4, name="base"), no_progress))
+    plain = spec("semseg", folder="second", steps=3, name="multi", sides_px=(32, 64))
+    second = plain.model_copy(update={"earlier": (_record(first),)})
+    assert second.input_digest != plain.input_digest
+    report = read_report(train_tokenizer(second, no_progress))
+    assert [stage["digest"] for stage in report["earlier_stages"]] == [first["digest"]]
+    assert report["stage"] == "multi" and report["digest"] != first["digest"]
+    card = store.read(f"{report['path']}/card.md").decode()
+    assert first["digest"] in card and "| base | 4 | 0 |" in card
+    begun = load_image_tokenizer(store, first["path"])
+    state = start(second.config, read_label(store, second.train_set, second.train_set_digest, "semseg"), begun=begun)
+    assert all(torch.equal(value, begun.state_dict()[key]) for key, value in state.model.state_dict().items())
+    assert load_image_tokenizer(store, report["path"]).config == second.config
+
+
+def test_a_stage_of_another_shape_is_refused(spec, store, read_report):
+    first = read_report(train_tokenizer(spec("clip", steps=1), no_progress))
+    other = spec("clip", folder="other", name="more")
+    quantizer = other.config.quantizer.model_copy(update={"codebook_size": 64})
+    config = other.config.model_copy(update={"quantizer": quantizer})
+    wrong = other.model_copy(update={"config": config, "earlier": (_record(first),)})
+    with pytest.raises(ModelError, match="stage more of clip cannot go on from a tokenizer of another shape"):
+        train_tokenizer(wrong, no_progress)
+
+
+def test_the_log_has_every_step_once_however_often_it_was_killed(spec, read_report, monkeypatch):
+    monkeypatch.setattr(train, "_REPORT_EVERY_S", 0)
+    one = spec("rgb", steps=8, checkpoint_every=3, log_every=1, score_every=4)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train_tokenizer(one, kill)
+    report = read_report(train_tokenizer(one, no_progress))
+    assert Path(report["tensorboard"]) == Path(one.run_folder) / "tensorboard"
+    log = EventAccumulator(report["tensorboard"]).Reload()
+    for name in ("loss", "learning_rate", "gradient_norm", "skipped_steps"):
+        assert [event.step for event in log.Scalars(f"train/{name}")] == list(range(1, 9))
+    losses = {event.step: event.value for event in log.Scalars("train/loss")}
+    assert all(losses[step] == pytest.approx(loss, abs=1e-5) for step, loss in report["curve"])
+    assert [event.step for event in log.Scalars("held_out/psnr_db")] == [4, 8]
+    assert log.Scalars("held_out/ssim")[-1].value == pytest.approx(report["figures"]["ssim"])
+    pictures = log.Images("held_out/reconstructions")
+    assert [picture.step for picture in pictures] == [4, 8] and pictures[0].width > 500
+
+
+def test_the_papers_recipe_has_its_stages():
+    for label, config in paper_tokenizers().items():
+        assert [stage.name for stage in config.stages] == ["imagenet", "cc12m", "multi_resolution"]
+        first, second, last = config.stages
+        batch = 1024 if label == "clip" else 640
+        assert first.batch_size == second.batch_size == batch
+        assert first.steps == 100 * (1_281_167 // batch) and second.steps == 15 * (12_000_000 // batch)
+        assert last.batch_size == (80 if label == "semseg" else 128)
+        assert last.sides_px == (224, 256, 288, 320, 352, 384, 416, 448)
+        assert last.steps == (5 if label == "rgb" else 1) * (12_000_000 // last.batch_size)
+        threshold = config.at_stage(last).stale_threshold
+        assert threshold == last.batch_size * 21**2 / (32 * config.codebook_size)  # tokens of the middle side, 336
+
+
+@pytest.mark.parametrize(
+    ("name", "better", "baseline", "value"),
+    [("psnr_db", "higher", 16.0, 17.6), ("miou", "higher", 0.3, 0.52), ("degrees", "lower", 20.0, 13.9)],
+)
+def test_a_bound_is_a_share_of_the_baselines_error_or_a_figure(name, better, baseline, value):
+    headline = {"name": name, "better": better, "baseline": baseline, "value": value}
+    assert TokenizerBounds().reaches(headline)
+    assert not TokenizerBounds().reaches({**headline, "value": baseline})
+    assert not TokenizerBounds(error_share=0.5).reaches(headline)
+    assert TokenizerBounds(error_share=None).reaches({**headline, "value": baseline})
+    assert TokenizerBounds(headline=value).reaches(headline)
+    worse = value - 0.1 if better == "higher" else value + 0.1
+    assert not TokenizerBounds(headline=value).reaches({**headline, "value": worse})
