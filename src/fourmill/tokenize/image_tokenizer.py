@@ -175,11 +175,12 @@ class ImageTokenizer(nn.Module):
             part = batch[start : start + _BATCH]
             x = to_network(part, self.config.label).to(self.device)
             x = torch.cat([x, x[:1].expand(_BATCH - len(x), *x.shape[1:])])
-            tokens[start : start + len(part)] = self._tokens(x, precision).flatten(1)[: len(part)].cpu().numpy()
+            tokens[start : start + len(part)] = self.tokens(x, precision).flatten(1)[: len(part)].cpu().numpy()
         self.train(was_training)
         return tokens
 
-    def _tokens(self, x: Tensor, precision: Precision) -> Tensor:
+    def tokens(self, x: Tensor, precision: Precision = "fp32") -> Tensor:
+        """Codebook indices (B, h, w) int64 of network input (see `conversions`)."""
         kind = torch.float16 if precision == "fp16" else torch.bfloat16
         with torch.autocast(x.device.type, kind, enabled=precision != "fp32"):
             features_BDhw = self.encoder(self._embedded(x))
