@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from fourmill.core.ranks import ALONE, Ranks
 from fourmill.tokenize.config import QuantizerConfig
 
-_CHUNK = 8192  # latents compared with the codebook at a time: bounds the similarity matrix
+_CHUNK = 8192  # latents compared with the codebook at a time, at most
+_MOST_SIMILARITIES = 2**24  # of latents and codewords held at a time: 64 MB
 _KMEANS_ITERATIONS = 10
 
 
@@ -110,7 +111,8 @@ class Quantizer(nn.Module):
 
     def _nearest(self, unit_ND: Tensor) -> Tensor:
         directions_DK = F.normalize(self.codewords_KD, dim=-1).T
-        return torch.cat([(part @ directions_DK).argmax(-1) for part in unit_ND.split(_CHUNK)])
+        chunk = min(_CHUNK, max(1, _MOST_SIMILARITIES // len(self.codewords_KD)))
+        return torch.cat([(part @ directions_DK).argmax(-1) for part in unit_ND.split(chunk)])
 
     def _is_started(self) -> bool:
         self._knows_started = self._knows_started or bool(self._codebook.initted)
