@@ -84,7 +84,7 @@ def inputs(label: str, batch: int, px: int) -> Any:
 def _ours(label: str, batch: int, px: int) -> Callable[[], float]:
     import numpy as np
 
-    from fourmill.tokenize.config import paper_tokenizers
+    from fourmill.tokenize.presets import paper_tokenizers
     from fourmill.tokenize.state import start
     from fourmill.tokenize.train import train_step
     from fourmill.tokenize.train_set import LabelArrays

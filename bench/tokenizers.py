@@ -30,8 +30,8 @@ def encoding(
     import torch
     from timm.models.vision_transformer import VisionTransformer
 
-    from fourmill.tokenize.config import paper_tokenizers
     from fourmill.tokenize.image_tokenizer import ImageTokenizer
+    from fourmill.tokenize.presets import paper_tokenizers
 
     precision = "fp32" if device == "cpu" else "bf16"
     model = ImageTokenizer(paper_tokenizers()["rgb"], with_decoder=False).to_device(torch.device(device)).eval()
@@ -129,7 +129,7 @@ def on_gpu(batch: int, rounds: int) -> tuple[list[tuple[Any, ...]], dict[str, fl
     from torch.utils.flop_counter import FlopCounterMode
 
     from bench.tokenizer_sides import inputs
-    from fourmill.tokenize.config import paper_tokenizers
+    from fourmill.tokenize.presets import paper_tokenizers
     from fourmill.tokenize.state import start
     from fourmill.tokenize.train import train_step
     from fourmill.tokenize.train_set import LabelArrays

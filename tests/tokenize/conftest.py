@@ -15,7 +15,8 @@ from fourmill.core.labels import Box, encode_boxes, encode_depth, encode_normal,
 from fourmill.core.names import SPLITS, Layout, SampleKey, Split, sample_key
 from fourmill.core.shards import Item, Recipe, ShardPlace, write_shard
 from fourmill.core.store import LocalStore, Store
-from fourmill.tokenize.config import TokenizerSpec, TrainSetConfig, smallest_tokenizers
+from fourmill.tokenize.config import TokenizerSpec, TrainSetConfig
+from fourmill.tokenize.presets import smallest_tokenizers
 from fourmill.tokenize.train_set import TrainSet, build_train_set
 
 DATASET = "tiny"

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from fourmill.tokenize.config import ImageTokenizerConfig, paper_tokenizers, smallest_tokenizers
+from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, check_keys
+from fourmill.tokenize.presets import paper_tokenizers, smallest_tokenizers
 from fourmill.tokenize.samples import LabelError
 from fourmill.tokenize.vit import VitDecoder
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fourmill.core.safe_load import UnsafeFileError
 from fourmill.core.sequences import SequenceError
 from fourmill.core.store import LocalStore, Store
-from fourmill.tokenize.config import ImageTokenizerConfig, smallest_tokenizers
+from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.exchange import (
     Origin,
     export_image_tokenizer,
@@ -26,6 +26,7 @@ from fourmill.tokenize.exchange import (
 )
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, load_config, load_image_tokenizer, save_image_tokenizer
+from fourmill.tokenize.presets import smallest_tokenizers
 from fourmill.tokenize.public import PublicConfigError, from_public, to_public
 from fourmill.tokenize.released import label_of_name
 

@@ -6,8 +6,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fourmill.core.work import no_progress
 from fourmill.tokenize import train
-from fourmill.tokenize.config import StageRecord, TokenizerBounds, paper_tokenizers
+from fourmill.tokenize.config import StageRecord, TokenizerBounds
 from fourmill.tokenize.load import ModelError, load_image_tokenizer
+from fourmill.tokenize.presets import paper_tokenizers
 from fourmill.tokenize.state import start
 from fourmill.tokenize.train import train_tokenizer
 from fourmill.tokenize.train_set import read_label

@@ -28,10 +28,11 @@ from fourmill.core.shards import (
 from fourmill.core.store import Store
 from fourmill.core.work import GroupWorker, ShardJob
 from fourmill.tokenize.align import AlignWorker, align_recipe, token_folder
-from fourmill.tokenize.config import ImageTokenizerConfig, TokenizingConfig, smallest_tokenizers
+from fourmill.tokenize.config import ImageTokenizerConfig, TokenizingConfig
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import load_image_tokenizer, save_image_tokenizer
 from fourmill.tokenize.manifest import ManifestError, build_manifest
+from fourmill.tokenize.presets import smallest_tokenizers
 from fourmill.tokenize.worker import InParts, TokenWorker, token_recipe
 
 CROPS = TokenizingConfig(crops=CropConfig(num=3, seed=4))

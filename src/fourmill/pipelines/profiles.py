@@ -16,14 +16,8 @@ from fourmill.pseudolabel.choices import demo_labellers, paper_labellers
 from fourmill.pseudolabel.config import feature_dim
 from fourmill.runtime.project import Project, SamplesConfig
 from fourmill.runtime.ray_session import RayConfig, StageShare
-from fourmill.tokenize.config import (
-    ImageTokenizerConfig,
-    TextTokenizerConfig,
-    TokenizerBounds,
-    TrainSetConfig,
-    demo_tokenizers,
-    paper_tokenizers,
-)
+from fourmill.tokenize.config import ImageTokenizerConfig, TextTokenizerConfig, TokenizerBounds, TrainSetConfig
+from fourmill.tokenize.presets import demo_tokenizers, paper_tokenizers
 from fourmill.train.config import (
     fourm_b_cc12m,
     fourm_demo,

@@ -18,6 +18,7 @@ from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import LABEL_FOLDERS, BlockNotReadyError
 from fourmill.runtime.token_assets import token_assets
+from fourmill.runtime.tokenizer_weights import score_tokenizer
 from fourmill.runtime.workers import clip_features
 from fourmill.tokenize.config import StageRecord, TokenizerSpec, TrainingConfig
 from fourmill.tokenize.manifest import build_manifest
@@ -104,13 +105,13 @@ def _timed(name: str, work: Callable[[], ModelRef]) -> tuple[str, ModelRef, floa
 def train_tokenizer(session: Session, label: str) -> ModelRef:
     """Train one image tokenizer, stage after stage, each as a program of its own, or find what equal inputs gave before.
 
-    It serves from then on if it reaches its bounds; else the one before it goes on serving.
+    One that was imported is not trained but scored on the held-out samples. It serves from then on if it reaches its bounds;
+    else the one before it goes on serving.
     """
-    earlier: list[StageRecord] = []
-    report: dict[str, Any] = {}
-    for stage in session.project.tokenizers[label].stages:
-        report = json.loads(session.store.read(_train_stage(session, label, stage, earlier)))
-        earlier.append(_record(stage, report))
+    if label in session.project.served_tokenizers:
+        report = json.loads(session.store.read(score_tokenizer(session, label)))
+    else:
+        report = _train_stages(session, label)
     ref = _ref(label, report)
     if is_good_enough(session.project, label, ref):
         set_current(session.store, session.project.dataset, ref)
@@ -121,6 +122,16 @@ def is_good_enough(project: Project, label: str, ref: ModelRef) -> bool:
     """Whether an image tokenizer reaches what the project asks of its modality."""
     bounds = project.bounds_of(label)
     return bounds.reaches(ref.report["headline"]) and ref.report["usage"] >= bounds.min_usage
+
+
+def _train_stages(session: Session, label: str) -> dict[str, Any]:
+    """The report of the last stage."""
+    earlier: list[StageRecord] = []
+    report: dict[str, Any] = {}
+    for stage in session.project.tokenizers[label].stages:
+        report = json.loads(session.store.read(_train_stage(session, label, stage, earlier)))
+        earlier.append(_record(stage, report))
+    return report
 
 
 def _train_stage(session: Session, label: str, stage: TrainingConfig, earlier: Sequence[StageRecord]) -> str:

@@ -21,8 +21,8 @@ from fourmill.tokenize.config import (
     ImageTokenizerConfig,
     QuantizerConfig,
     VitDecoderConfig,
-    paper_tokenizers,
 )
+from fourmill.tokenize.presets import paper_tokenizers
 
 OURS = "fourmill"  # a key of our exports that the public code passes over: what it has no word for
 Positive = Annotated[int, Field(gt=0)]

@@ -3,22 +3,16 @@
 import json
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch.nn import functional as F
-
-from fourmill.core.crops import CROPPERS
 from fourmill.core.metrics import codebook_use
 from fourmill.core.store import Store
 from fourmill.tokenize.card import card
-from fourmill.tokenize.config import ImageLabel, TokenizerSpec
+from fourmill.tokenize.config import TokenizerSpec
 from fourmill.tokenize.journal import Journal
 from fourmill.tokenize.load import save_image_tokenizer
 from fourmill.tokenize.preview import preview_png
-from fourmill.tokenize.score import HEADLINES, baseline_map, figures, score_model
+from fourmill.tokenize.score import baseline_figures, headline, score_model
 from fourmill.tokenize.state import State
-from fourmill.tokenize.train_set import LabelArrays, unpack
+from fourmill.tokenize.train_set import LabelArrays
 
 
 def report_path(spec: TokenizerSpec) -> str:
@@ -37,14 +31,13 @@ def publish(store: Store, spec: TokenizerSpec, state: State, labels: LabelArrays
     scored = score_model(model, labels, label)
     journal.score(state.step, scored)
     use = codebook_use(scored.tokens, spec.config.codebook_size)
-    baseline = figures(label, _baseline(label, labels, scored.true), scored.true, labels.eval_semseg)
-    name, better = HEADLINES[label]
+    baseline = baseline_figures(label, labels, scored.true)
     report: dict[str, Any] = {
         "name": spec.name,
         "label": label,
         "figures": scored.figures,
         "baseline": baseline,
-        "headline": {"name": name, "value": scored.figures[name], "baseline": baseline[name], "better": better},
+        "headline": headline(label, scored.figures, baseline),
         "usage": round(use.usage, 4),
         "perplexity": round(use.perplexity, 1),
         "steps": state.step,
@@ -67,15 +60,3 @@ def publish(store: Store, spec: TokenizerSpec, state: State, labels: LabelArrays
     store.write(preview, preview_png(label, scored.true, scored.predicted))
     report |= {"digest": digest, "path": folder, "preview": preview}
     store.write(path, json.dumps(report, indent=1).encode())
-
-
-def _baseline(label: ImageLabel, labels: LabelArrays, true: NDArray[Any]) -> NDArray[Any]:
-    """The training set's mean or most common map at the held-out samples' side, for each of them."""
-    found = baseline_map(label, unpack(labels.train, label))
-    side, packed = true.shape[1], found.shape[0]
-    if side != packed and label == "clip":
-        map_1CHW = torch.from_numpy(found).movedim(-1, 0)[None]
-        found = F.interpolate(map_1CHW, size=(side, side), mode="bilinear", antialias=True)[0].movedim(0, -1).numpy()
-    elif side != packed:
-        found = CROPPERS[label](found, (0, 0, packed, packed, 0), side)
-    return np.broadcast_to(found, true.shape)

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 from torchmetrics.functional import cosine_similarity, r2_score
 from torchmetrics.functional.classification import multiclass_jaccard_index
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from fourmill.core import metrics
+from fourmill.core.crops import CROPPERS
 from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.modality import SEMSEG_INVALID
 from fourmill.tokenize.config import NUM_CLASS_ROWS, ImageLabel
@@ -52,6 +54,17 @@ def score_model(model: ImageTokenizer, labels: LabelArrays, label: ImageLabel) -
     tokens = model.tokenize(true)
     predicted = model.detokenize(tokens)
     return Scored(figures(label, predicted, true, labels.eval_semseg), true, tokens, predicted)
+
+
+def baseline_figures(label: ImageLabel, labels: LabelArrays, true: NDArray[Any]) -> dict[str, float]:
+    """Figures of the training set's mean or most common map, brought to the held-out samples' side."""
+    return figures(label, _baseline(label, labels, true), true, labels.eval_semseg)
+
+
+def headline(label: ImageLabel, found: dict[str, float], baseline: dict[str, float]) -> dict[str, Any]:
+    """The figure that a tokenizer is judged by: name, value, baseline, and whether higher or lower is better."""
+    name, better = HEADLINES[label]
+    return {"name": name, "value": found[name], "baseline": baseline[name], "better": better}
 
 
 def figures(
@@ -152,3 +165,15 @@ def _pair(predicted: NDArray[Any], true: NDArray[Any]) -> tuple[torch.Tensor, to
 
 def _name(class_id: int) -> str:
     return COCO_PANOPTIC[class_id].removesuffix("-merged").replace(" ", "_")
+
+
+def _baseline(label: ImageLabel, labels: LabelArrays, true: NDArray[Any]) -> NDArray[Any]:
+    """The training set's mean or most common map at the held-out samples' side, for each of them."""
+    found = baseline_map(label, unpack(labels.train, label))
+    side, packed = true.shape[1], found.shape[0]
+    if side != packed and label == "clip":
+        map_1CHW = torch.from_numpy(found).movedim(-1, 0)[None]
+        found = F.interpolate(map_1CHW, size=(side, side), mode="bilinear", antialias=True)[0].movedim(0, -1).numpy()
+    elif side != packed:
+        found = CROPPERS[label](found, (0, 0, packed, packed, 0), side)
+    return np.broadcast_to(found, true.shape)

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import numpy as np
 import torch
 
 from fourmill.core.digest import digest_json
@@ -13,8 +12,8 @@ from fourmill.tokenize.config import TRAIN_VERSION, ImageTokenizerConfig
 from fourmill.tokenize.exchange import read_origin
 from fourmill.tokenize.load import ModelError, load_image_tokenizer
 from fourmill.tokenize.preview import preview_png
-from fourmill.tokenize.score import HEADLINES, baseline_map, figures
-from fourmill.tokenize.train_set import read_label, unpack
+from fourmill.tokenize.score import baseline_figures, headline, score_model
+from fourmill.tokenize.train_set import read_label
 
 
 def report_tokenizer(
@@ -43,11 +42,9 @@ def report_tokenizer(
     _check_fits(model.config, wanted, folder)
     labels = read_label(store, train_set, train_set_digest, wanted.label)
     label = wanted.label
-    true = unpack(labels.eval, label)
-    tokens = model.tokenize(true)
-    predicted = model.detokenize(tokens)
-    use = codebook_use(tokens, model.config.codebook_size)
-    baseline = np.broadcast_to(baseline_map(label, unpack(labels.train, label)), true.shape)
+    scored = score_model(model, labels, label)
+    use = codebook_use(scored.tokens, model.config.codebook_size)
+    baseline = baseline_figures(label, labels, scored.true)
     origin = read_origin(store, folder)
     report: dict[str, Any] = {
         "name": name,
@@ -56,18 +53,16 @@ def report_tokenizer(
         "path": folder,
         "origin": origin.source if origin else "trained here",
         "licence": origin.licence if origin else "",
-        "figures": figures(label, predicted, true, labels.eval_semseg),
-        "baseline": figures(label, baseline, true, labels.eval_semseg),
+        "figures": scored.figures,
+        "baseline": baseline,
+        "headline": headline(label, scored.figures, baseline),
         "usage": round(use.usage, 4),
         "perplexity": round(use.perplexity, 1),
         "train_set": train_set_digest,
         "num_eval": len(labels.eval),
         "preview": report_path.replace("report.json", "preview.png"),
     }
-    headline, better = HEADLINES[label]
-    value, easy = report["figures"][headline], report["baseline"][headline]
-    report["headline"] = {"name": headline, "value": value, "baseline": easy, "better": better}
-    store.write(report["preview"], preview_png(label, true, predicted))
+    store.write(report["preview"], preview_png(label, scored.true, scored.predicted))
     store.write(report_path, json.dumps(report, indent=1).encode())
     return report_path
 
