@@ -30,7 +30,7 @@ def add_tokenizer(store_root: str, name: str, source: Path, origin: str, licence
 def with_tokenizer(project: Project, name: str, digest: str) -> Project:
     """The project with an imported tokenizer in the place of one that is trained.
 
-    Crops keep the project's side; grid and vocabulary are the imported tokenizer's.
+    Crops and training stay the project's; networks, grid and vocabulary are the imported tokenizer's.
 
     Raises:
         ValueError: its patches do not fit the project's crops, or those of its other tokenizers.
@@ -46,10 +46,8 @@ def with_tokenizer(project: Project, name: str, digest: str) -> Project:
     else:
         label = label_of_name(name)
         found = json.loads(store.read(f"models/{name}/{digest}/config.json"))["tokenizer"]
-        values["tokenizers"] = {
-            **project.tokenizers,
-            label: found | {"input_px": project.tokenizers[label].input_px},
-        }
+        here = project.tokenizers[label].model_dump(include={"input_px", "training", "earlier_stages"})
+        values["tokenizers"] = {**project.tokenizers, label: found | here}
     return Project.model_validate(values)
 
 

@@ -94,7 +94,7 @@ class PublicConfig(BaseModel):
 
 
 def from_public(values: Mapping[str, Any], label: ImageLabel, where: str) -> ImageTokenizerConfig:
-    """Our config of a public tokenizer; its training is the paper's, should it be trained on.
+    """Our config of a public tokenizer; its training is the paper's on CC12M, should it be trained on.
 
     Args:
         values: config.json, or the metadata of the file of weights; `dec_type` must be among them.
@@ -111,12 +111,12 @@ def from_public(values: Mapping[str, Any], label: ImageLabel, where: str) -> Ima
     problems = _problems(public, values, label)
     if problems:
         raise PublicConfigError(f"{where} is no {label} tokenizer that this project has: {'; '.join(problems)}")
-    known = values.get(OURS)
+    paper, known = paper_tokenizers()[label], values.get(OURS)
     steps = known.get("sample_steps") if isinstance(known, Mapping) else None
     try:
         return ImageTokenizerConfig.model_validate(
             {
-                **paper_tokenizers()[label].model_dump(),
+                **paper.at_stage(paper.earlier_stages[-1]).model_dump(),
                 "input_px": public.image_size,
                 "patch_px": public.patch_size,
                 "feature_dim": public.n_channels if label == "clip" else None,
