@@ -13,7 +13,7 @@ from fourmill.runtime.project import Project, read_project
 from fourmill.runtime.session import Session
 
 
-def in_this_process(factory, arguments, jobs, config, progress):
+def in_this_process(factory, arguments, jobs, config, progress, together=1):
     """In place of `run_shards`: no Ray, one worker."""
     worker = make_worker(factory, arguments)
     return [worker.run(job) for job in jobs]

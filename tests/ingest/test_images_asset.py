@@ -19,7 +19,7 @@ LAYOUT = Layout(rows_per_shard=6, shards_per_block=1, num_blocks=2)
 Materialize = Callable[..., dg.ExecuteInProcessResult]
 
 
-def in_this_process(factory, arguments, jobs, config, progress):
+def in_this_process(factory, arguments, jobs, config, progress, together=1):
     worker = make_worker(factory, arguments)
     return [worker.run(job) for job in jobs]
 

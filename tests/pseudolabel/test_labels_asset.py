@@ -31,7 +31,7 @@ Images = Callable[[int], bytes]
 Materialize = Callable[[str, str], dg.ExecuteInProcessResult]
 
 
-def in_this_process(factory, arguments, jobs, config, progress):
+def in_this_process(factory, arguments, jobs, config, progress, together=1):
     worker = make_worker(factory, arguments)
     return [worker.run(job) for job in jobs]
 
@@ -149,7 +149,7 @@ def test_depth_and_normals_of_one_run_are_decoded_once(
 ) -> None:
     made: list[str] = []
 
-    def counted(factory, arguments, jobs, config, progress):
+    def counted(factory, arguments, jobs, config, progress, together):
         made.extend(f"{job.recipe.stage} {job.split}" for job in jobs)
         return in_this_process(factory, arguments, jobs, config, progress)
 
