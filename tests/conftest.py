@@ -1,15 +1,21 @@
 """Fixtures that more than one folder uses: one Ray session for all tests that need one."""
 
+import json
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+
+from fourmill.core.digest import Json
+from fourmill.core.shards import Receipt
+from fourmill.core.work import Progress, ShardJob
+from fourmill.runtime.ray_session import RayConfig
 
 # A busy machine is no failure.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -29,6 +35,27 @@ def ray_session() -> Iterator[None]:
         ensure_ray(RayConfig(num_workers=2))
         yield
         stop_ray()
+
+
+@pytest.fixture
+def shards_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Receipt]]:
+    """Stages make their shards in this process, where Ray is not what is tested; returns what stands in for `run_shards`."""
+    from fourmill.runtime import stages
+    from fourmill.runtime.actors import ShardRunner
+
+    def run_shards(
+        factory: str,
+        arguments: Mapping[str, Json],
+        jobs: Sequence[ShardJob],
+        config: RayConfig,
+        progress: Progress,
+        together: int = 1,
+    ) -> list[Receipt]:
+        runner = ShardRunner()
+        return [runner.run(factory, json.dumps(arguments, sort_keys=True), [job])[0].receipt for job in jobs]
+
+    monkeypatch.setattr(stages, "run_shards", run_shards)
+    return run_shards
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,6 @@ from fourmill.assets.ingest import ingest_assets
 from fourmill.assets.workshop import Workshop
 from fourmill.core.names import Layout
 from fourmill.pipelines.profiles import smallest
-from fourmill.runtime import stages
-from fourmill.runtime.pool import make_worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # backfill_policy, as `build_definitions` does
 
@@ -19,15 +17,9 @@ LAYOUT = Layout(rows_per_shard=6, shards_per_block=1, num_blocks=2)
 Materialize = Callable[..., dg.ExecuteInProcessResult]
 
 
-def in_this_process(factory, arguments, jobs, config, progress, together=1):
-    worker = make_worker(factory, arguments)
-    return [worker.run(job) for job in jobs]
-
-
 @pytest.fixture
-def materialize(tmp_path: Path, site, quick_config, monkeypatch):
+def materialize(tmp_path: Path, site, quick_config, shards_here):
     """`materialize(lines, block, retry_failed=False)` runs the assets of a block over a list."""
-    monkeypatch.setattr(stages, "run_shards", in_this_process)  # Ray is not what is tested here
     instance = dg.DagsterInstance.ephemeral()
 
     def run(lines: list[str], block: str, retry_failed: bool = False) -> dg.ExecuteInProcessResult:

@@ -1,9 +1,7 @@
 """Several data sets in one project: assets, partitions, jobs and paths of each carry its name."""
 
 import io
-import json
 import tarfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -11,12 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fourmill.core.digest import Json
 from fourmill.core.ledger import read_ledger
 from fourmill.core.names import SPLITS, Layout
-from fourmill.core.shards import Receipt
 from fourmill.core.store import LocalStore
-from fourmill.core.work import Progress, ShardJob
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.ingest.source import read_source_rows
 from fourmill.pipelines.definitions import build_definitions
@@ -24,9 +19,7 @@ from fourmill.pipelines.outside import changed_lists, changed_opt_outs
 from fourmill.pipelines.preflight import NotReadyError, check_source
 from fourmill.pipelines.profiles import smallest
 from fourmill.pipelines.status import read_status
-from fourmill.runtime.pool import ShardRunner
 from fourmill.runtime.project import DatasetConfig, Project, ProjectError, read_project, write_project
-from fourmill.runtime.ray_session import RayConfig
 
 LAYOUT = Layout(rows_per_shard=3, shards_per_block=1, num_blocks=3)
 
@@ -124,21 +117,8 @@ def test_pictures_at_hand_are_looked_for_before_work_starts(tmp_path: Path) -> N
         check_source(SourceConfig(list=str(tmp_path / "none.tsv")))
 
 
-def run_here(
-    factory: str,
-    arguments: Mapping[str, Json],
-    jobs: Sequence[ShardJob],
-    config: RayConfig,
-    progress: Progress,
-    together: int = 1,
-) -> list[Receipt]:
-    """`run_shards` without actors: the same worker, made from the same JSON, in this process."""
-    runner = ShardRunner()
-    return [runner.run(factory, json.dumps(arguments, sort_keys=True), [job])[0].receipt for job in jobs]
-
-
-def test_pictures_at_hand_become_images_beside_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fourmill.runtime.stages.run_shards", run_here)
+@pytest.mark.usefixtures("shards_here")
+def test_pictures_at_hand_become_images_beside_the_list(tmp_path: Path) -> None:
     sources = {"imagenet": class_folders(tmp_path / "imagenet"), "have": tar_folder(tmp_path / "have")}
     project = with_datasets(smallest(tmp_path), *sources.items())
     definitions = build_definitions(project)
@@ -176,10 +156,10 @@ def _offset(path: Path, name: str) -> str:
     return f"{member.offset_data}+{member.size}"
 
 
+@pytest.mark.usefixtures("shards_here")
 def test_only_blocks_that_an_opt_out_list_names_are_to_be_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("fourmill.runtime.stages.run_shards", run_here)
     project = with_datasets(smallest(tmp_path), ("have", tar_folder(tmp_path / "have")))
     store = LocalStore(project.store)
     images = dg.AssetKey(["have", "images"])

@@ -21,7 +21,6 @@ from fourmill.pseudolabel.canny import CannyConfig
 from fourmill.pseudolabel.config import DptConfig
 from fourmill.pseudolabel.members import own_labellers
 from fourmill.runtime import stages
-from fourmill.runtime.pool import make_worker
 from fourmill.runtime.project import Project
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # backfill_policy, as `build_definitions` does
@@ -29,11 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # backfi
 LAYOUT = Layout(rows_per_shard=110, shards_per_block=1, num_blocks=2)
 Images = Callable[[int], bytes]
 Materialize = Callable[[str, str], dg.ExecuteInProcessResult]
-
-
-def in_this_process(factory, arguments, jobs, config, progress, together=1):
-    worker = make_worker(factory, arguments)
-    return [worker.run(job) for job in jobs]
 
 
 @pytest.fixture
@@ -60,8 +54,7 @@ def images(store: Store, project: Project) -> Callable[[str, Images], None]:
 
 
 @pytest.fixture
-def materialize(project: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Materialize]:
-    monkeypatch.setattr(stages, "run_shards", in_this_process)  # Ray is not what is tested here
+def materialize(project: Project, shards_here) -> Iterator[Materialize]:
     instance = dg.DagsterInstance.ephemeral()
 
     def run(label: str, block: str) -> dg.ExecuteInProcessResult:
@@ -145,13 +138,13 @@ def test_a_block_with_wrong_values_is_not_passed_on(
 
 
 def test_depth_and_normals_of_one_run_are_decoded_once(
-    images, project: Project, jpeg, photo, monkeypatch: pytest.MonkeyPatch
+    images, project: Project, jpeg, photo, shards_here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
 
     def counted(factory, arguments, jobs, config, progress, together):
         made.extend(f"{job.recipe.stage} {job.split}" for job in jobs)
-        return in_this_process(factory, arguments, jobs, config, progress)
+        return shards_here(factory, arguments, jobs, config, progress, together)
 
     monkeypatch.setattr(stages, "run_shards", counted)
     image = jpeg(photo(32, 32))
