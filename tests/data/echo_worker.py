@@ -14,9 +14,15 @@ class EchoWorker:
     shares = {"network": 0.5}  # noqa: RUF012
 
     def __init__(
-        self, root: str, kill_at: int = -1, fail_at: int = -1, deadly: bool = False, hang: bool = False
+        self,
+        root: str,
+        kill_at: int = -1,
+        fail_at: int = -1,
+        deadly: bool = False,
+        hang: bool = False,
+        stop_at: int = -1,
     ) -> None:
-        self._root, self._kill_at, self._fail_at = root, kill_at, fail_at
+        self._root, self._kill_at, self._fail_at, self._stop_at = root, kill_at, fail_at, stop_at
         self._deadly, self._hang = deadly, hang
 
     def close(self) -> None:
@@ -24,6 +30,11 @@ class EchoWorker:
 
     def run(self, job: ShardJob) -> Receipt:
         store = open_store(self._root)
+        if job.shard == self._stop_at:
+            store.write("stopped", str(os.getpid()).encode())
+            os.kill(os.getpid(), signal.SIGSTOP)
+        while self._stop_at >= 0 and not store.exists("stopped"):
+            threading.Event().wait(0.05)
         if job.shard == self._fail_at:
             raise ValueError("this shard cannot be read")
         if self._hang:

@@ -56,6 +56,14 @@ def test_a_worker_that_raises_is_named_with_its_shard(tmp_path: Path, ray_sessio
 
 
 @pytest.mark.ray
+def test_after_a_failure_nobody_is_left_who_might_write(tmp_path: Path, ray_session: None) -> None:
+    """A stopped process is one that takes its time to die."""
+    with pytest.raises(ShardError, match="shard 00001: this shard cannot be read"):
+        run_shards(WORKER, {"root": str(tmp_path), "stop_at": 0, "fail_at": 1}, jobs(2), CONFIG, no_progress)
+    assert not psutil.pid_exists(int((tmp_path / "stopped").read_text()))
+
+
+@pytest.mark.ray
 def test_a_killed_actor_loses_nothing(tmp_path: Path, ray_session: None) -> None:
     receipts = run_shards(WORKER, {"root": str(tmp_path), "kill_at": 1}, jobs(4), CONFIG, no_progress)
     assert LocalStore(tmp_path).exists("killed")

@@ -7,9 +7,13 @@ imported once. The crew is kept from stage to stage while these ask for the same
 import importlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil
 
 from fourmill.core.shards import Receipt
 from fourmill.core.work import GroupWorker, ShardJob, ShardWorker
@@ -43,9 +47,11 @@ class ShardRunner:
     def __init__(self) -> None:
         self._made: tuple[str, ShardWorker] | None = None
 
-    def hello(self) -> bool:
-        """Answer once the actor is up."""
-        return True
+    def hello(self) -> tuple[str, int]:
+        """Answer once the actor is up: its node and its process there."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def run(self, factory: str, arguments: str, jobs: Sequence[ShardJob]) -> list[Made]:
         """Make some shards. `arguments` is JSON, so that equal arguments are seen to be equal."""
@@ -74,6 +80,7 @@ class Crew:
         self._coming: dict[Any, Any] = {}  # answer that is awaited -> actor
         self._known: set[Any] = set()  # of these answers: those of actors that were up before
         self._ready: list[Any] = []
+        self._here: dict[Any, psutil.Process] = {}  # actor -> its process, of those on this machine
         self._stillborn = 0
 
     def __len__(self) -> int:
@@ -117,7 +124,7 @@ class Crew:
         actor, was_up = self._coming.pop(answer), answer in self._known
         self._known.discard(answer)
         try:
-            ray.get(answer)
+            node, pid = ray.get(answer)
         except RayError as error:
             if was_up:
                 return
@@ -131,6 +138,9 @@ class Crew:
             return
         self._stillborn = 0
         self._ready.append(actor)
+        if node == ray.get_runtime_context().get_node_id():
+            with suppress(psutil.NoSuchProcess):
+                self._here[actor] = psutil.Process(pid)
 
     def doubt(self, busy: list[Any]) -> None:
         """One actor was lost: have those without work answer again before they get any, lest its node took them along."""
@@ -140,12 +150,23 @@ class Crew:
             self._coming[answer] = actor
             self._known.add(answer)
 
+    def stop(self, actors: Sequence[Any], within_s: float) -> None:
+        """Dismiss actors, and return when their processes on this machine are gone: then they write no more.
+
+        Ray calls an actor dead when it has sent the signal; the process may live, and begin a file, a little longer.
+        """
+        processes = [self._here[actor] for actor in actors if actor in self._here]
+        for actor in actors:
+            self.dismiss(actor)
+        psutil.wait_procs(processes, timeout=within_s)
+
     def dismiss(self, actor: Any) -> None:
         """End an actor at once, whatever it does; nothing happens to one that is dead."""
         import ray
 
         self._ready = [other for other in self._ready if other is not actor]
         self._coming = {answer: other for answer, other in self._coming.items() if other is not actor}
+        self._here.pop(actor, None)
         ray.kill(actor, no_restart=True)
 
     def shrink(self, number: int, busy: list[Any]) -> None:

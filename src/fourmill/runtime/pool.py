@@ -89,8 +89,7 @@ class _Work:
         """End those who are at work, and wait until they are gone: then nobody writes any more."""
         import ray
 
-        for actor in self.busy():
-            crew.dismiss(actor)
+        crew.stop(self.busy(), _GONE_WITHIN_S)
         if self._running:
             ray.wait(list(self._running), num_returns=len(self._running), timeout=_GONE_WITHIN_S)
 
