@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from fourmill.tokenize.score import baseline_map, class_ious, feature_cosine, feature_r2, figures, psnr_db, ssim
 
@@ -14,6 +15,18 @@ def test_iou_counts_present_classes_and_leaves_invalid_pixels_out():
     assert figures("semseg", true, true, true)["miou"] == 1
     with pytest.raises(ValueError, match="no valid pixel"):
         class_ious(predicted, np.full_like(true, 255))
+
+
+def test_as_many_maps_as_a_training_holds_out_are_counted_in_its_deterministic_mode():
+    """The counting of torchmetrics would ask for 590 GB here."""
+    true = rng.integers(0, 133, (500, 128, 128), dtype=np.uint8)
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")
+    try:
+        assert set(class_ious(true, true).values()) == {1.0}
+        assert torch.get_deterministic_debug_mode() == 1
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def test_psnr_is_each_images_own_and_100_where_nothing_differs():

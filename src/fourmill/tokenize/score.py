@@ -6,6 +6,8 @@ torchmetrics'; angles of normals and L1 of standardised depth are `core.metrics`
 
 # B maps, H x W pixels, C channels
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +132,8 @@ def class_ious(predicted_BHW: NDArray[np.uint8], true_BHW: NDArray[np.uint8]) ->
     predicted, true = (
         torch.from_numpy(ids + np.uint8(1)).long() for ids in (predicted_BHW, true_BHW)
     )  # 255 wraps to 0
-    ious_K = multiclass_jaccard_index(predicted, true, NUM_CLASS_ROWS, average="none", ignore_index=0)
+    with _counting():
+        ious_K = multiclass_jaccard_index(predicted, true, NUM_CLASS_ROWS, average="none", ignore_index=0)
     return {c: float(ious_K[c + 1]) for c in present}
 
 
@@ -153,6 +156,19 @@ def baseline_map(label: ImageLabel, train: NDArray[Any]) -> NDArray[Any]:
     finite_B = np.isfinite(train).all(tuple(range(1, train.ndim)))  # a training skips what is not
     mean = metrics.mean_map(train[finite_B])
     return np.rint(mean).astype(np.uint8) if label == "rgb" else mean
+
+
+@contextmanager
+def _counting() -> Generator[None]:
+    """Leave a training's deterministic mode, where torchmetrics counts through a matrix of pixels by pairs of classes. Counts
+    of integers are the same in either.
+    """
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
 
 
 def _pair(predicted: NDArray[Any], true: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
