@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fourmill.core.ranks import Ranks
+from fourmill.core.ranks import Ranks, RanksError
 from fourmill.core.work import no_progress
 from fourmill.runtime.launch import run_program
 from fourmill.tokenize.batches import Batches
-from fourmill.tokenize.guard import TrainingError
 from fourmill.tokenize.load import load_image_tokenizer
 from fourmill.tokenize.train import train_tokenizer
 from fourmill.tokenize.train_set import read_label
@@ -45,6 +44,6 @@ def test_processes_see_the_rows_of_one_batch(spec, store):
 
 def test_a_training_for_two_is_not_started_alone(spec, tmp_path: Path):
     shared = spec("clip").model_copy(update={"processes": 2})
-    with pytest.raises(TrainingError, match=r"torchrun --standalone --nproc-per-node 2 -m fourmill\.tokenize"):
+    with pytest.raises(RanksError, match=r"torchrun --standalone --nproc-per-node 2 -m fourmill\.tokenize"):
         train_tokenizer(shared, no_progress)
     assert json.loads(shared.model_dump_json())["processes"] == 2

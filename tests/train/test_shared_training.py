@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fourmill.core.ranks import Ranks
+from fourmill.core.ranks import Ranks, RanksError
 from fourmill.core.store import LocalStore
 from fourmill.core.work import no_progress
 from fourmill.runtime.launch import ProgramError, run_program
 from fourmill.train.config import PretrainConfig, TrainSpec
 from fourmill.train.data import Loader, checked_manifest, read_samples
-from fourmill.train.loop import TrainingError, train_fourm
+from fourmill.train.loop import train_fourm
 from fourmill.train.masking import Mixture
 
 Make = Callable[..., TrainSpec]
@@ -68,5 +68,5 @@ def test_a_failed_program_shows_the_end_of_its_log(make_spec: Make, tmp_path: Pa
 
 
 def test_a_training_for_two_is_not_started_alone(make_spec: Make):
-    with pytest.raises(TrainingError, match="torchrun --standalone --nproc-per-node 2"):
+    with pytest.raises(RanksError, match="torchrun --standalone --nproc-per-node 2"):
         train_fourm(make_spec(processes=2), no_progress)

@@ -17,6 +17,10 @@ from torch import Tensor, nn
 _PATIENCE = timedelta(minutes=10)  # for a process that does not come: reading the samples may take some
 
 
+class RanksError(RuntimeError):
+    """A training whose processes are not as many as it wants."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of a training."""
@@ -100,9 +104,23 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks() -> Iterator[Ranks]:
-    """The processes that torchrun's variables name, connected while the block runs; one process without them."""
+def join_ranks(wanted: int, what: str, module: str) -> Iterator[Ranks]:
+    """The processes that torchrun's variables name, connected while the block runs; one process without them.
+
+    Args:
+        wanted: how many there have to be.
+        what: the model that they train, and
+        module: the program that they run, both for the error.
+
+    Raises:
+        RanksError: there are more or fewer.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size != wanted:
+        raise RanksError(
+            f"{what} is to be trained by {wanted} processes and there are {size}: start it with "
+            f"`torchrun --standalone --nproc-per-node {wanted} -m {module} --spec FILE`"
+        )
     if size == 1:
         yield Ranks()
         return

@@ -54,19 +54,15 @@ def train_tokenizer(spec: TokenizerSpec, progress: Progress) -> str:
     Raises:
         TrainSetError: the training set is not the one that the spec names.
         ModelError: the stage before left no tokenizer, or one of another shape.
-        TrainingError: loss or gradients are no numbers any more, or the processes are not as many as the spec says.
+        TrainingError: loss or gradients are no numbers any more.
+        RanksError: the processes are not as many as the spec says.
     """
     store = open_store(spec.store)
     if _is_done(store, report_path(spec)):
         _log.info("%s was trained from the same inputs before: %s", spec.name, report_path(spec))
         return report_path(spec)
     be_deterministic(spec.threads)
-    with join_ranks() as ranks:
-        if ranks.size != spec.processes:
-            raise TrainingError(
-                f"{spec.name} is to be trained by {spec.processes} processes and there are {ranks.size}: start it with "
-                f"`torchrun --standalone --nproc-per-node {spec.processes} -m fourmill.tokenize --spec FILE`"
-            )
+    with join_ranks(spec.processes, spec.name, "fourmill.tokenize") as ranks:
         _train(store, spec, ranks, progress if ranks.is_first else no_progress)
     return report_path(spec)
 

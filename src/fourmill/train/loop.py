@@ -59,6 +59,7 @@ def train_fourm(spec: TrainSpec, progress: Progress) -> str:
     Raises:
         DataError: manifest or shards are not what they were.
         TrainingError: the loss is no number any more.
+        RanksError: the processes are not as many as the spec says.
         ModelError: the weights to start from do not fit.
     """
     store = open_store(spec.store)
@@ -66,12 +67,7 @@ def train_fourm(spec: TrainSpec, progress: Progress) -> str:
         _log.info("%s was trained from the same inputs before: %s", spec.name, report_path(spec))
         return report_path(spec)
     be_deterministic(spec.threads)
-    with join_ranks() as ranks:
-        if ranks.size != spec.processes:
-            raise TrainingError(
-                f"{spec.name} is to be trained by {spec.processes} processes and there are {ranks.size}: start it with "
-                f"`torchrun --standalone --nproc-per-node {spec.processes} -m fourmill.train --spec FILE`"
-            )
+    with join_ranks(spec.processes, spec.name, "fourmill.train") as ranks:
         _train(store, spec, ranks, progress if ranks.is_first else no_progress)
     return report_path(spec)
 
