@@ -34,13 +34,13 @@ def label_assets(project: Project, blocks: dg.PartitionsDefinition, is_main: boo
     return [_label_asset(project, blocks, label, is_main) for label in project.stored_labels()]
 
 
-def label_key(project: Project, dataset: str, label: str) -> dg.AssetKey:
-    """The asset of a data set's label: `labels/depth` of the main one, `NAME/labels/depth` of another."""
-    return dg.AssetKey([*([] if dataset == project.dataset else [dataset]), "labels", label])
+def label_key(label: str, of: str = "") -> dg.AssetKey:
+    """The asset of a label: `labels/depth` of the main data set, `NAME/labels/depth` of another, which `of` names."""
+    return dg.AssetKey([*([of] if of else []), "labels", label])
 
 
 def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str, is_main: bool) -> dg.AssetsDefinition:
-    key = dg.AssetKey([*([] if is_main else [project.dataset]), "labels", label])
+    key = label_key(label, "" if is_main else project.dataset)
     config = project.labellers[label]
     version = f"{label_version(config)}-{weights_digest(config)[:8]}-{config_digest(config)[:8]}"
 

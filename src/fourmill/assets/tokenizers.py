@@ -17,7 +17,6 @@ from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
 from fourmill.runtime.training import fit_text, make_train_set, train_set_asset, train_tokenizers
 from fourmill.tokenize.config import TEXT_VERSION, TRAIN_SET_VERSION, TRAIN_VERSION
-from fourmill.tokenize.released import PREFIX, label_of_name
 
 TRAIN_SET = dg.AssetKey(["tokenizers", "train_set"])
 
@@ -32,7 +31,8 @@ def _train_set(project: Project, name: str | None) -> dg.AssetsDefinition:
     config = project.train_set_of(name)
     dataset = config.dataset or project.dataset
     mapping = dg.SpecificPartitionsPartitionMapping(list(config.blocks))
-    sources = [dg.AssetKey([dataset, "images"]), *(label_key(project, dataset, label) for label in LABELS)]
+    other = "" if dataset == project.dataset else dataset
+    sources = [dg.AssetKey([dataset, "images"]), *(label_key(label, other) for label in LABELS)]
     clip = project.labellers["clip"]
     key = _train_set_key(name)
 
@@ -140,7 +140,8 @@ def _training_metadata(ref: ModelRef) -> dict[str, Any]:
 
 
 def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSpec:
-    config, served = project.tokenizers[name], project.served_tokenizers.get(label_of_name(f"{PREFIX}{name}"))
+    imported: dict[str, str] = {**project.served_tokenizers}
+    config, served = project.tokenizers[name], imported.get(name)
     what = f"{name}: {config.codebook_size} codes, {config.decoder.kind} decoder."
     return dg.AssetSpec(
         key,
