@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Sequence
 
 from fourmill.core.names import sample_key
 from fourmill.core.shards import Item, Receipt, ShardPlace, write_shard
@@ -45,3 +46,11 @@ class EchoWorker:
             os.kill(os.getpid(), signal.SIGKILL)
         place = ShardPlace("cc12m", job.split, "echo", job.shard)
         return write_shard(store, place, job.recipe, [Item(sample_key(job.shard), ext="txt", data=b"x")], job.run_id)
+
+
+class GroupEchoWorker(EchoWorker):
+    """One that takes several shards at a time, and notes how many."""
+
+    def run_together(self, jobs: Sequence[ShardJob]) -> list[Receipt]:
+        open_store(self._root).write(f"groups/{jobs[0].shard}", str(len(jobs)).encode())
+        return [self.run(job) for job in jobs]

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from fourmill.core.names import sample_key
-from fourmill.core.shards import Recipe, ShardPlace, read_members
+from fourmill.core.shards import Recipe, ShardPlace, finished, read_members
 from fourmill.core.store import LocalStore
 from fourmill.core.work import ShardJob, no_progress
 from fourmill.runtime.actors import crew_of
@@ -47,6 +47,26 @@ def test_every_shard_is_made_once_and_receipts_are_in_order(tmp_path: Path, ray_
     assert [receipt.num_ok for receipt in receipts] == [1] * 5
     assert seen == [0, 1, 2, 3, 4, 5]
     assert all("rows/s, network 50.0 %, 100.0 % ok" in note for note in notes[1:]) and "left" in notes[1]
+
+
+@pytest.mark.ray
+def test_a_worker_that_takes_several_shards_gets_them_together(tmp_path: Path, ray_session: None) -> None:
+    """Its death in the middle of a group costs the group once more; shards that were finished are finished."""
+    seen: list[int] = []
+    receipts = run_shards(
+        "echo_worker:GroupEchoWorker",
+        {"root": str(tmp_path), "kill_at": 3},
+        jobs(5),
+        CONFIG,
+        lambda done, total, note: seen.append(done),
+        together=3,
+    )
+    assert [receipt.num_ok for receipt in receipts] == [1] * 5 and (tmp_path / "killed").exists()
+    store, places = LocalStore(tmp_path), [ShardPlace("cc12m", "train", "echo", shard) for shard in range(5)]
+    assert receipts == [finished(store, place, job.recipe) for place, job in zip(places, jobs(5), strict=True)]
+    groups = {path.name: path.read_text() for path in (tmp_path / "groups").iterdir()}
+    assert groups == {"0": "2", "2": "2"}  # as many as leave work for both actors; a lone shard needs no group
+    assert seen[0] == 0 and seen[-1] == 5 and set(seen) <= {0, 1, 2, 3, 4, 5}
 
 
 @pytest.mark.ray
