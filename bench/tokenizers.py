@@ -5,8 +5,10 @@ where there is one, also images a second, MFU of each tokenizer's training step,
 """
 
 import argparse
+import ctypes
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +69,7 @@ def quantizing(images: int) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
     from fourmill.tokenize.config import QuantizerConfig
     from fourmill.tokenize.quantizer import Quantizer
 
+    _give_back_what_is_freed()
     tokens, size = images * (PX // 16) ** 2, CODES["rgb"]
     quantizer = Quantizer(QuantizerConfig(codebook_size=size), stale_threshold=1.0).train()
     latent = torch.randn(images, 32, PX // 16, PX // 16)
@@ -78,6 +81,12 @@ def quantizing(images: int) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
     return [
         (f"quantizer, {tokens} tokens, {size} codewords", f"{used:.0f} MB", f"{one_hot:.0f} MB a one-hot matrix")
     ], {"quantizer_memory_share_of_one_hot": used / one_hot}
+
+
+def _give_back_what_is_freed() -> None:
+    """Have glibc return large blocks at once, so that the process is as large as what it holds (M_MMAP_THRESHOLD of malloc.h)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(-3, 2**20)
 
 
 class _Peak:
