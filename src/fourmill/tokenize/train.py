@@ -100,7 +100,6 @@ def train_step(state: State, x: Tensor, config: ImageTokenizerConfig, ranks: Ran
         group["lr"] = learning_rate(training, state.step)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
         loss, quantized = model.loss(x, generator, ranks)
-    state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     ranks.average_gradients(model.parameters())
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad)
@@ -113,6 +112,7 @@ def train_step(state: State, x: Tensor, config: ImageTokenizerConfig, ranks: Ran
             state.ema.update(model, state.updates)
     else:
         model.quantize.put_back(codebook)  # the forward pass has moved it
+    state.optimizer.zero_grad(set_to_none=True)  # here, so that no forward pass has gradients beside it
     state.step += 1
     return figures
 
