@@ -102,7 +102,7 @@ def test_a_checkpoint_of_other_inputs_or_a_damaged_one_is_not_resumed(spec, read
 def test_training_lowers_the_loss_and_reports_what_came_of_it(spec, store, read_report, label):
     report = read_report(train_tokenizer(spec(label, steps=12), no_progress))
     losses = [loss for _, loss in report["curve"]]
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
     assert report["steps"] == 12 and report["num_train"] == 30 and report["num_eval"] == 6
     assert report["figures"].keys() == report["baseline"].keys()
     assert report["headline"]["value"] == report["figures"][report["headline"]["name"]]
