@@ -2,56 +2,25 @@
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import psutil
 import pytest
 
 DEADLINE_S = 300
+ServeUi = Callable[[Path], AbstractContextManager[int]]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 REQUIRED = os.environ.get("FOURMILL_REQUIRE_BROWSER") == "1"
 pytestmark = [pytest.mark.servers, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")
-def ui(smallest_demo: Path) -> Iterator[str]:
-    """`fourmill ui` on a free port, until the module's tests are done."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "fourmill.pipelines.cli", "ui", "--out", str(smallest_demo), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        yield wait_for(f"http://127.0.0.1:{port}", process)
-    finally:
-        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.send_signal(signal.SIGINT)
-        _, alive = psutil.wait_procs(tree, timeout=60)
-        for left in alive:
-            left.kill()
-        process.wait()
-
-
-def wait_for(url: str, process: "subprocess.Popen[bytes]") -> str:
-    """Poll until the server answers."""
-    pause, waited = threading.Event(), 0.0
-    while waited < DEADLINE_S:
-        assert process.poll() is None, "fourmill ui ended by itself"
-        try:
-            with urllib.request.urlopen(f"{url}/server_info", timeout=10):
-                return url
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            pause.wait(0.5)
-            waited += 0.5
-    raise AssertionError(f"{url} did not answer within {DEADLINE_S} s")
+def ui(smallest_demo: Path, serve_ui: ServeUi) -> Iterator[str]:
+    """`fourmill ui` over the smallest demo, until the module's tests are done."""
+    with serve_ui(smallest_demo) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_the_webserver_answers(ui: str) -> None:
