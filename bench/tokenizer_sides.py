@@ -35,8 +35,9 @@ DIFFUSION = ("rgb", "depth", "normal")
 class Side:
     """One side, running."""
 
-    def __init__(self, name: str, label: str, batch: int, px: int, threads: int, peer: str = "") -> None:
-        command = [sys.executable, "-m", "bench.tokenizer_sides", name, label, str(batch), str(px), str(threads), peer]
+    def __init__(self, name: str, label: str, batch: int, px: int, threads: int, peer: str, is_compiled: bool) -> None:
+        numbers = [str(batch), str(px), str(threads), str(int(is_compiled))]
+        command = [sys.executable, "-m", "bench.tokenizer_sides", name, label, *numbers, peer]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=_ROOT
         )
@@ -81,7 +82,7 @@ def inputs(label: str, batch: int, px: int) -> Any:
     return torch.randn(batch, CHANNELS[label], side, side).clamp(-1, 1)
 
 
-def _ours(label: str, batch: int, px: int) -> Callable[[], float]:
+def _ours(label: str, batch: int, px: int, is_compiled: bool) -> Callable[[], float]:
     import numpy as np
 
     from fourmill.tokenize.presets import paper_tokenizers
@@ -91,7 +92,13 @@ def _ours(label: str, batch: int, px: int) -> Callable[[], float]:
 
     config = paper_tokenizers()[label]
     training = config.training.model_copy(
-        update={"precision": "fp32", "learning_rate": LEARNING_RATE, "ema_decay": None, "batch_size": batch}
+        update={
+            "precision": "fp32",
+            "learning_rate": LEARNING_RATE,
+            "ema_decay": None,
+            "batch_size": batch,
+            "compile": is_compiled,
+        }
     )
     config = config.model_copy(update={"training": training})
     one = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
@@ -145,12 +152,13 @@ def _theirs(label: str, batch: int, px: int, peer: str) -> Callable[[], float]:
 
 def main() -> None:
     """Make a side and answer."""
-    name, label, batch, px, threads, peer = sys.argv[1:]
+    name, label, batch, px, threads, is_compiled, peer = sys.argv[1:]
     import torch
 
     torch.set_num_threads(int(threads))
     said, sys.stdout = sys.stdout, sys.stderr  # the other side's libraries print
-    step = _ours(label, int(batch), int(px)) if name == "ours" else _theirs(label, int(batch), int(px), peer)
+    size = int(batch), int(px)
+    step = _ours(label, *size, is_compiled == "1") if name == "ours" else _theirs(label, *size, peer)
 
     def answer(**values: float) -> None:
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -113,10 +113,17 @@ class _Peak:
 
 
 def steps_of(
-    label: str, batch: int, px: int, rounds: int, threads: int, peer: Path, clock: str = "seconds"
+    label: str,
+    batch: int,
+    px: int,
+    rounds: int,
+    threads: int,
+    peer: Path,
+    clock: str = "seconds",
+    is_compiled: bool = False,
 ) -> tuple[tuple[Any, ...], float, float]:
     """A training step of ours and of the public implementation on the same batch, in turns, each in a process of its own."""
-    sides = [Side(name, label, batch, px, threads, str(peer)) for name in ("ours", "theirs")]
+    sides = [Side(name, label, batch, px, threads, str(peer), is_compiled) for name in ("ours", "theirs")]
     for side in sides:
         side.step()  # memory is allocated, kernels are chosen
     answers = [[side.step() for side in sides] for _ in range(rounds)]
@@ -125,7 +132,7 @@ def steps_of(
     ours, theirs = (statistics.median(one[i][clock] for one in answers) for i in range(2))
     peaks = [answers[-1][i]["peak_mb"] for i in range(2)]
     row = (
-        f"training step of {label}, {batch} x {px} px, fp32",
+        f"training step of {label}, {batch} x {px} px, fp32{', ours compiled' if is_compiled else ''}",
         f"{ours:.2f} s, {peaks[0]:.0f} MB",
         f"{theirs:.2f} s, {peaks[1]:.0f} MB by the public code",
     )
@@ -193,6 +200,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time", action="store_true", help="one thread and its CPU seconds, for a machine that is not idle"
     )
+    parser.add_argument("--compile", action="store_true", help="ours compiled: minutes of compiling each on a CPU")
     parser.add_argument("--labels", nargs="*", default=[], help=f"tokenizers to train a step of: {', '.join(CODES)}")
     given = parser.parse_args()
     import torch
@@ -216,7 +224,9 @@ def main() -> None:
                 threads,
                 given.peer.resolve(),
                 "cpu_s" if given.cpu_time else "seconds",
+                given.compile,
             )
+            print(*row, sep=" | ", file=sys.stderr, flush=True)  # the next one takes minutes
             rows.append(row)
             ratios.append((speedup, memory))
             figures |= {f"train_step_speedup_{label}": speedup, f"peak_memory_ratio_{label}": memory}
