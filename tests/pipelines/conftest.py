@@ -1,6 +1,5 @@
 """`fourmill ui` on a free port, for tests that look at it or press its buttons."""
 
-import signal
 import socket
 import subprocess
 import sys
@@ -32,11 +31,12 @@ def _serving(out: Path) -> Iterator[int]:
         yield port
     finally:
         tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        process.send_signal(signal.SIGINT)
-        _, alive = psutil.wait_procs(tree, timeout=60)
+        process.terminate()
+        _, alive = psutil.wait_procs(tree, timeout=180)
         for left in alive:
             left.kill()
         process.wait()
+        assert not alive, f"the UI was asked to end and left {alive}"
 
 
 @pytest.fixture(scope="session")

@@ -181,7 +181,10 @@ def ui(
         variables = environment.child_environment(workspace.home, workspace.project_file, connect_to)
         command = [sys.executable, "-m", "dagster", "dev", "-m", "fourmill.pipelines.definitions"]
         _console.print(f"the UI will be at http://127.0.0.1:{port} in about half a minute; Ctrl-C ends it")
+        # Begun by a shell's `&`, this program ignores interrupts, which is right; its servers must not, or nothing ends them.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen([*command, "-h", "127.0.0.1", "-p", str(port)], env=variables)
+        signal.signal(signal.SIGINT, before)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely, it ends its servers too
         try:
             code = process.wait()
