@@ -39,7 +39,7 @@ ui: setup ## Dagster's UI over the demo's state, on http://127.0.0.1:$(PORT)
 	$(BIN)/fourmill ui --out $(OUT) --port $(PORT)
 
 test: setup servers ## all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: setup ## style and import rules
 	$(BIN)/ruff check .

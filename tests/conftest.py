@@ -25,6 +25,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start programs come first, lest the last of two processes has them all; else the order is the drawn one."""
+    slow = {item.path for item in items if item.get_closest_marker("ray") or item.get_closest_marker("servers")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray with two CPUs, started once and shared; later `ensure_ray` calls find it."""
