@@ -11,7 +11,7 @@ from PIL import Image
 from fourmill.core.flow import Threads
 from fourmill.core.labels import Box, Picture
 from fourmill.core.names import SampleKey, sample_key
-from fourmill.pseudolabel.items import LabelShapeError, label_items
+from fourmill.pseudolabel.items import Effort, LabelShapeError, all_items, label_items
 from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.members import FORMATS
 
@@ -124,3 +124,40 @@ def test_decoding_network_and_encoding_are_in_threads_of_their_own(threads: Thre
 
     items = list(label_items(threads, stream(), Broken(answer), FORMATS["depth"]))
     assert len(items) == 8 and len(names) == 1 and "network" in names.pop()
+
+
+class TwoAtATime(EverySecond):
+    """Batches meet in pairs: the answer to one is given only when a second is under way."""
+
+    streams = 2
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=2)
+        self._pairs = threading.Barrier(2)
+
+    def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+        self._pairs.wait(180)
+        return super().label_pictures(pictures)
+
+    def bucket(self, picture: Picture) -> tuple[int, int]:
+        return (0, 0)
+
+
+def test_two_batches_are_under_way_at_a_time_and_items_stay_in_order() -> None:
+    threads, effort = Threads(2, TwoAtATime.streams), Effort()
+    made = list(all_items(threads, members(24), [(TwoAtATime(), FORMATS["det"])], effort))
+    threads.close()
+    assert [items[0].key for items in made] == [sample_key(i) for i in range(24)]
+    assert [items[0].status for items in made] == ["ok", "rejected"] * 12
+    assert effort.network_s > 0
+
+
+def test_a_labeller_that_rejects_everything_is_found_by_two_threads_too() -> None:
+    class Never(TwoAtATime):
+        def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+            return [Rejected("never") for _ in pictures]
+
+    threads = Threads(2, 2)
+    with pytest.raises(NetworkError, match="every one of 12 images"):
+        list(label_items(threads, members(12), Never(), FORMATS["det"]))
+    threads.close()

@@ -14,12 +14,17 @@ Made = TypeVar("Made")
 
 
 class Threads:
-    """Some threads for decoding and encoding, one for the network; kept over shards."""
+    """Some threads for decoding and encoding, one or more for the network; kept over shards."""
 
-    def __init__(self, num: int) -> None:
-        self.num = num
+    def __init__(self, num: int, networks: int = 1) -> None:
+        """Start them.
+
+        Args:
+            networks: batches that the network may be asked about at a time; see `core.streams`.
+        """
+        self.num, self.networks = num, networks
         self.coders = ThreadPoolExecutor(num, thread_name_prefix="coder")
-        self.network = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self.network = ThreadPoolExecutor(networks, thread_name_prefix="network")
 
     def close(self) -> None:
         """End them; what waits is not begun any more."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fourmill.core.labels import COCO_THINGS, Box, Picture
+from fourmill.core.streams import streams_of
 from fourmill.pseudolabel.config import VERSION, DetectorConfig, weights_digest
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
@@ -22,6 +23,7 @@ from fourmill.pseudolabel.network import (
     check_output,
     is_constant,
     load_network,
+    on_own_stream,
     resize_rgb,
     standardise,
 )
@@ -56,12 +58,14 @@ class DetectorLabeller:
         self._network, self._device = load_network("det", config, model_class, lambda: _seeded(config))
         self._names = thing_names(self._network.config.id2label, config.weights)
         self._threshold = threshold_of(config, self._network.config.model_type)
+        self.streams = streams_of(self._device)
         self._forward = Forward(config, self._device, self._logits)
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed: the same for all images."""
         return self._config.input_px, self._config.input_px
 
+    @on_own_stream
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Boxes of each image with a score of at least the threshold; an image may have none."""

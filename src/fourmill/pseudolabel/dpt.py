@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fourmill.core.labels import Picture
+from fourmill.core.streams import streams_of
 from fourmill.pseudolabel.config import VERSION, DptConfig, weights_digest
 from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
@@ -24,6 +25,7 @@ from fourmill.pseudolabel.network import (
     check_output,
     is_constant,
     load_network,
+    on_own_stream,
     resize,
     resize_rgb,
     size_of,
@@ -51,12 +53,14 @@ class DptLabeller:
             raise NetworkError(
                 f"{config.weights} is a plain DPT; the {label} labeller drives DPT-Hybrid (is_hybrid in config.json)"
             )
+        self.streams = streams_of(self._device)
         self._forward = Forward(config, self._device, lambda pixels: (forward(self._network, pixels),))
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed for an image."""
         return fed_size(size_of(picture), self._config.longer_px)
 
+    @on_own_stream
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Answer]:
         """Depth (H, W) float32 in [0, 1] or normals (H, W, 3) float32 in [-1, 1] at each image's size.

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ from fourmill.pseudolabel.labeller import Answer, Labelled, Labeller, NetworkErr
 
 _WINDOW_BATCHES = 16  # images that wait for others of their size, in batches
 _WINDOW_PIXELS = 64_000_000  # 192 MB of decoded images; the larger wait in smaller numbers
-_BATCHES_AHEAD = 3  # handed to the network's thread: one is worked on, the next begins without anybody's help
+_BATCHES_AHEAD = 2  # handed to the network's threads besides those they work on: the next begins without anybody's help
 _ENOUGH = 8  # images of a shard that tell a network that rejects everything from odd images
 
 Member = tuple[SampleKey, Picture | Rejected]
@@ -34,7 +35,7 @@ class LabelShapeError(ValueError):
 
 @dataclass
 class Effort:
-    """How long a network was at work, for whoever watches."""
+    """How long a network was at work, for whoever watches; the mean of its threads, where there are several."""
 
     network_s: float = 0.0
 
@@ -69,8 +70,8 @@ def all_items(
     size = first.batch_size
     decoded = ahead(threads.coders, _decode, members, num=size + threads.num)
     groups = gather(decoded, _bucket_of(first), size, _WINDOW_BATCHES * size, _pixels, _WINDOW_PIXELS)
-    networks = _Networks([labeller for labeller, _ in labellers], effort)
-    answered = ahead(threads.network, networks.answer, groups, num=_BATCHES_AHEAD)
+    networks = _Networks([labeller for labeller, _ in labellers], effort, threads.networks)
+    answered = ahead(threads.network, networks.answer, groups, num=threads.networks + _BATCHES_AHEAD)
 
     def encoding() -> Iterator[tuple[int, Future[tuple[Item, ...]]]]:
         for group, answers in answered:
@@ -90,10 +91,11 @@ def first_of(made: Iterator[tuple[Item, ...]], others: Sequence[list[Item]]) -> 
 
 
 class _Networks:
-    """The labellers, as their thread calls them."""
+    """The labellers, as their threads call them."""
 
-    def __init__(self, labellers: Sequence[Labeller], effort: Effort) -> None:
+    def __init__(self, labellers: Sequence[Labeller], effort: Effort, num_threads: int) -> None:
         self._attempts, self._effort = [Attempts(labeller) for labeller in labellers], effort
+        self._num_threads, self._lock = num_threads, Lock()
         self._tried, self._rejected = 0, Counter[str]()
 
     def answer(self, group: Group[Member]) -> tuple[Group[Member], list[tuple[Answer, ...]]]:
@@ -101,15 +103,16 @@ class _Networks:
         start = time.monotonic()
         pictures = [picture for _, picture in group.items if isinstance(picture, Picture)]
         answers = [attempts.label(pictures, group.bucket) if pictures else [] for attempts in self._attempts]
-        self._tried += len(pictures)
-        for attempts, its_answers in zip(self._attempts, answers, strict=True):
-            self._rejected[attempts.label_name] += sum(isinstance(one, Rejected) for one in its_answers)
         of_each = zip(*answers, strict=True)
         merged: list[tuple[Answer, ...]] = [
             next(of_each) if isinstance(picture, Picture) else (picture,) * len(self._attempts)
             for _, picture in group.items
         ]
-        self._effort.network_s += time.monotonic() - start
+        with self._lock:
+            self._tried += len(pictures)
+            for attempts, its_answers in zip(self._attempts, answers, strict=True):
+                self._rejected[attempts.label_name] += sum(isinstance(one, Rejected) for one in its_answers)
+            self._effort.network_s += (time.monotonic() - start) / self._num_threads
         return group, merged
 
     def finish(self) -> None:

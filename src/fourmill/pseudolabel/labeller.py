@@ -48,6 +48,7 @@ class Labeller(Protocol):
     version: str
     weights_digest: str
     batch_size: int  # images at once
+    # `streams`, where it has one: batches that it may be asked about at a time, each from a thread; 1 where it has none.
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width at which the network sees an image: those of one bucket can share a batch."""

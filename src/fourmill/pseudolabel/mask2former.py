@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fourmill.core.labels import COCO_PANOPTIC, Picture
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
+from fourmill.core.streams import streams_of
 from fourmill.pseudolabel.config import VERSION, Mask2FormerConfig, weights_digest
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
@@ -24,6 +25,7 @@ from fourmill.pseudolabel.network import (
     check_output,
     is_constant,
     load_network,
+    on_own_stream,
     resize_rgb,
     shortest_edge,
     size_of,
@@ -32,7 +34,7 @@ from fourmill.pseudolabel.network import (
 from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
 
 _DIVISOR = 32  # stride of the deepest map: inputs are padded to a multiple
-_PIXELS_AT_ONCE = 16_384
+_PIXELS_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 20}  # as many as stay in caches; as few kernels as possible
 _MASK_VALUES_AT_ONCE = 1 << 28  # 1 GB of masks; a photograph of 24 million pixels has 10 GB of them
 
 
@@ -48,12 +50,14 @@ class Mask2FormerLabeller:
         self._config = config
         self._network, self._device = load_network("semseg", config, model_class, _seeded)
         _check_classes(self._network.config.id2label, config.weights)
+        self.streams = streams_of(self._device)
         self._forward = Forward(config, self._device, self._logits)
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed for an image, before padding."""
         return shortest_edge(size_of(picture), self._config.shorter_px, self._config.longer_px)
 
+    @on_own_stream
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Classes (H, W) uint8 at each image's size."""
@@ -98,7 +102,7 @@ def _semantic(classes_QC: Tensor, masks_QHW: Tensor, size: tuple[int, int]) -> L
     for top in range(0, size[0], rows):
         masks_QhW = enlarged_rows(masks_QHW, size, top, min(top + rows, size[0])).sigmoid()
         # In parts: the scores of all classes at every pixel of one large image are 300 MB.
-        parts = masks_QhW.flatten(1).T.split(_PIXELS_AT_ONCE)
+        parts = masks_QhW.flatten(1).T.split(_PIXELS_AT_ONCE.get(masks_QhW.device.type, 1 << 14))
         bands += [(part_PQ @ classes_QC).argmax(1) for part_PQ in parts]
     return torch.cat(bands).to(torch.uint8).reshape(size).cpu().numpy()
 

@@ -1,13 +1,17 @@
 """What the labellers share about networks: loading, running, feeding, and telling a wrong one.
 
+On a GPU two threads ask a network, each on a stream of its own (`core.streams`): one batch is fed or fetched while the other
+computes. So nothing here may change while batches are under way.
+
 B images, H and W pixels.
 """
 
 import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +21,13 @@ from torch.nn import functional as F
 
 from fourmill.core.labels import Picture
 from fourmill.core.safe_load import UnsafeFileError, refusal
+from fourmill.core.streams import own_stream
 from fourmill.pseudolabel.config import Colour, NetworkSettings, WeightsMissingError, seed_of
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.resample import resized
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,6 +59,17 @@ def load_network(
             network = make_seeded()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return placed(network, settings, device), device
+
+
+def on_own_stream(method: Callable[Concatenate[Any, Given], Made]) -> Callable[Concatenate[Any, Given], Made]:
+    """A method of something that is on `_device`, on the GPU's stream of the thread that calls it."""
+
+    @wraps(method)
+    def asked(self: Any, /, *given: Given.args, **named: Given.kwargs) -> Made:
+        with own_stream(self._device):
+            return method(self, *given, **named)
+
+    return asked
 
 
 def placed(network: Any, settings: NetworkSettings, device: torch.device) -> Any:

@@ -50,11 +50,11 @@ def _rounded(sums: Tensor) -> Tensor:
     return ((sums + 2 ** (_BITS - 1)) / 2**_BITS).floor_().clamp_(0, 255)
 
 
+@lru_cache(maxsize=64)  # some 5 MB each, which would take longer to bring to a GPU than to multiply with
 def _matrix(size: int, new_size: int, device: torch.device) -> Tensor:
     return torch.from_numpy(_weights(size, new_size)).to(device)
 
 
-@lru_cache(maxsize=64)
 def _weights(size: int, new_size: int) -> NDArray[np.float64]:
     """What each old pixel adds to each new one (new_size, size), in units of 2**-22."""
     scale = size / new_size

@@ -22,6 +22,7 @@ from torch import Tensor
 from fourmill.core.coco import COCO_THINGS
 from fourmill.core.labels import Box, Picture
 from fourmill.core.safe_load import read_weights
+from fourmill.core.streams import streams_of
 from fourmill.pseudolabel.config import VERSION, VitDetConfig, weights_digest
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
@@ -29,6 +30,7 @@ from fourmill.pseudolabel.network import (
     Forward,
     check_output,
     is_constant,
+    on_own_stream,
     placed,
     shortest_edge,
     size_of,
@@ -59,12 +61,14 @@ class VitDetLabeller:
         self._architecture = read_architecture(folder)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = placed(_load(folder, self._architecture), config, self._device)
+        self.streams = streams_of(self._device)
         self._forward = Forward(config, self._device, self._features)
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed: the same for all images, since all are padded to a square."""
         return self._architecture.image_px, self._architecture.image_px
 
+    @on_own_stream
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Boxes of each image with a score of at least the threshold; an image may have none."""
@@ -81,14 +85,22 @@ class VitDetLabeller:
 
     def _predict(self, pictures: Sequence[Picture]) -> tuple[list[Any], list[bool]]:
         """detectron2's instances of each image at the size fed, and whether the network saw the same thing everywhere."""
-        from detectron2.structures import ImageList
-
         side = self._architecture.image_px
         sizes = [shortest_edge(size_of(picture), side, side) for picture in pictures]
         pixels_BCHW = torch.zeros(len(pictures), 3, side, side, device=self._device)
         for place, (picture, (height, width)) in enumerate(zip(pictures, sizes, strict=True)):
             rgb_CHW = resized(picture.rgb_HWC, height, width, self._device)
             pixels_BCHW[place, :, :height, :width] = (rgb_CHW - self._model.pixel_mean) / self._model.pixel_std
+        return self.detect(pixels_BCHW, sizes)
+
+    def detect(self, pixels_BCHW: Tensor, sizes: list[tuple[int, int]]) -> tuple[list[Any], list[bool]]:
+        """The network alone: standardised pixels, padded to its square, to what `_predict` says.
+
+        Args:
+            sizes: height and width of each image without its padding.
+        """
+        from detectron2.structures import ImageList
+
         maps = self._forward(pixels_BCHW)
         for level in maps:
             check_output("features", level, tuple(level.shape), self._config.weights)

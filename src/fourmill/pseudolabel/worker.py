@@ -70,7 +70,7 @@ class LabelWorker:
         """Load the labellers.
 
         Args:
-            threads: for decoding and encoding; the network has one of its own.
+            threads: for decoding and encoding; the network has its own.
             also: more labels, of networks that see an image at the same size in batches as large. A shard that lacks them
                 gets them too, from the same decoded images; they are held in memory, encoded, until the shard is done.
         """
@@ -79,7 +79,8 @@ class LabelWorker:
         self._format = label_format(label)
         self._labeller = make_labeller(label, config, self._store)
         self._also = {other: (more, make_labeller(other, more, self._store)) for other, more in (also or {}).items()}
-        self._threads = Threads(threads)
+        labellers = [self._labeller, *(labeller for _, labeller in self._also.values())]
+        self._threads = Threads(threads, min(getattr(labeller, "streams", 1) for labeller in labellers))
         self.shares: dict[str, float] = {}  # of the last shard's time: `network` is the network's own
 
     def run(self, job: ShardJob) -> Receipt:
