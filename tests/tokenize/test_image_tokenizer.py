@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from fourmill.core.metrics import standardise_depth
 from fourmill.tokenize.config import ImageTokenizerConfig
+from fourmill.tokenize.conversions import standardised
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, check_keys
 from fourmill.tokenize.presets import paper_tokenizers, smallest_tokenizers
@@ -211,3 +213,46 @@ def test_weights_that_do_not_fit_are_named():
 def test_a_config_that_cannot_work_is_refused(label, change, reason):
     with pytest.raises(ValueError, match=reason):
         ImageTokenizerConfig.model_validate(SMALL[label].model_dump() | change)
+
+
+def test_depth_is_standardised_on_a_device_as_on_the_host():
+    depth = rng.random((5, 33, 41), dtype=np.float32)
+    depth[1] = 0.3  # flat
+    assert np.allclose(standardised(torch.from_numpy(depth)).numpy(), standardise_depth(depth), atol=1e-6)
+
+
+class _OnDevice:
+    """Features that can stay where they are made."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.found = _labels("clip", 3)
+
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        self.asked.append("host")
+        return self.found[: len(crops)]
+
+    def on_device(self, crops: np.ndarray) -> torch.Tensor:
+        self.asked.append("device")
+        return torch.from_numpy(self.found[: len(crops)])
+
+
+def test_features_that_stay_on_the_device_become_the_same_tokens():
+    tokenizer, features, crops = _tokenizer("clip"), _OnDevice(), _labels("rgb", 3)
+    there = tokenizer.tokenize_features(features, crops)
+    assert np.array_equal(there, tokenizer.tokenize_features(features.__call__, crops))
+    assert features.asked == ["device", "host"]
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (torch.zeros(1, 8, 8, 11), r"\(1, 8, 8, 11\), expected float32 \(B, S, S, 12\)"),
+        (torch.zeros(1, 8, 7, 12), "of square crops"),
+        (torch.zeros(1, 8, 8, 12).half(), "torch.float16"),
+        (torch.full((1, 8, 8, 12), torch.inf), "not finite"),
+    ],
+)
+def test_features_on_a_device_that_do_not_fit_are_refused(found: torch.Tensor, reason: str):
+    with pytest.raises(LabelError, match=reason):
+        _tokenizer("clip").tokenize(found)

@@ -14,7 +14,8 @@ from fourmill.core.modality import SEMSEG_INVALID
 Floats = NDArray[np.floating]
 
 USAGE_WINDOW = 65_536  # tokens that codebook usage is counted over
-_TRUNCATE = 0.1  # share of pixels left out at either end when depth is standardised
+DEPTH_TAIL = 0.1  # share of pixels left out at either end when depth is standardised
+DEPTH_EPS = 1e-6  # added to its variance
 _EPS = 1e-6
 
 
@@ -25,10 +26,10 @@ def standardise_depth(depth_BHW: Floats) -> NDArray[np.float32]:
     known up to scale and shift only, so this is what tokenizers see and what is compared.
     """
     flat_BN = np.sort(depth_BHW.reshape(len(depth_BHW), -1).astype(np.float64), axis=1)
-    cut = int(flat_BN.shape[1] * _TRUNCATE)
+    cut = int(flat_BN.shape[1] * DEPTH_TAIL)
     core_BN = flat_BN[:, cut : flat_BN.shape[1] - cut]
     mean_B11 = core_BN.mean(1)[:, None, None]
-    scale_B11 = np.sqrt(core_BN.var(1, ddof=1) + _EPS)[:, None, None]
+    scale_B11 = np.sqrt(core_BN.var(1, ddof=1) + DEPTH_EPS)[:, None, None]
     return ((depth_BHW - mean_B11) / scale_B11).astype(np.float32)
 
 

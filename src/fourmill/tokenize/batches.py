@@ -38,7 +38,7 @@ class Batches:
         if training.hflip:
             flips = batch_flips(training.batch_size, training.seed, draw)
             batch = mirror(batch, flips[self._rows], config.label)
-        x = to_network(batch, config.label).to(self._device)
+        x = to_network(batch, config.label, self._device)
         grid = side_px // config.patch_px
         if config.label == "clip" and x.shape[-1] != grid:
             return F.interpolate(x, size=(grid, grid), mode="bilinear", align_corners=False, antialias=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fourmill.core.metrics import standardise_depth
+from fourmill.core.metrics import DEPTH_EPS, DEPTH_TAIL, standardise_depth
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.samples import LabelError
@@ -25,13 +25,19 @@ from fourmill.tokenize.samples import LabelError
 Batch = NDArray[Any]
 
 
-def check_batch(batch: Batch, config: ImageTokenizerConfig) -> None:
+def check_batch(batch: Batch | Tensor, config: ImageTokenizerConfig) -> None:
     """See that a batch is what the tokenizer's label is stored as: squares of the training's side, or of another that fits.
+
+    Features may be a tensor on any device: they are never stored, and going by the host would take longer than making them.
 
     Raises:
         LabelError: another type, shape, size or range.
     """
     label = config.label
+    if label == "clip" and isinstance(batch, Tensor):
+        _check_features(batch, config)
+        return
+    assert isinstance(batch, np.ndarray)
     channels = {"rgb": (3,), "normal": (3,), "clip": (config.feature_dim,)}.get(label, ())
     kind = np.uint8 if label in ("rgb", "semseg") else np.float32
     square = batch.ndim == 3 + len(channels) and batch.shape[1] == batch.shape[2] and batch.shape[3:] == channels
@@ -47,6 +53,17 @@ def check_batch(batch: Batch, config: ImageTokenizerConfig) -> None:
             raise LabelError(
                 f"semseg holds class {batch[wrong][0]}, expected 0..{NUM_SEMSEG_CLASSES - 1}, or {SEMSEG_INVALID} for none"
             )
+
+
+def _check_features(features: Tensor, config: ImageTokenizerConfig) -> None:
+    shape = features.shape
+    if features.dtype != torch.float32 or len(shape) != 4 or shape[1] != shape[2] or shape[3] != config.feature_dim:
+        raise LabelError(
+            f"clip is {features.dtype} {tuple(shape)}, expected float32 (B, S, S, {config.feature_dim}) of square crops"
+        )
+    grid_of(shape[1] * config.patch_px, config)
+    if not bool(torch.isfinite(features).all()):
+        raise LabelError("clip features are not finite")
 
 
 def grid_of(side_px: int, config: ImageTokenizerConfig) -> int:
@@ -69,14 +86,31 @@ def _check_range(batch: Batch, label: str) -> None:
         raise LabelError(f"{label} spans {batch.min()}..{batch.max()}, expected finite numbers in {low}..{high}")
 
 
-def to_network(batch: Batch, label: str) -> Tensor:
-    """A checked batch as the network sees it: float32 (B, C, H, W), or int64 class rows (B, H, W) for semseg."""
+def to_network(batch: Batch | Tensor, label: str, device: torch.device | str = "cpu") -> Tensor:
+    """A checked batch as the network sees it: float32 (B, C, H, W), or int64 class rows (B, H, W) for semseg.
+
+    It travels to the device as it is stored and is converted there: a GPU would wait longer for the host's arithmetic than
+    for its own network.
+    """
+    if label == "depth" and torch.device(device).type == "cpu":
+        return torch.from_numpy(standardise_depth(np.asarray(batch)))[:, None]
+    stored = batch if isinstance(batch, Tensor) else torch.from_numpy(np.require(batch, requirements=["C", "W"]))
+    stored = stored.to(device)
     if label == "depth":
-        return torch.from_numpy(standardise_depth(batch))[:, None]
+        return standardised(stored)[:, None]
     if label == "semseg":
-        return torch.from_numpy(batch + np.uint8(1)).long()  # 255 wraps to row 0
-    x_BCHW = torch.from_numpy(np.ascontiguousarray(np.moveaxis(batch, -1, 1))).float()
+        return (stored + 1).long()  # in 8 bits, where 255 wraps to row 0
+    x_BCHW = stored.movedim(-1, 1).float().contiguous()
     return x_BCHW / 127.5 - 1 if label == "rgb" else x_BCHW
+
+
+def standardised(depth_BHW: Tensor) -> Tensor:
+    """`core.metrics.standardise_depth` on a device, to float32's rounding."""
+    flat_BN = depth_BHW.flatten(1).sort(1).values.double()
+    cut = int(flat_BN.shape[1] * DEPTH_TAIL)
+    core_BN = flat_BN[:, cut : flat_BN.shape[1] - cut]
+    mean_B11, variance_B11 = core_BN.mean(1)[:, None, None], core_BN.var(1)[:, None, None]
+    return ((depth_BHW.double() - mean_B11) / (variance_B11 + DEPTH_EPS).sqrt()).float()
 
 
 def to_store(x_BCHW: Tensor, label: str, depth_span: tuple[float, float]) -> Batch:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fourmill.core.precision import fast_products
 from fourmill.core.ranks import ALONE, Ranks
+from fourmill.core.streams import own_stream, streams_of
 from fourmill.tokenize.config import (
     CLASS_CHANNELS,
     NUM_CLASS_ROWS,
@@ -27,7 +29,7 @@ from fourmill.tokenize.config import (
 from fourmill.tokenize.conversions import Batch, check_batch, grid_of, to_network, to_store
 from fourmill.tokenize.diffusion import add_noise, sample_ddim, signal_levels
 from fourmill.tokenize.quantizer import Quantized, Quantizer
-from fourmill.tokenize.samples import LabelError
+from fourmill.tokenize.samples import Features, LabelError
 from fourmill.tokenize.unet import PatchedUNet
 from fourmill.tokenize.vit import PatchEncoder, VitDecoder, VitEncoder, choose_attention
 
@@ -81,6 +83,11 @@ class ImageTokenizer(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.quant_proj.weight.device
+
+    @property
+    def streams(self) -> int:
+        """Batches that may be tokenized at a time, each from a thread; see `core.streams`."""
+        return streams_of(self.device)
 
     def to_device(self, device: torch.device) -> "ImageTokenizer":
         """Move to a device and choose its kernels."""
@@ -144,7 +151,7 @@ class ImageTokenizer(nn.Module):
         noised_BCHW = add_noise(x_BCHW, noise_BCHW, self._levels[step_B])
         return self.decoder(noised_BCHW, step_B, latent_BDhw)
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch | Tensor) -> None:
         """See that a batch is what this tokenizer's label is stored as.
 
         Raises:
@@ -152,12 +159,25 @@ class ImageTokenizer(nn.Module):
         """
         check_batch(batch, self.config)
 
+    def tokenize_features(
+        self, features: Features, crops_BSSC: NDArray[np.uint8], precision: Precision = "fp32"
+    ) -> NDArray[np.int16]:
+        """`tokenize` of the features of crops, which stay on the device where they can; rounded to 16 bits, as training sets
+        hold them.
+        """
+        on_device = getattr(features, "on_device", None)
+        with own_stream(self.device):
+            if on_device is None:
+                return self.tokenize(features(crops_BSSC).astype(np.float16).astype(np.float32), precision)
+            return self.tokenize(on_device(crops_BSSC).half().float(), precision)
+
     @torch.no_grad()
-    def tokenize(self, batch: Batch, precision: Precision = "fp32") -> NDArray[np.int16]:
+    def tokenize(self, batch: Batch | Tensor, precision: Precision = "fp32") -> NDArray[np.int16]:
         """Labels as the store holds them to codebook indices.
 
         Args:
-            batch: of any length; type, shape and range by label as in `conversions`, of any side that fits.
+            batch: of any length; type, shape and range by label as in `conversions`, of any side that fits. Features may be a
+                tensor on any device.
             precision: of the encoder's blocks; latents are made and compared in float32.
 
         Returns:
@@ -168,21 +188,26 @@ class ImageTokenizer(nn.Module):
         """
         self.check(batch)
         was_training = self.training
-        self.eval()
+        if was_training:
+            self.eval()
         grid = batch.shape[1] if self.config.label == "clip" else batch.shape[1] // self.config.patch_px
         tokens = np.zeros((len(batch), grid**2), np.int16)
-        for start in range(0, len(batch), _BATCH):
-            part = batch[start : start + _BATCH]
-            x = to_network(part, self.config.label).to(self.device)
-            x = torch.cat([x, x[:1].expand(_BATCH - len(x), *x.shape[1:])])
-            tokens[start : start + len(part)] = self.tokens(x, precision).flatten(1)[: len(part)].cpu().numpy()
-        self.train(was_training)
+        with own_stream(self.device):
+            for start in range(0, len(batch), _BATCH):
+                part = batch[start : start + _BATCH]
+                x = to_network(part, self.config.label, self.device)
+                x = torch.cat([x, x[:1].expand(_BATCH - len(x), *x.shape[1:])])
+                tokens[start : start + len(part)] = self.tokens(x, precision).flatten(1)[: len(part)].cpu().numpy()
+        if was_training:
+            self.train()
         return tokens
 
     def tokens(self, x: Tensor, precision: Precision = "fp32") -> Tensor:
         """Codebook indices (B, h, w) int64 of network input (see `conversions`)."""
+        is_half = precision != "fp32"
         kind = torch.float16 if precision == "fp16" else torch.bfloat16
-        with torch.autocast(x.device.type, kind, enabled=precision != "fp32"):
+        # Its last layer is in float32 also then, so that codewords are told apart; ten bits of it are plenty beside bfloat16.
+        with fast_products(is_half), torch.autocast(x.device.type, kind, enabled=is_half):
             features_BDhw = self.encoder(self._embedded(x))
         return self.quantize.nearest(self.quant_proj(features_BDhw.float()))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fourmill.core.precision import exact_products
 from fourmill.core.ranks import ALONE, Ranks
 from fourmill.tokenize.config import QuantizerConfig
 
@@ -112,7 +113,8 @@ class Quantizer(nn.Module):
     def _nearest(self, unit_ND: Tensor) -> Tensor:
         directions_DK = F.normalize(self.codewords_KD, dim=-1).T
         chunk = max(1, _MOST_SIMILARITIES.get(unit_ND.device.type, 2**27) // len(self.codewords_KD))
-        return torch.cat([(part @ directions_DK).argmax(-1) for part in unit_ND.split(chunk)])
+        with exact_products():
+            return torch.cat([(part @ directions_DK).argmax(-1) for part in unit_ND.split(chunk)])
 
     def _is_started(self) -> bool:
         self._knows_started = self._knows_started or bool(self._codebook.initted)

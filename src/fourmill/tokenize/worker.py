@@ -128,7 +128,7 @@ class TokenWorker:
             tokenizer_path: store folder of the tokenizer, `models/{name}/{digest}`.
             features: crops to CLIP features; for clip only.
             config: crops and precision; None: the centre crop, in float32.
-            threads: for decoding and cropping; the network has one of its own, writing is the caller's.
+            threads: for decoding and cropping; the network has its own, writing is the caller's.
 
         Raises:
             ValueError: no tokenizer there, or one of another label, or whose patches do not divide the crops.
@@ -147,7 +147,7 @@ class TokenWorker:
             self._text = TextTokenizer(self._store.read(f"{tokenizer_path}/tokenizer.json"))
         else:
             self._image = _load(self._store, tokenizer_path, self._label, input_px)
-        self._threads = Threads(threads)
+        self._threads = Threads(threads, self._image.streams if self._image is not None else 1)
 
     def run(self, job: ShardJob) -> Receipt:
         """Tokenize one shard of one split; samples whose label is unfit are rejected with the reason.
@@ -239,15 +239,13 @@ class TokenWorker:
 
     def _tokens(self, crops: NDArray[Any]) -> NDArray[np.int16]:
         assert self._image is not None
-        if self._features is not None:
-            crops = np.concatenate([self._features_of(part) for part in _parts(crops, _WINDOW)])
-        return self._image.tokenize(crops, self._config.precision)
-
-    def _features_of(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features of up to a window of crops, filled up: a sample's must not depend on how many others there are."""
-        assert self._features is not None
-        filler = np.repeat(crops[:1], _WINDOW - len(crops), axis=0)
-        return self._features(np.concatenate([crops, filler]))[: len(crops)].astype(np.float16).astype(np.float32)
+        if self._features is None:
+            return self._image.tokenize(crops, self._config.precision)
+        parts = [
+            self._image.tokenize_features(self._features, _filled(part, _WINDOW), self._config.precision)[: len(part)]
+            for part in _parts(crops, _WINDOW)
+        ]
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -315,6 +313,11 @@ def _groups(samples: Iterable[_Cropped], size: int) -> Iterator[list[_Cropped]]:
 def _parts(array: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
     for start in range(0, len(array), size):
         yield array[start : start + size]
+
+
+def _filled(crops: NDArray[np.uint8], num: int) -> NDArray[np.uint8]:
+    """Crops filled up to a number: a sample's features must not depend on how many others there are."""
+    return np.concatenate([crops, np.repeat(crops[:1], num - len(crops), axis=0)])
 
 
 def _load(store: Store, path: str, label: str, input_px: int) -> "ImageTokenizer":

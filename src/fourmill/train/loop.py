@@ -13,7 +13,7 @@ import torch
 
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.core.manifest import Manifest
-from fourmill.core.program import be_deterministic
+from fourmill.core.program import prepare_torch
 from fourmill.core.ranks import ALONE, Ranks, join_ranks
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
@@ -66,7 +66,7 @@ def train_fourm(spec: TrainSpec, progress: Progress) -> str:
     if is_done(store, report_path(spec)):
         _log.info("%s was trained from the same inputs before: %s", spec.name, report_path(spec))
         return report_path(spec)
-    be_deterministic(spec.threads)
+    prepare_torch(spec.threads, spec.config.precision == "bf16")
     with join_ranks(spec.processes, spec.name, "fourmill.train") as ranks:
         _train(store, spec, ranks, progress if ranks.is_first else no_progress)
     return report_path(spec)

@@ -1,0 +1,61 @@
+"""Tokenizers on a GPU: tokens of a CPU, half precision within its bound, and training steps that lower the loss."""
+
+import numpy as np
+import pytest
+import torch
+
+from fourmill.tokenize.config import ImageTokenizerConfig
+from fourmill.tokenize.conversions import to_network
+from fourmill.tokenize.image_tokenizer import ImageTokenizer
+from fourmill.tokenize.presets import smallest_tokenizers
+from fourmill.tokenize.state import start
+from fourmill.tokenize.train import train_step
+from fourmill.tokenize.train_set import LabelArrays
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+SMALL = smallest_tokenizers(feature_dim=12)
+
+
+def _labels(label: str, number: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if label == "rgb":
+        return rng.integers(0, 256, (number, 64, 64, 3), dtype=np.uint8)
+    if label == "depth":
+        return rng.random((number, 64, 64), dtype=np.float32)
+    if label == "semseg":
+        return rng.choice(np.array([0, 28, 132, 255], np.uint8), (number, 64, 64))
+    shape = (number, 8, 8, 12) if label == "clip" else (number, 64, 64, 3)
+    return rng.uniform(-1, 1, shape).astype(np.float32)
+
+
+def _vit(label: str) -> ImageTokenizer:
+    torch.manual_seed(0)
+    values = SMALL[label].model_dump()
+    values["encoder"] |= {"kind": "vit"}
+    return ImageTokenizer(ImageTokenizerConfig.model_validate(values)).eval()
+
+
+@pytest.mark.parametrize("label", SMALL)
+def test_tokens_are_those_of_a_cpu(label: str):
+    tokenizer, batch = _vit(label), _labels(label, 40)
+    here = tokenizer.tokenize(batch)
+    there = tokenizer.to_device(torch.device("cuda"))
+    assert (there.tokenize(batch) == here).mean() > 0.99  # nearly tied codewords
+    for precision in ("bf16", "fp16"):
+        assert (there.tokenize(batch, precision) == here).mean() > 0.7, precision
+    assert there.tokenize(batch[:3], "bf16").tolist() == there.tokenize(batch, "bf16")[:3].tolist()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("label", SMALL)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_training_steps_lower_the_loss(label: str, precision: str):
+    training = SMALL[label].training.model_copy(update={"precision": precision, "steps": 60, "ema_decay": 0.9})
+    config = SMALL[label].model_copy(update={"training": training})
+    one = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
+    state = start(config, LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8)), "cuda")
+    x = to_network(_labels(label, 8), label, "cuda")
+    losses = [train_step(state, x, config).loss for _ in range(30)]
+    assert np.isfinite(losses).all() and np.mean(losses[-5:]) < np.mean(losses[:5])
+    decoded = state.published.eval().detokenize(state.published.tokenize(_labels(label, 2)))
+    assert decoded.shape == _labels(label, 2).shape
