@@ -4,48 +4,24 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.cost import cost_of, rss_mb
-from bench.labels_work import DATASET, BareLoop, ThreadTime, fill, forward_of, jobs, photo
+from bench.full_size import make_networks
+from bench.labels_shares import LARGE, ON_A_GPU, REAL, TINY, WEIGHTS, Amount, shares
+from bench.labels_work import DATASET, BareLoop, fill, jobs
 from bench.report import report
-from fourmill.core.flow import Threads
-from fourmill.core.labels import decode_image
-from fourmill.core.names import sample_key
 from fourmill.core.shards import ShardPlace, read_receipt
 from fourmill.core.store import LocalStore
 from fourmill.core.work import no_progress
-from fourmill.pseudolabel.config import ClipConfig, DetectorConfig, DptConfig, Mask2FormerConfig
-from fourmill.pseudolabel.items import label_items
-from fourmill.pseudolabel.make import make_features, make_labeller
-from fourmill.pseudolabel.members import label_format
+from fourmill.pseudolabel.config import DptConfig
 from fourmill.pseudolabel.worker import LabelWorker
 from fourmill.runtime.pool import run_shards
 from fourmill.runtime.ray_session import RayConfig, ensure_ray, stop_ray
 
 RAY = RayConfig(num_workers=1)  # as many as the bare loop is
-WEIGHTS = "seeded:0"
-# Tiny networks, fed so large that they take what real ones take on a GPU, or longer.
-CONFIGS: dict[str, Any] = {
-    "depth": DptConfig(weights=WEIGHTS, longer_px=736, batch_size=4),
-    "semseg": Mask2FormerConfig(weights=WEIGHTS, shorter_px=512, longer_px=853, batch_size=4),
-    "det": DetectorConfig(weights=WEIGHTS, input_px=640, batch_size=4),
-    "clip": ClipConfig(weights=WEIGHTS, patch_px=16, channels=64, batch_size=16),
-}
-# Of real size: what --networks names, fed as the paper's labellers are.
-REAL: dict[str, Any] = {
-    "depth": DptConfig(weights=WEIGHTS, batch_size=1),
-    "semseg": Mask2FormerConfig(weights=WEIGHTS, batch_size=1),
-    "det": DetectorConfig(weights=WEIGHTS, batch_size=1),
-    "clip": ClipConfig(weights=WEIGHTS, batch_size=1),
-}
-SIDES = (256, 320)  # (height, width) of an image as CC12M's are stored; what a network is fed follows from its config
-NAMES = {"depth": "dpt", "semseg": "mask2former", "det": "detector", "clip": "clip"}
 
 
 def through_ray(
@@ -56,7 +32,7 @@ def through_ray(
     Args:
         meanwhile: done once Ray is up and before anything is measured: its own processes start for half a minute.
     """
-    store, config = LocalStore(root), CONFIGS["depth"]
+    store, config = LocalStore(root), TINY["depth"]
     fill(store, range(shards), samples)
     work = jobs(store, "depth", config, range(shards))
     loop = BareLoop(root, "depth", config)
@@ -93,50 +69,6 @@ def through_ray(
     return rows, {"cpu_cost_ratio_ray": ray_cpu / bare_cpu, "wall_ratio_ray": ray_wall / bare_wall}
 
 
-def share_of_forward(label: str, config: Any, images: int, rounds: int) -> tuple[tuple[Any, ...], float, float]:
-    """Rate of a labeller, with decoding and encoding beside it, as a share of its network's alone at the same sizes.
-
-    And the network's share of its thread's CPU time, which holds on a busy machine too.
-    """
-    import torch
-
-    data = [photo(*SIDES, seed) for seed in range(images)]
-    crops = np.stack([decode_image(one).rgb_HWC[:224, :224] for one in data])
-    labeller: Any = make_features(config) if label == "clip" else make_labeller(label, config)
-    size = min(config.batch_size, images)
-    height, width = (224, 224) if label == "clip" else labeller.bucket(decode_image(data[0]))
-    padding = (32, 32) if label == "semseg" else (1, 1)
-    pixels = torch.rand(size, 3, height + -height % padding[0], width + -width % padding[1])
-    forward, threads, spent = forward_of(labeller, label), Threads(2), ThreadTime()
-    labeller._forward = spent.of("network", labeller._forward)
-    features = spent.of("all", labeller) if label == "clip" else None
-    if features is None:
-        labeller.label_pictures = spent.of("all", labeller.label_pictures)
-
-    @torch.inference_mode()
-    def alone(num: int = images) -> None:
-        for _ in range(num // size):
-            forward(pixels)
-
-    def staged(num: int = images) -> None:
-        if features is not None:
-            features(crops[:num])
-            return
-        members = ((sample_key(i), one) for i, one in enumerate(data[:num]))
-        made = list(label_items(threads, members, labeller, label_format(label)))
-        assert all(item.status == "ok" for item in made)
-
-    alone(size)  # first calls choose kernels
-    staged(size)
-    spent.seconds.clear()
-    times = [(_wall(alone), _wall(staged)) for _ in range(rounds)]
-    threads.close()
-    network, all_of_it = (statistics.median(side) for side in zip(*times, strict=True))
-    cpu_share = spent.seconds["network"] / spent.seconds["all"]
-    beside = f"{images / network:.3g} images/s by the network alone; {cpu_share:.3f} of its thread's CPU time"
-    return (NAMES[label], f"{images / all_of_it:.3g} images/s", beside), network / all_of_it, cpu_share
-
-
 def memory_over_blocks(root: str, blocks: int, shards: int, samples: int) -> tuple[tuple[Any, ...], float]:
     """RSS of a worker after its first block, and after its last."""
     store, config = LocalStore(root), DptConfig(weights=WEIGHTS, longer_px=96)
@@ -165,12 +97,6 @@ def of_the_stage(folder: str, quick: bool) -> tuple[list[tuple[Any, ...]], dict[
     return [*sides, *rows], {**ratios, **figures}
 
 
-def _wall(work: Any) -> float:
-    start = time.monotonic()
-    work()
-    return time.monotonic() - start
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -178,28 +104,41 @@ def main() -> None:
     parser.add_argument(
         "--networks", type=Path, help="folder with depth/, semseg/, det/, clip/ of real size, for the shares"
     )
+    parser.add_argument(
+        "--full-size", action="store_true", help="make such networks with random weights, and feed them"
+    )
+    parser.add_argument("--labels", nargs="*", help="labellers to take the share of, of those above, normal and vitdet")
     parser.add_argument("--images", type=int, help="images for each of the shares, in one round")
     parser.add_argument("--only", choices=["shares"], help="leave out Ray and memory")
     given = parser.parse_args()
-    quick = given.quick
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # the actor imports bench.labels_work
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as Ray sets it in an actor with one CPU
     import torch
 
     torch.set_num_threads(1)
-    rows: list[tuple[Any, ...]] = []
-    figures: dict[str, float] = {}
-    if given.only is None:
-        with tempfile.TemporaryDirectory(prefix="fourmill-bench-") as folder:
-            rows, figures = of_the_stage(folder, quick)
-    amount = (given.images, 1) if given.images else (4, 2) if quick else (64, 5)
-    for label, config in (REAL if given.networks else CONFIGS).items():
-        if given.networks:
-            config = config.model_copy(update={"weights": str(given.networks / label)})
-        row, share, cpu_share = share_of_forward(label, config, *amount)
-        rows.append(row)
-        figures |= {f"share_of_forward_{NAMES[label]}": share, f"cpu_share_of_forward_{NAMES[label]}": cpu_share}
-    report("labels", ["what", "how much", "beside"], rows, figures)
+    with tempfile.TemporaryDirectory(prefix="fourmill-bench-") as folder:
+        rows, figures = ([], {}) if given.only else of_the_stage(folder, given.quick)
+        found, shared = of_the_networks(given, Path(folder))
+    report("labels", ["what", "how much", "beside"], rows + found, figures | shared)
+
+
+def of_the_networks(given: argparse.Namespace, folder: Path) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
+    """Shares of the networks' own rates: tiny ones, or those of real size, on a GPU where there is one."""
+    import torch
+
+    is_real, is_cuda = given.networks is not None or given.full_size, torch.cuda.is_available()
+    configs = (ON_A_GPU if is_cuda else REAL) if is_real else TINY
+    configs = {label: configs[label] for label in given.labels or configs}
+    amount = Amount(given.images, 1) if given.images else Amount(*((4, 2) if given.quick else (64, 5)))
+    if is_real and is_cuda:
+        amount = Amount(given.images or 256, 2, LARGE, os.cpu_count() or 2)
+    networks = given.networks
+    if given.full_size:
+        networks = folder / "networks"
+        torch.set_num_threads(os.cpu_count() or 1)
+        make_networks(networks, tuple(configs))
+        torch.set_num_threads(1)
+    return shares(configs, networks, amount)
 
 
 if __name__ == "__main__":

@@ -105,17 +105,3 @@ class ThreadTime:
                 self.seconds[name] += time.thread_time() - start
 
         return counted
-
-
-def forward_of(labeller: Any, label: str) -> Callable[[Any], Any]:
-    """The network alone: its input as a tensor (B, 3, H, W) to whatever it gives."""
-    network = labeller._network
-    if label == "depth":
-        from fourmill.pseudolabel import dpt
-
-        return lambda pixels: dpt.forward(network, pixels)
-    if label == "clip":
-        from fourmill.pseudolabel import clip
-
-        return lambda pixels: clip.dense_features(network, pixels)
-    return lambda pixels: network(pixel_values=pixels)

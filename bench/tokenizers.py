@@ -14,15 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.report import report
-from bench.tokenizer_sides import CODES, Side, make_environment
+from bench.tokenizer_sides import CODES, Side, Work, make_environment
 
 Clock = Callable[[], float]
 PX = 224
-H100_FLOPS = 989e12  # dense bfloat16, from its data sheet; an H200's are the same
-_IMAGENET, _CC12M, _EPOCHS = 1.28e6, 12e6, (100, 15)  # Table 3
 
 
 def encoding(
@@ -112,18 +108,9 @@ class _Peak:
         self._thread.join()
 
 
-def steps_of(
-    label: str,
-    batch: int,
-    px: int,
-    rounds: int,
-    threads: int,
-    peer: Path,
-    clock: str = "seconds",
-    is_compiled: bool = False,
-) -> tuple[tuple[Any, ...], float, float]:
+def steps_of(work: Work, rounds: int, clock: str = "seconds") -> tuple[tuple[Any, ...], float, float]:
     """A training step of ours and of the public implementation on the same batch, in turns, each in a process of its own."""
-    sides = [Side(name, label, batch, px, threads, str(peer), is_compiled) for name in ("ours", "theirs")]
+    sides = [Side(name, work) for name in ("ours", "theirs")]
     for side in sides:
         side.step()  # memory is allocated, kernels are chosen
     answers = [[side.step() for side in sides] for _ in range(rounds)]
@@ -132,46 +119,11 @@ def steps_of(
     ours, theirs = (statistics.median(one[i][clock] for one in answers) for i in range(2))
     peaks = [answers[-1][i]["peak_mb"] for i in range(2)]
     row = (
-        f"training step of {label}, {batch} x {px} px, fp32{', ours compiled' if is_compiled else ''}",
+        f"training step of {work.label}, {work.batch} x {work.px} px, fp32{', ours compiled' if work.is_compiled else ''}",
         f"{ours:.2f} s, {peaks[0]:.0f} MB",
         f"{theirs:.2f} s, {peaks[1]:.0f} MB by the public code",
     )
     return row, theirs / ours, peaks[0] / peaks[1]
-
-
-def on_gpu(batch: int, rounds: int) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
-    """Each tokenizer's training step on a GPU in bfloat16: images a second, MFU, hours of the paper's schedule."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from bench.tokenizer_sides import inputs
-    from fourmill.tokenize.presets import paper_tokenizers
-    from fourmill.tokenize.state import start
-    from fourmill.tokenize.train import train_step
-    from fourmill.tokenize.train_set import LabelArrays
-
-    rows: list[tuple[Any, ...]] = []
-    figures: dict[str, float] = {}
-    one = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
-    for label, config in paper_tokenizers().items():
-        state = start(config, LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8)), "cuda")
-        x = inputs(label, batch, PX).cuda()
-        with FlopCounterMode(display=False) as counter:
-            train_step(state, x, config)
-        seconds, _ = _in_turns(
-            lambda s=state, x=x, c=config: train_step(s, x, c), lambda: None, rounds, "cuda", time.perf_counter
-        )
-        rate = batch / statistics.median(seconds)
-        mfu = counter.get_total_flops() / batch * rate / H100_FLOPS
-        images = _IMAGENET * _EPOCHS[0] + _CC12M * _EPOCHS[1]
-        hours = images / rate / 3600
-        rows.append(
-            (f"{label} step, {batch} images, bf16", f"{rate:.0f} images/s, MFU {mfu:.0%}", f"{hours:.0f} GPU hours")
-        )
-        figures |= {f"{label}_images_per_second": rate, f"{label}_mfu": mfu, f"{label}_paper_hours": hours}
-        del state, x
-        torch.cuda.empty_cache()
-    return rows, figures
 
 
 def _in_turns(
@@ -202,41 +154,55 @@ def main() -> None:
     )
     parser.add_argument("--compile", action="store_true", help="ours compiled: minutes of compiling each on a CPU")
     parser.add_argument("--labels", nargs="*", default=[], help=f"tokenizers to train a step of: {', '.join(CODES)}")
+    parser.add_argument(
+        "--gpu-batch", type=int, default=32, help="images of a training step on a GPU, where there is one"
+    )
+    parser.add_argument("--only-gpu", action="store_true", help="leave out what runs on the CPU")
     given = parser.parse_args()
+    import torch
+
+    if given.peer is not None:
+        make_environment()
+    rows, figures = ([], {}) if given.only_gpu else on_cpu(given)
+    if torch.cuda.is_available():
+        from bench.tokenizers_gpu import on_gpu
+
+        for batch in (64, 256):
+            found, shares = encoding(batch, 20, "cuda")
+            rows += found
+            figures |= {f"gpu_{name}_{batch}": value for name, value in shares.items()}
+        found, speeds = on_gpu(given.gpu_batch, 10, given.peer.resolve() if given.peer else None)
+        rows += found
+        figures |= {f"gpu_{name}": value for name, value in speeds.items()}
+    report("tokenizers", ["what", "how much", "beside"], rows, figures)
+
+
+def on_cpu(given: argparse.Namespace) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
+    """What is measured on every machine."""
     import torch
 
     threads = 1 if given.cpu_time else os.cpu_count() or 1
     clock = time.process_time if given.cpu_time else time.perf_counter
     torch.set_num_threads(threads)
-    rows, figures = encoding(*((4, 3) if given.quick else (16, 7)), clock=clock)
-    for found in (quantizing(16 if given.quick else 32),):
-        rows += found[0]
-        figures |= found[1]
+    rows, figures = encoding(*((2, 3) if given.quick else (16, 7)), clock=clock)
+    found, shares = quantizing(16 if given.quick else 32)
+    rows += found
+    figures |= shares
     if given.peer is None:
         rows.append(("training step", "absent", "give a checkout of the public 4M with --peer"))
-    else:
-        make_environment()
-        ratios: list[tuple[float, float]] = []
-        for label in given.labels or (["rgb"] if given.quick else list(CODES)):
-            row, speedup, memory = steps_of(
-                label,
-                *((1, 64, 2) if given.quick else (2, PX, 3)),
-                threads,
-                given.peer.resolve(),
-                "cpu_s" if given.cpu_time else "seconds",
-                given.compile,
-            )
-            print(*row, sep=" | ", file=sys.stderr, flush=True)  # the next one takes minutes
-            rows.append(row)
-            ratios.append((speedup, memory))
-            figures |= {f"train_step_speedup_{label}": speedup, f"peak_memory_ratio_{label}": memory}
-        figures["train_step_speedup"] = statistics.geometric_mean(speed for speed, _ in ratios)
-        figures["peak_memory_ratio"] = statistics.geometric_mean(memory for _, memory in ratios)
-    if torch.cuda.is_available():
-        for more in (encoding(64, 20, "cuda"), on_gpu(16, 10)):
-            rows += more[0]
-            figures |= {f"gpu_{name}": value for name, value in more[1].items()}
-    report("tokenizers", ["what", "how much", "beside"], rows, figures)
+        return rows, figures
+    ratios: list[tuple[float, float]] = []
+    for label in given.labels or (["rgb"] if given.quick else list(CODES)):
+        size = (1, 64) if given.quick else (2, PX)
+        work = Work(label, *size, threads, str(given.peer.resolve()), given.compile)
+        row, speedup, memory = steps_of(work, 2 if given.quick else 3, "cpu_s" if given.cpu_time else "seconds")
+        print(*row, sep=" | ", file=sys.stderr, flush=True)  # the next one takes minutes
+        rows.append(row)
+        ratios.append((speedup, memory))
+        figures |= {f"train_step_speedup_{label}": speedup, f"peak_memory_ratio_{label}": memory}
+    figures["train_step_speedup"] = statistics.geometric_mean(speed for speed, _ in ratios)
+    figures["peak_memory_ratio"] = statistics.geometric_mean(memory for _, memory in ratios)
+    return rows, figures
 
 
 if __name__ == "__main__":

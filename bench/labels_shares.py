@@ -1,0 +1,211 @@
+"""Rate of each labeller, with decoding and encoding beside it, as a share of its network's alone at the same sizes."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.labels_work import ThreadTime, photo
+from fourmill.core.flow import Threads
+from fourmill.core.labels import decode_image
+from fourmill.core.names import sample_key
+from fourmill.pseudolabel.config import ClipConfig, DetectorConfig, DptConfig, Mask2FormerConfig, VitDetConfig
+from fourmill.pseudolabel.items import label_items
+from fourmill.pseudolabel.make import make_features, make_labeller
+from fourmill.pseudolabel.members import label_format
+
+WEIGHTS = "seeded:0"
+# Tiny networks, fed so large that they take what real ones take on a GPU, or longer.
+TINY: dict[str, Any] = {
+    "depth": DptConfig(weights=WEIGHTS, longer_px=736, batch_size=4),
+    "semseg": Mask2FormerConfig(weights=WEIGHTS, shorter_px=512, longer_px=853, batch_size=4),
+    "det": DetectorConfig(weights=WEIGHTS, input_px=640, batch_size=4),
+    "clip": ClipConfig(weights=WEIGHTS, patch_px=16, channels=64, batch_size=16),
+}
+# Of real size, from a folder, fed as the paper's labellers are.
+REAL: dict[str, Any] = {
+    "depth": DptConfig(weights=WEIGHTS, batch_size=1),
+    "semseg": Mask2FormerConfig(weights=WEIGHTS, batch_size=1),
+    "det": DetectorConfig(weights=WEIGHTS, batch_size=1),
+    "clip": ClipConfig(weights=WEIGHTS, batch_size=1),
+}
+# The same on a GPU, with ViTDet: batches that fill one.
+ON_A_GPU: dict[str, Any] = {
+    "depth": DptConfig(weights=WEIGHTS, batch_size=16, precision="bf16"),
+    "normal": DptConfig(weights=WEIGHTS, batch_size=16, precision="bf16"),
+    "semseg": Mask2FormerConfig(weights=WEIGHTS, batch_size=8, precision="bf16"),
+    "det": DetectorConfig(weights=WEIGHTS, batch_size=32, precision="bf16"),
+    "clip": ClipConfig(weights=WEIGHTS, batch_size=64, precision="bf16"),
+    "vitdet": VitDetConfig(weights=WEIGHTS, batch_size=8, precision="bf16"),
+}
+SMALL, LARGE = (
+    (256, 320),
+    (512, 768),
+)  # (height, width) of a stored image; what a network is fed follows from its config
+NAMES = {
+    "depth": "dpt",
+    "normal": "dpt_normal",
+    "semseg": "mask2former",
+    "det": "detector",
+    "clip": "clip",
+    "vitdet": "vitdet",
+}
+_OF_A_GPU = {
+    "semseg": 0.25,
+    "clip": 8.0,
+    "vitdet": 0.25,
+}  # images of these, beside the others', that take it about as long
+_CC12M = 12.4e6
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is measured."""
+
+    images: int
+    rounds: int
+    sides: tuple[int, int] = SMALL
+    coders: int = 2  # threads that decode and encode
+
+
+def shares(
+    configs: Mapping[str, Any], networks: Path | None, amount: Amount
+) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
+    """One row and its figures for each labeller.
+
+    Args:
+        networks: folder with the networks' folders; without it they are the configs' own.
+    """
+    rows: list[tuple[Any, ...]] = []
+    figures: dict[str, float] = {}
+    import torch
+
+    for label, config in configs.items():
+        scale = _OF_A_GPU.get(label, 1.0) if torch.cuda.is_available() else 1.0
+        its_amount = replace(amount, images=max(1, round(amount.images * scale)))
+        if networks is not None:
+            config = config.model_copy(update={"weights": str(networks / label)})
+        row, found = share_of_forward(label, config, its_amount)
+        print(*row, sep=" | ", file=sys.stderr, flush=True)
+        rows.append(row)
+        figures |= {f"{what}_{NAMES[label]}": value for what, value in found.items()}
+    return rows, figures
+
+
+def share_of_forward(label: str, config: Any, amount: Amount) -> tuple[tuple[Any, ...], dict[str, float]]:
+    """The share, and what else is known: on a CPU the network's share of its thread's CPU time, which holds on a busy machine
+    too; on a GPU the hours for CC12M, and for ViTDet how much faster than one image at a time in float32.
+    """
+    import torch
+
+    one = _Labeller(label, config, amount)
+    is_cuda = one.device.type == "cuda"
+    threads = Threads(amount.coders, getattr(one.labeller, "streams", 1))
+    try:
+        one.alone(one.size)  # first calls choose kernels
+        one.staged(threads)
+        spent = one.count()
+        times = [(_wall(one.alone), _wall(lambda: one.staged(threads))) for _ in range(amount.rounds)]
+    finally:
+        threads.close()
+    network, whole = (min(side) for side in zip(*times, strict=True)) if is_cuda else _medians(times)
+    rate = amount.images / whole
+    figures = {"share_of_forward": network / whole}
+    beside = f"{amount.images / network:.3g} images/s by the network alone"
+    if is_cuda:
+        figures |= {"images_per_second": rate, "gpu_hours": _CC12M / rate / 3600}
+        beside += f"; {figures['gpu_hours']:.0f} GPU hours for 12.4 M images; {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+        if label == "vitdet":
+            figures["speedup_over_fp32_one_by_one"] = rate / _plain_rate(config, amount)
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        figures["cpu_share_of_forward"] = spent.seconds["network"] / spent.seconds["all"]
+        beside += f"; {figures['cpu_share_of_forward']:.3f} of its thread's CPU time"
+    return (f"{NAMES[label]}, {one.fed}", f"{rate:.3g} images/s", beside), figures
+
+
+class _Labeller:
+    """A labeller, its images, and its network fed at the same size."""
+
+    def __init__(self, label: str, config: Any, amount: Amount) -> None:
+        import torch
+
+        self._label, self._images = label, amount.images
+        made = [photo(*amount.sides, seed) for seed in range(min(amount.images, 12))]
+        self._data = [made[i % len(made)] for i in range(amount.images)]
+        self.labeller: Any = make_features(config) if label == "clip" else make_labeller(_label_of(label), config)
+        self.device: torch.device = self.labeller._device
+        self.size = min(config.batch_size, amount.images)
+        picture = decode_image(made[0])
+        self._crops = (
+            np.stack([decode_image(one).rgb_HWC[:224, :224] for one in self._data]) if label == "clip" else None
+        )
+        height, width = (224, 224) if label == "clip" else self.labeller.bucket(picture)
+        padding = (32, 32) if label == "semseg" else (1, 1)
+        shape = (self.size, 3, height + -height % padding[0], width + -width % padding[1])
+        self._pixels = torch.rand(shape, device=self.device)
+        self._forward: Callable[[Any], Any] = self.labeller._forward
+        if label == "vitdet":
+            sizes = [(height, width)] * self.size
+            self._forward = lambda pixels: self.labeller.detect(pixels, sizes)
+        self.fed = f"{self.size} x {shape[2]} x {shape[3]}, {config.precision}"
+
+    def count(self) -> ThreadTime:
+        """From now on, the CPU time of the network and of its whole thread."""
+        spent = ThreadTime()
+        self.labeller._forward = spent.of("network", self.labeller._forward)
+        if self._crops is not None:
+            self.labeller = spent.of("all", self.labeller)
+        else:
+            self.labeller.label_pictures = spent.of("all", self.labeller.label_pictures)
+        return spent
+
+    def alone(self, num: int = 0) -> None:
+        """The network alone."""
+        import torch
+
+        with torch.inference_mode():
+            for _ in range((num or self._images) // self.size):
+                self._forward(self._pixels)
+
+    def staged(self, threads: Threads) -> None:
+        """All of it."""
+        if self._crops is not None:
+            on_device = getattr(self.labeller, "on_device", self.labeller)
+            for start in range(0, len(self._crops), 64):  # as the tokens' stage asks for them
+                on_device(self._crops[start : start + 64])
+            return
+        members = ((sample_key(i), one) for i, one in enumerate(self._data))
+        made = list(label_items(threads, members, self.labeller, label_format(_label_of(self._label))))
+        assert all(item.status == "ok" for item in made), made[0]
+
+
+def _plain_rate(config: Any, amount: Amount) -> float:
+    """Images a second of the same network one image at a time in float32, nothing but the network."""
+    few = Amount(8, 1, amount.sides)
+    plain = _Labeller("vitdet", config.model_copy(update={"batch_size": 1, "precision": "fp32"}), few)
+    plain.alone(1)
+    return few.images / _wall(plain.alone)
+
+
+def _label_of(name: str) -> str:
+    return "det" if name == "vitdet" else name
+
+
+def _medians(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    network, whole = zip(*times, strict=True)
+    return float(np.median(network)), float(np.median(whole))
+
+
+def _wall(work: Callable[[], None]) -> float:
+    import torch
+
+    start = time.monotonic()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - start
