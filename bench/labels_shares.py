@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from bench.labels_work import ThreadTime, photo
-from fourmill.core.flow import Threads
+from fourmill.core.flow import Threads, ahead
 from fourmill.core.labels import decode_image
 from fourmill.core.names import sample_key
+from fourmill.core.streams import streams_of
 from fourmill.pseudolabel.config import ClipConfig, DetectorConfig, DptConfig, Mask2FormerConfig, VitDetConfig
 from fourmill.pseudolabel.items import label_items
 from fourmill.pseudolabel.make import make_features, make_labeller
@@ -40,7 +41,7 @@ ON_A_GPU: dict[str, Any] = {
     "semseg": Mask2FormerConfig(weights=WEIGHTS, batch_size=8, precision="bf16"),
     "det": DetectorConfig(weights=WEIGHTS, batch_size=32, precision="bf16"),
     "clip": ClipConfig(weights=WEIGHTS, batch_size=64, precision="bf16"),
-    "vitdet": VitDetConfig(weights=WEIGHTS, batch_size=8, precision="bf16"),
+    "vitdet": VitDetConfig(weights=WEIGHTS, batch_size=8, precision="bf16", compile_backend="inductor"),
 }
 SMALL, LARGE = (
     (256, 320),
@@ -59,6 +60,7 @@ _OF_A_GPU = {
     "clip": 8.0,
     "vitdet": 0.25,
 }  # images of these, beside the others', that take it about as long
+_CROPS = 64  # at a time, as the tokens' stage asks for features
 _CC12M = 12.4e6
 
 
@@ -104,7 +106,7 @@ def share_of_forward(label: str, config: Any, amount: Amount) -> tuple[tuple[Any
 
     one = _Labeller(label, config, amount)
     is_cuda = one.device.type == "cuda"
-    threads = Threads(amount.coders, getattr(one.labeller, "streams", 1))
+    threads = Threads(amount.coders, streams_of(one.device))
     try:
         one.alone(one.size)  # first calls choose kernels
         one.staged(threads)
@@ -148,6 +150,7 @@ class _Labeller:
         padding = (32, 32) if label == "semseg" else (1, 1)
         shape = (self.size, 3, height + -height % padding[0], width + -width % padding[1])
         self._pixels = torch.rand(shape, device=self.device)
+        self._of_crops: Any = getattr(self.labeller, "on_device", None)
         self._forward: Callable[[Any], Any] = self.labeller._forward
         if label == "vitdet":
             sizes = [(height, width)] * self.size
@@ -159,7 +162,7 @@ class _Labeller:
         spent = ThreadTime()
         self.labeller._forward = spent.of("network", self.labeller._forward)
         if self._crops is not None:
-            self.labeller = spent.of("all", self.labeller)
+            self._of_crops = spent.of("all", self._of_crops)
         else:
             self.labeller.label_pictures = spent.of("all", self.labeller.label_pictures)
         return spent
@@ -175,9 +178,9 @@ class _Labeller:
     def staged(self, threads: Threads) -> None:
         """All of it."""
         if self._crops is not None:
-            on_device = getattr(self.labeller, "on_device", self.labeller)
-            for start in range(0, len(self._crops), 64):  # as the tokens' stage asks for them
-                on_device(self._crops[start : start + 64])
+            parts = np.split(self._crops, range(_CROPS, len(self._crops), _CROPS))
+            for _ in ahead(threads.network, self._of_crops, parts, num=threads.networks + 2):
+                pass
             return
         members = ((sample_key(i), one) for i, one in enumerate(self._data))
         made = list(label_items(threads, members, self.labeller, label_format(_label_of(self._label))))
@@ -187,7 +190,9 @@ class _Labeller:
 def _plain_rate(config: Any, amount: Amount) -> float:
     """Images a second of the same network one image at a time in float32, nothing but the network."""
     few = Amount(8, 1, amount.sides)
-    plain = _Labeller("vitdet", config.model_copy(update={"batch_size": 1, "precision": "fp32"}), few)
+    plain = _Labeller(
+        "vitdet", config.model_copy(update={"batch_size": 1, "precision": "fp32", "compile_backend": None}), few
+    )
     plain.alone(1)
     return few.images / _wall(plain.alone)
 

@@ -4,6 +4,7 @@ python -m bench.tokenizer_sides ours|theirs WORK: answers each line of stdin wit
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import time
 import types
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,19 @@ def _ours(work: Work) -> Callable[[], float]:
     return lambda: train_step(state, x, config).loss
 
 
+def flops_of(work: Work) -> float:
+    """Floating-point operations of a training step for one image, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    step = _ours(replace(work, batch=1, is_compiled=False))
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops())
+
+
 def _theirs(work: Work) -> Callable[[], float]:
     sys.path[:0] = [work.peer, str(_THEIR_PACKAGES)]
+    os.environ["USE_FLAX"] = "0"  # a newer JAX, where there is one, is not theirs
     # Ours is for another huggingface_hub, and is in none of their networks; this module wants pandas for nothing here.
     sys.modules["transformers"] = None  # type: ignore[assignment]
     sys.modules["fourm.utils.generation_datasets"] = types.ModuleType("fourm.utils.generation_datasets")
@@ -192,13 +204,14 @@ def main() -> None:
 
     torch.set_num_threads(work.threads)
     said, sys.stdout = sys.stdout, sys.stderr  # the other side's libraries print
+    flops = flops_of(work) if name == "ours" and work.device == "cuda" else 0.0
     step = (_ours if name == "ours" else _theirs)(work)
 
     def answer(**values: float) -> None:
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         if work.device == "cuda":
             peak_mb = torch.cuda.max_memory_allocated() / 1e6
-        print(json.dumps({"peak_mb": peak_mb, **values}), file=said, flush=True)
+        print(json.dumps({"peak_mb": peak_mb, "flops": flops, **values}), file=said, flush=True)
 
     answer()
     for _ in sys.stdin:

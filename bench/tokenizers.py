@@ -165,15 +165,18 @@ def main() -> None:
         make_environment()
     rows, figures = ([], {}) if given.only_gpu else on_cpu(given)
     if torch.cuda.is_available():
-        from bench.tokenizers_gpu import on_gpu
+        from bench.tokenizers_gpu import WAVES, on_gpu
 
         for batch in (64, 256):
             found, shares = encoding(batch, 20, "cuda")
             rows += found
             figures |= {f"gpu_{name}_{batch}": value for name, value in shares.items()}
-        found, speeds = on_gpu(given.gpu_batch, 10, given.peer.resolve() if given.peer else None)
-        rows += found
-        figures |= {f"gpu_{name}": value for name, value in speeds.items()}
+        peer = given.peer.resolve() if given.peer else None
+        for is_compiled in (False, True):
+            waves = [given.labels] if given.labels else WAVES
+            found, speeds = on_gpu(given.gpu_batch, 10, peer if is_compiled else None, waves, is_compiled)
+            rows += found
+            figures |= {f"gpu_{'compiled_' if is_compiled else ''}{name}": value for name, value in speeds.items()}
     report("tokenizers", ["what", "how much", "beside"], rows, figures)
 
 

@@ -9,31 +9,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bench.tokenizer_sides import Side, Work, inputs
+from bench.tokenizer_sides import Side, Work
 
 PX = 224
 FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, from their data sheets
 _IMAGENET, _CC12M, _EPOCHS = 1.28e6, 12e6, (100, 15)  # Table 3
 _FINE_TUNE = {"rgb": 5}  # epochs of CC12M at several resolutions (B.3); one for the others
 _WARM_UP = 3  # steps: the first compiles, the others let cuDNN choose
-WAVES = (("rgb", "semseg"), ("depth", "normal", "clip"))  # what is in memory at a time
+WAVES = (("rgb", "semseg"), ("depth", "normal", "clip"))
 _BESIDE = ("rgb", "semseg", "clip")  # labels whose public side is run too: depth and normals are rgb's network again
 
 
-def on_gpu(batch: int, rounds: int, peer: Path | None) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
+def on_gpu(
+    batch: int, rounds: int, peer: Path | None, waves: Sequence[Sequence[str]], is_compiled: bool = True
+) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
     """Images a second, MFU and hours of the paper's schedule; with a peer, the speedup and the share of its memory.
 
     Args:
         batch: images of a step.
         peer: checkout of the public 4M.
+        waves: labels whose sides are in memory at a time.
     """
     rows: list[tuple[Any, ...]] = []
     figures: dict[str, float] = {}
     ratios: list[tuple[float, float]] = []
-    for labels in WAVES:
-        for label, sides in _timed(labels, batch, rounds, peer).items():
+    for labels in waves:
+        for label, sides in _timed(labels, batch, rounds, peer, is_compiled).items():
             ours, beside = sides["ours"], "public code not run"
             rate = batch / ours["seconds"]
             figures |= {f"{label}_images_per_second": rate, f"{label}_paper_hours": hours(label, rate)}
@@ -47,7 +48,7 @@ def on_gpu(batch: int, rounds: int, peer: Path | None) -> tuple[list[tuple[Any, 
                 beside = f"{batch / theirs['seconds']:.0f} images/s, {theirs['peak_mb']:.0f} MB by the public code"
             mfu = f"MFU {figures[f'{label}_mfu']:.0%}, " if peak else ""
             said = f"{rate:.0f} images/s, {mfu}{ours['peak_mb']:.0f} MB, {hours(label, rate):.0f} GPU hours in the paper's schedule"
-            rows.append((f"{label} step, {batch} x {PX} px, bf16, compiled", said, beside))
+            rows.append((f"{label} step, {batch} x {PX} px, bf16{', compiled' if is_compiled else ''}", said, beside))
             print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
     if ratios:
         figures["train_step_speedup"] = statistics.geometric_mean(speed for speed, _ in ratios)
@@ -62,18 +63,17 @@ def hours(label: str, rate: float) -> float:
 
 
 def _timed(
-    labels: Sequence[str], batch: int, rounds: int, peer: Path | None
+    labels: Sequence[str], batch: int, rounds: int, peer: Path | None, is_compiled: bool
 ) -> Mapping[str, Mapping[str, dict[str, float]]]:
     """Median seconds, memory and FLOPs an image of each side, by label and side."""
     sides: dict[tuple[str, str], Side] = {}
     for label in labels:
-        work = Work(label, batch, PX, 2, str(peer or ""), True, "cuda", "bf16")
+        work = Work(label, batch, PX, 2, str(peer or ""), is_compiled, "cuda", "bf16")
         sides[label, "ours"] = Side("ours", work)
         if peer is not None and label in _BESIDE:
             sides[label, "theirs"] = Side("theirs", work)
     for side in sides.values():
         side.begin()
-    flops = {label: flops_of(label) for label in labels}  # while they compile
     for side in sides.values():
         side.finish()
     for side in sides.values():
@@ -87,28 +87,9 @@ def _timed(
         side.close()
     found: dict[str, dict[str, dict[str, float]]] = {}
     for (label, name), steps in answers.items():
-        facts = {"seconds": statistics.median(step["seconds"] for step in steps), "peak_mb": steps[-1]["peak_mb"]}
-        found.setdefault(label, {})[name] = {**facts, "flops": flops[label]}
+        seconds = statistics.median(step["seconds"] for step in steps)
+        found.setdefault(label, {})[name] = {**steps[-1], "seconds": seconds}
     return found
-
-
-def flops_of(label: str) -> float:
-    """Floating-point operations of a training step for one image, as torch counts them on a CPU."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from fourmill.tokenize.presets import paper_tokenizers
-    from fourmill.tokenize.state import start
-    from fourmill.tokenize.train import train_step
-    from fourmill.tokenize.train_set import LabelArrays
-
-    config = paper_tokenizers()[label]
-    training = config.training.model_copy(update={"precision": "fp32", "compile": False, "ema_decay": None})
-    config = config.model_copy(update={"training": training})
-    one = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
-    state = start(config, LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8)))
-    with FlopCounterMode(display=False) as counter:
-        train_step(state, inputs(label, 1, PX), config)
-    return float(counter.get_total_flops())
 
 
 def _peak_flops() -> float | None:

@@ -1,7 +1,7 @@
-"""How exactly a GPU multiplies matrices of float32 (torch is imported here).
+"""How exactly a GPU multiplies matrices of float32, and convolves with them (torch is imported here).
 
 Its tensor cores take them with ten bits (TF32), five to ten times faster than with all 24. That is plenty for layers beside
-others in bfloat16, and too little to tell which codeword is nearest.
+others in bfloat16, and too little to tell which codeword is nearest, or where somebody asked for float32.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ import torch
 
 @contextmanager
 def fast_products(is_wanted: bool = True) -> Iterator[None]:
-    """Ten bits are enough in the block, where wanted; nothing changes on a CPU."""
-    with _products("high" if is_wanted else None):
+    """Ten bits are enough in the block, where wanted, and all 24 count where not; nothing changes on a CPU."""
+    with _products("high" if is_wanted else "highest"):
         yield
 
 
@@ -26,13 +26,15 @@ def exact_products() -> Iterator[None]:
 
 
 @contextmanager
-def _products(wanted: Literal["high", "highest"] | None) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    if wanted in (None, before) or not torch.cuda.is_available():
+def _products(wanted: Literal["high", "highest"]) -> Iterator[None]:
+    if not torch.cuda.is_available():
         yield
         return
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(wanted)
+    torch.backends.cudnn.allow_tf32 = wanted != "highest"
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions

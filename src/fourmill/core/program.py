@@ -69,6 +69,7 @@ def prepare_torch(threads: int, half_precision: bool) -> None:
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high" if half_precision else "highest")
+        torch.backends.cudnn.allow_tf32 = half_precision
         return
     torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from fourmill.core.labels import COCO_THINGS, Box, Picture
-from fourmill.core.streams import streams_of
+from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import VERSION, DetectorConfig, weights_digest
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     ConstantGuard,
     Forward,
     check_output,
+    fed,
     is_constant,
     load_network,
     on_own_stream,
-    resize_rgb,
     standardise,
 )
 from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
@@ -65,6 +65,8 @@ class DetectorLabeller:
         """Height and width fed: the same for all images."""
         return self._config.input_px, self._config.input_px
 
+    fed_size = bucket
+
     @on_own_stream
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
@@ -84,7 +86,7 @@ class DetectorLabeller:
     def _predict(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
         """Logits (B, Q, C), boxes (B, Q, 4) as centre and size in shares of the image."""
         config, side = self._config, self._config.input_px
-        rgb_BCHW = torch.cat([resize_rgb(picture, self._device, side, side) for picture in pictures])
+        rgb_BCHW = fed(pictures, self._device, side, side)
         logits_BQC, boxes_BQ4 = self._forward(standardise(rgb_BCHW, config.mean, config.std))
         queries, classes = logits_BQC.shape[1], len(self._network.config.id2label)
         # Detectors trained with a softmax have one logit more, for "no object".
@@ -106,14 +108,18 @@ class DetectorLabeller:
         queries_BN = best.indices // len(kept)
         boxes_BN4 = boxes_BQ4.gather(1, queries_BN[..., None].expand(-1, -1, 4))
         columns = [best.values[..., None], (best.indices % len(kept))[..., None], boxes_BN4]
-        rows = torch.cat([column.double() for column in columns], -1).tolist()
-        return [[box for row in image if (box := self._box(row, kept)) is not None] for image in rows]
+        (rows_BNX,) = to_host([torch.cat([column.double() for column in columns], -1)])
+        sure = rows_BNX[..., 0] >= self._threshold
+        return [
+            [box for row in rows[keep].tolist() if (box := self._box(row, kept)) is not None]
+            for rows, keep in zip(rows_BNX, sure, strict=True)
+        ]
 
     def _box(self, row: list[float], kept: list[int]) -> Box | None:
         score, which, x, y, width, height = row
         corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
         left, top, right, bottom = (round(min(max(corner, 0.0), 1.0), 6) for corner in corners)
-        if score < self._threshold or left >= right or top >= bottom:
+        if left >= right or top >= bottom:
             return None
         return Box(left, top, right, bottom, rescaled(score, self._threshold), self._names[kept[int(which)]])
 

@@ -9,25 +9,23 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fourmill.core.labels import Picture
-from fourmill.core.streams import streams_of
+from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import VERSION, DptConfig, weights_digest
-from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import Answer, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     ConstantGuard,
     Forward,
-    as_numpy,
     batches,
     check_output,
+    fed,
     is_constant,
     load_network,
     on_own_stream,
     resize,
-    resize_rgb,
     size_of,
 )
 from fourmill.pseudolabel.seeding import PROBE_PX, last_inputs, probe, spread_last
@@ -60,6 +58,8 @@ class DptLabeller:
         """Height and width fed for an image."""
         return fed_size(size_of(picture), self._config.longer_px)
 
+    fed_size = bucket
+
     @on_own_stream
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Answer]:
@@ -72,29 +72,30 @@ class DptLabeller:
         labels: dict[int, Answer] = {}
         for indices in batches(sizes, self.batch_size):
             output_BCHW = self._predict([pictures[i] for i in indices], *sizes[indices[0]])
-            clamped_B = ((output_BCHW <= 0) | (output_BCHW >= 1)).flatten(1).float().mean(1).tolist()
-            for position, (i, constant) in enumerate(zip(indices, is_constant(output_BCHW), strict=True)):
+            clamped_B = ((output_BCHW <= 0) | (output_BCHW >= 1)).flatten(1).float().mean(1)
+            found = to_host([self._label(output, pictures[i]) for output, i in zip(output_BCHW, indices, strict=True)])
+            of_each = zip(indices, found, clamped_B.tolist(), is_constant(output_BCHW), strict=True)
+            for i, label, clamped, constant in of_each:
                 if guard.add(pictures[i], constant):
                     labels[i] = Rejected("the network's output is constant")
                 else:
-                    label = self._label(output_BCHW[position], pictures[i])
-                    labels[i] = Labelled(label, {"clamped": clamped_B[position]})
+                    labels[i] = Labelled(label, {"clamped": clamped})
         guard.finish()
         return [labels[i] for i in range(len(pictures))]
 
     def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> Tensor:
-        rgb_BCHW = torch.cat([resize_rgb(picture, self._device, height, width) for picture in pictures])
+        rgb_BCHW = fed(pictures, self._device, height, width)
         (output,) = self._forward(rgb_BCHW * 2 - 1 if self.label == "depth" else rgb_BCHW)
         output_BCHW = output.reshape(len(pictures), -1, *output.shape[-2:])
         check_output(self.label, output_BCHW, (len(pictures), self._channels, height, width), self._config.weights)
         return output_BCHW
 
-    def _label(self, output_CHW: Tensor, picture: Picture) -> Label:
+    def _label(self, output_CHW: Tensor, picture: Picture) -> Tensor:
         height, width = size_of(picture)
         label_CHW = resize(output_CHW.clamp(0, 1)[None], height, width)[0].clamp(0, 1)
         if self.label == "depth":
-            return as_numpy(label_CHW[0])
-        return np.clip(as_numpy(label_CHW.permute(1, 2, 0)) * 2 - 1, -1, 1)
+            return label_CHW[0]
+        return (label_CHW.permute(1, 2, 0) * 2 - 1).clamp(-1, 1).contiguous()
 
 
 def fed_size(size: tuple[int, int], longer_px: int) -> tuple[int, int]:

@@ -5,11 +5,12 @@ Images wait a little, in bounded numbers, until enough of one size are there for
 
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -68,7 +69,8 @@ def all_items(
     """
     first, forms = labellers[0][0], [form for _, form in labellers]
     size = first.batch_size
-    decoded = ahead(threads.coders, _decode, members, num=size + threads.num)
+    fed_sizes = [labeller.fed_size for labeller, _ in labellers if isinstance(labeller, _FedLabeller)]
+    decoded = ahead(threads.coders, partial(_decode, fed_sizes), members, num=size + threads.num)
     groups = gather(decoded, _bucket_of(first), size, _WINDOW_BATCHES * size, _pixels, _WINDOW_PIXELS)
     networks = _Networks([labeller for labeller, _ in labellers], effort, threads.networks)
     answered = ahead(threads.network, networks.answer, groups, num=threads.networks + _BATCHES_AHEAD)
@@ -140,16 +142,27 @@ def _bucket_of(labeller: Labeller) -> _BucketOf:
 
 
 def _pixels(member: Member) -> int:
-    picture = member[1]
-    return picture.rgb_HWC.shape[0] * picture.rgb_HWC.shape[1] if isinstance(picture, Picture) else 0
+    return member[1].num_pixels if isinstance(member[1], Picture) else 0
 
 
-def _decode(member: tuple[SampleKey, bytes]) -> Member:
+FedSize = Callable[[Picture], tuple[int, int]]
+
+
+@runtime_checkable
+class _FedLabeller(Protocol):
+    def fed_size(self, picture: Picture) -> tuple[int, int]: ...
+
+
+def _decode(fed_sizes: Sequence[FedSize], member: tuple[SampleKey, bytes]) -> Member:
+    """A picture, at the sizes that networks will ask for too: here, where there are several threads, and none waits for a GPU."""
     key, data = member
     try:
-        return key, decode_image(data)
+        picture = decode_image(data)
     except ValueError as error:
         return key, Rejected(str(error), status="undecodable")
+    for fed_size in fed_sizes:
+        picture.at(*fed_size(picture))
+    return key, picture
 
 
 def _items(

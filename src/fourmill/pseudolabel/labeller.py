@@ -48,7 +48,8 @@ class Labeller(Protocol):
     version: str
     weights_digest: str
     batch_size: int  # images at once
-    # `streams`, where it has one: batches that it may be asked about at a time, each from a thread; 1 where it has none.
+    # Where it has them: `streams`, batches that it may be asked about at a time, each from a thread; and `fed_size(picture)`,
+    # the height and width at which it will ask a picture for itself (`Picture.at`), so that others resize it beforehand.
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width at which the network sees an image: those of one bucket can share a batch."""

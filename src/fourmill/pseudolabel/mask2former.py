@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fourmill.core.labels import COCO_PANOPTIC, Picture
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
-from fourmill.core.streams import streams_of
+from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import VERSION, Mask2FormerConfig, weights_digest
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
@@ -23,10 +23,10 @@ from fourmill.pseudolabel.network import (
     Forward,
     batches,
     check_output,
+    fed,
     is_constant,
     load_network,
     on_own_stream,
-    resize_rgb,
     shortest_edge,
     size_of,
     standardise,
@@ -57,6 +57,8 @@ class Mask2FormerLabeller:
         """Height and width fed for an image, before padding."""
         return shortest_edge(size_of(picture), self._config.shorter_px, self._config.longer_px)
 
+    fed_size = bucket
+
     @on_own_stream
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
@@ -68,19 +70,21 @@ class Mask2FormerLabeller:
         for indices in batches(sizes, self.batch_size):
             height, width = sizes[indices[0]]
             classes_BQC, masks_BQHW, constant = self._predict([pictures[i] for i in indices], height, width)
-            for position, i in enumerate(indices):
-                if guard.add(pictures[i], constant[position]):
-                    labels[i] = Rejected("the network's output is constant")
-                    continue
-                masks_QHW = masks_BQHW[position][:, :height, :width]
-                labels[i] = _semantic(classes_BQC[position], masks_QHW, size_of(pictures[i]))
+            masks_BQHW = masks_BQHW[..., :height, :width]
+            made = [
+                _semantic(classes_QC, masks_QHW, size_of(pictures[i]))
+                for classes_QC, masks_QHW, i in zip(classes_BQC, masks_BQHW, indices, strict=True)
+            ]
+            for i, ids_HW, is_dead in zip(indices, to_host(made), constant, strict=True):
+                dead = guard.add(pictures[i], is_dead)
+                labels[i] = Rejected("the network's output is constant") if dead else ids_HW
         guard.finish()
         return [labels[i] for i in range(len(pictures))]
 
     def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> tuple[Tensor, Tensor, list[bool]]:
         """Class logits (B, Q, C + 1), mask logits (B, Q, H, W) of the padded input, whether an image's are all one number."""
         config = self._config
-        rgb_BCHW = torch.cat([resize_rgb(picture, self._device, height, width) for picture in pictures])
+        rgb_BCHW = fed(pictures, self._device, height, width)
         padding = (0, -width % _DIVISOR, 0, -height % _DIVISOR)
         pixels_BCHW = F.pad(standardise(rgb_BCHW, config.mean, config.std), padding)
         classes_BQC, masks_BQhw = self._forward(pixels_BCHW)
@@ -95,7 +99,7 @@ class Mask2FormerLabeller:
         return output.class_queries_logits, output.masks_queries_logits
 
 
-def _semantic(classes_QC: Tensor, masks_QHW: Tensor, size: tuple[int, int]) -> Label:
+def _semantic(classes_QC: Tensor, masks_QHW: Tensor, size: tuple[int, int]) -> Tensor:
     classes_QC = classes_QC.softmax(-1)[:, :-1]  # the last class is "no object"
     rows = max(1, _MASK_VALUES_AT_ONCE // (len(masks_QHW) * size[1]))
     bands: list[Tensor] = []
@@ -104,7 +108,7 @@ def _semantic(classes_QC: Tensor, masks_QHW: Tensor, size: tuple[int, int]) -> L
         # In parts: the scores of all classes at every pixel of one large image are 300 MB.
         parts = masks_QhW.flatten(1).T.split(_PIXELS_AT_ONCE.get(masks_QhW.device.type, 1 << 14))
         bands += [(part_PQ @ classes_QC).argmax(1) for part_PQ in parts]
-    return torch.cat(bands).to(torch.uint8).reshape(size).cpu().numpy()
+    return torch.cat(bands).to(torch.uint8).reshape(size)
 
 
 def enlarged_rows(x_CHW: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:

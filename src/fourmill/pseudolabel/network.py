@@ -8,7 +8,7 @@ B images, H and W pixels.
 
 import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourmill.core.labels import Picture
+from fourmill.core.precision import fast_products
 from fourmill.core.safe_load import UnsafeFileError, refusal
-from fourmill.core.streams import own_stream
+from fourmill.core.streams import own_stream, to_device, to_host
 from fourmill.pseudolabel.config import Colour, NetworkSettings, WeightsMissingError, seed_of
 from fourmill.pseudolabel.labeller import NetworkError
-from fourmill.pseudolabel.resample import resized
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -85,26 +85,40 @@ class Forward:
     """
 
     def __init__(
-        self, settings: NetworkSettings, device: torch.device, function: Callable[[Tensor], tuple[Tensor, ...]]
+        self,
+        settings: NetworkSettings,
+        device: torch.device,
+        function: Callable[[Tensor], tuple[Tensor, ...]],
+        blocks: Iterable[nn.Module] = (),
     ) -> None:
+        """A function that asks a network.
+
+        Args:
+            blocks: parts of the network that are alike, to be compiled instead of the whole: the first one's code serves all.
+        """
         self._device, self._dtype = device, _PRECISIONS[settings.precision]
         self._channels_last = settings.channels_last
         self._function = function
-        if settings.compile_backend is not None:
+        blocks = list(blocks)
+        if settings.compile_backend is not None and blocks:
+            for block in blocks:
+                block.compile(backend=settings.compile_backend)
+        elif settings.compile_backend is not None:
             self._function = torch.compile(function, backend=settings.compile_backend)
 
     def __call__(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
         """The function's outputs, float32."""
         if self._channels_last:
             pixels_BCHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+        is_half = self._dtype != torch.float32
+        with fast_products(is_half), torch.autocast(self._device.type, self._dtype, enabled=is_half):
             outputs = self._function(pixels_BCHW)
         return tuple(output.float() for output in outputs)
 
 
 def to_tensor(pictures: Sequence[Picture], device: torch.device) -> Tensor:
     """Images of one size as (B, 3, H, W) float32 in [0, 1]."""
-    rgb_BHWC = torch.from_numpy(np.stack([picture.rgb_HWC for picture in pictures])).to(device)
+    rgb_BHWC = to_device(np.stack([picture.rgb_HWC for picture in pictures]), device)
     return rgb_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
@@ -122,9 +136,9 @@ def shortest_edge(size: tuple[int, int], shorter_px: int, longer_px: int) -> tup
     return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
-def resize_rgb(picture: Picture, device: torch.device, height: int, width: int) -> Tensor:
-    """One image as (1, 3, height, width) float32 in [0, 1], in 256 levels still, as Pillow resizes it."""
-    return resized(picture.rgb_HWC, height, width, device)[None] / 255
+def fed(pictures: Sequence[Picture], device: torch.device, height: int, width: int) -> Tensor:
+    """Images as (B, 3, height, width) float32 in [0, 1], in 256 levels still, as Pillow resizes them."""
+    return to_tensor([Picture(picture.at(height, width)) for picture in pictures], device)
 
 
 def resize(x_BCHW: Tensor, height: int, width: int) -> Tensor:
@@ -198,7 +212,7 @@ class ConstantGuard:
 
 def as_numpy(x: Tensor) -> NDArray[np.float32]:
     """A tensor as a contiguous float32 array on the host."""
-    return np.ascontiguousarray(x.float().cpu().numpy())
+    return to_host([x.float()])[0]
 
 
 def from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:

@@ -22,7 +22,7 @@ from torch import Tensor
 from fourmill.core.coco import COCO_THINGS
 from fourmill.core.labels import Box, Picture
 from fourmill.core.safe_load import read_weights
-from fourmill.core.streams import streams_of
+from fourmill.core.streams import streams_of, to_device
 from fourmill.pseudolabel.config import VERSION, VitDetConfig, weights_digest
 from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
@@ -35,7 +35,6 @@ from fourmill.pseudolabel.network import (
     shortest_edge,
     size_of,
 )
-from fourmill.pseudolabel.resample import resized
 from fourmill.pseudolabel.stored import WEIGHTS_FILE
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, check_vitdet, read_architecture
 
@@ -62,11 +61,16 @@ class VitDetLabeller:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = placed(_load(folder, self._architecture), config, self._device)
         self.streams = streams_of(self._device)
-        self._forward = Forward(config, self._device, self._features)
+        self._forward = Forward(config, self._device, self._features, self._model.backbone.net.blocks)
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed: the same for all images, since all are padded to a square."""
         return self._architecture.image_px, self._architecture.image_px
+
+    def fed_size(self, picture: Picture) -> tuple[int, int]:
+        """Height and width of an image in that square."""
+        side = self._architecture.image_px
+        return shortest_edge(size_of(picture), side, side)
 
     @on_own_stream
     @torch.inference_mode()
@@ -86,10 +90,10 @@ class VitDetLabeller:
     def _predict(self, pictures: Sequence[Picture]) -> tuple[list[Any], list[bool]]:
         """detectron2's instances of each image at the size fed, and whether the network saw the same thing everywhere."""
         side = self._architecture.image_px
-        sizes = [shortest_edge(size_of(picture), side, side) for picture in pictures]
+        sizes = [self.fed_size(picture) for picture in pictures]
         pixels_BCHW = torch.zeros(len(pictures), 3, side, side, device=self._device)
         for place, (picture, (height, width)) in enumerate(zip(pictures, sizes, strict=True)):
-            rgb_CHW = resized(picture.rgb_HWC, height, width, self._device)
+            rgb_CHW = to_device(picture.at(height, width), self._device).permute(2, 0, 1).float()
             pixels_BCHW[place, :, :height, :width] = (rgb_CHW - self._model.pixel_mean) / self._model.pixel_std
         return self.detect(pixels_BCHW, sizes)
 

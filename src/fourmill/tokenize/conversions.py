@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from fourmill.core.metrics import DEPTH_EPS, DEPTH_TAIL, standardise_depth
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
+from fourmill.core.streams import to_device
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.samples import LabelError
 
@@ -94,8 +95,7 @@ def to_network(batch: Batch | Tensor, label: str, device: torch.device | str = "
     """
     if label == "depth" and torch.device(device).type == "cpu":
         return torch.from_numpy(standardise_depth(np.asarray(batch)))[:, None]
-    stored = batch if isinstance(batch, Tensor) else torch.from_numpy(np.require(batch, requirements=["C", "W"]))
-    stored = stored.to(device)
+    stored = batch.to(device) if isinstance(batch, Tensor) else to_device(batch, torch.device(device))
     if label == "depth":
         return standardised(stored)[:, None]
     if label == "semseg":

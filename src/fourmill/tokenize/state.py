@@ -97,9 +97,9 @@ def start(
 
 
 def _compile(model: ImageTokenizer) -> None:
-    """In place, so that names of weights stay; a plain decoder by its blocks, since its output layer is called apart."""
-    model.encoder.compile()
-    for part in model.decoder.blocks if isinstance(model.decoder, VitDecoder) else (model.decoder,):
+    """In place, so that names of weights stay; ViTs by their blocks, of which the first one's code serves all."""
+    decoder = model.decoder.blocks if isinstance(model.decoder, VitDecoder) else (model.decoder,)
+    for part in (*model.encoder.blocks, *decoder):
         part.compile()
 
 
