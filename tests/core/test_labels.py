@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -12,6 +13,7 @@ from fourmill.core.labels import (
     COCO_PANOPTIC,
     COCO_THINGS,
     Box,
+    Picture,
     decode_boxes,
     decode_depth,
     decode_image,
@@ -145,6 +147,36 @@ def test_a_grey_image_becomes_rgb() -> None:
     sink = io.BytesIO()
     Image.fromarray(grey).save(sink, "PNG")
     assert np.array_equal(decode_image(sink.getvalue()).rgb_HWC, np.repeat(grey[..., None], 3, -1))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2, "quality": 30}, {"mode": "L"}]
+)
+def test_a_jpeg_is_decoded_as_pillow_decodes_it(options: dict[str, Any]) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((53, 41), Image.Resampling.BICUBIC).convert(options.pop("mode", "RGB"))
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", **options)
+    expected = np.asarray(Image.open(io.BytesIO(sink.getvalue())).convert("RGB"))
+    found = decode_image(sink.getvalue()).rgb_HWC
+    assert found.shape == (41, 53, 3) and np.array_equal(found, expected)
+
+
+def test_a_jpeg_that_is_only_odd_is_decoded_all_the_same() -> None:
+    whole = jpeg(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    odd = whole[:-2] + b"odd" * 20 + whole[-2:]
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(odd, "RGB", strict=True)
+    assert np.array_equal(decode_image(odd).rgb_HWC, decode_image(whole).rgb_HWC)
+
+
+def test_a_picture_at_another_size_is_pillows_and_made_once() -> None:
+    picture = Picture(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
+    made = picture.at(45, 20)
+    expected = Image.fromarray(picture.rgb_HWC).resize((20, 45), Image.Resampling.BILINEAR)
+    assert np.array_equal(made, np.asarray(expected))
+    assert picture.at(45, 20) is made and picture.at(30, 50) is picture.rgb_HWC
+    assert picture.num_pixels == 30 * 50 + 45 * 20
 
 
 @pytest.mark.parametrize("cut", [0, 10, 400, -30])
