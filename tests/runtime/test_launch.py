@@ -10,9 +10,11 @@ from fourmill.runtime.launch import ProgramError, run_program
 
 _LONELY = """
 import os
+import signal
 import threading
 
 def main(arguments):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a child of Dagster's where interrupts are ignored
     if os.environ["RANK"] == "1":
         print("no such device", file=__import__("sys").stderr)
         return 3

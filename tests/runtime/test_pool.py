@@ -163,7 +163,8 @@ def test_a_pace_tells_how_the_work_went(tmp_path: Path, ray_session: None) -> No
 def test_a_cancelled_run_leaves_nobody_at_work(tmp_path: Path, how: signal.Signals) -> None:
     """Dagster cancels a run by SIGINT; SIGTERM, to a program that does not heed it, leaves no time for anything."""
     code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored below a shell's background
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored below a shell's background,
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL); "  # and then by what Dagster has been in as well
         "from fourmill.core.work import ShardJob, no_progress; from fourmill.core.shards import Recipe; "
         "from fourmill.runtime.pool import run_shards; from fourmill.runtime.ray_session import RayConfig; "
         "jobs = [ShardJob('train', s, Recipe(stage='echo', code_version='1'), 'run') for s in range(3)]; "

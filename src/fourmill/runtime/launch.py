@@ -148,7 +148,7 @@ def _forked(target: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator
         yield process, said
     finally:
         if process.is_alive():
-            process.terminate()
+            process.kill()  # Dagster ignores SIGTERM wherever interrupts are ignored, as below a shell's &, and so do its children
         process.join()
         said.close()
 
@@ -200,7 +200,7 @@ def _follow(processes: Sequence[ForkServerProcess], said: Connection, progress: 
             ended.join()
             if ended.exitcode:
                 for other in running.values():
-                    other.terminate()
+                    other.kill()
     return report
 
 
