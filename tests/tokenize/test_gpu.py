@@ -54,8 +54,19 @@ def test_training_steps_lower_the_loss(label: str, precision: str):
     config = SMALL[label].model_copy(update={"training": training})
     one = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
     state = start(config, LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8)), "cuda")
-    x = to_network(_labels(label, 8), label, "cuda")
-    losses = [train_step(state, x, config).loss for _ in range(30)]
-    assert np.isfinite(losses).all() and np.mean(losses[-5:]) < np.mean(losses[:5])
-    decoded = state.published.eval().detokenize(state.published.tokenize(_labels(label, 2)))
-    assert decoded.shape == _labels(label, 2).shape
+    batch = _labels(label, 8)
+    if label != "clip":
+        batch = np.ascontiguousarray(batch[:, :2, :2]).repeat(32, 1).repeat(32, 2)  # four patches: soon learnt
+    x = to_network(batch, label, "cuda")
+
+    def loss() -> float:
+        """With the same noise each time."""
+        with torch.no_grad():
+            return state.model.eval().loss(x, torch.Generator().manual_seed(0))[0].item()
+
+    before = loss()
+    state.model.train()
+    assert all(train_step(state, x, config).are_finite for _ in range(30))
+    assert loss() < before
+    decoded = state.published.eval().detokenize(state.published.tokenize(batch[:2]))
+    assert decoded.shape == batch[:2].shape
