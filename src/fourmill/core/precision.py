@@ -1,14 +1,18 @@
 """How exactly a GPU multiplies matrices of float32, and convolves with them (torch is imported here).
 
 Its tensor cores take them with ten bits (TF32), five to ten times faster than with all 24. That is plenty for layers beside
-others in bfloat16, and too little to tell which codeword is nearest, or where somebody asked for float32.
+others in bfloat16, and too little to tell which codeword is nearest, or where somebody asked for float32. torch's switch is of the
+whole process, so one thread at a time launches kernels here; they go on when it has left.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Literal
 
 import torch
+
+_switch = RLock()
 
 
 @contextmanager
@@ -30,11 +34,12 @@ def _products(wanted: Literal["high", "highest"]) -> Iterator[None]:
     if not torch.cuda.is_available():
         yield
         return
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision(wanted)
-    torch.backends.cudnn.allow_tf32 = wanted != "highest"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions
+    with _switch:
+        before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision(wanted)
+        torch.backends.cudnn.allow_tf32 = wanted != "highest"
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+            torch.backends.cudnn.allow_tf32 = convolutions
