@@ -111,8 +111,8 @@ def _tiny(config: ImageTokenizerConfig) -> ImageTokenizerConfig:
 def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
     """4M-7 B on CC12M as in the paper: 62 blocks of 200 shards of 1000 rows.
 
-    Costs (docs/benchmarks.md): about 144 H100-hours of labels at the paper's sizes, 229 of pretraining at 40 % of the
-    peak. Not yet run at scale.
+    Costs (docs/benchmarks.md): at most 360 H200-hours of labels at the paper's sizes, as measured by one process on a GPU, of which
+    ViTDet 230; 229 of pretraining at 40 % of the peak. Not yet run at scale.
     """
     return Project(
         profile="cc12m_4m7",
