@@ -256,3 +256,5 @@ def test_features_that_stay_on_the_device_become_the_same_tokens():
 def test_features_on_a_device_that_do_not_fit_are_refused(found: torch.Tensor, reason: str):
     with pytest.raises(LabelError, match=reason):
         _tokenizer("clip").tokenize(found)
+    with pytest.raises(LabelError, match="only features may be tensors"):
+        _tokenizer("rgb").tokenize(found)

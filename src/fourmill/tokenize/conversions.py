@@ -35,10 +35,13 @@ def check_batch(batch: Batch | Tensor, config: ImageTokenizerConfig) -> None:
         LabelError: another type, shape, size or range.
     """
     label = config.label
-    if label == "clip" and isinstance(batch, Tensor):
+    if isinstance(batch, Tensor):
+        if label != "clip":
+            raise LabelError(
+                f"{label} is a tensor, expected an array as the store holds it; only features may be tensors"
+            )
         _check_features(batch, config)
         return
-    assert isinstance(batch, np.ndarray)
     channels = {"rgb": (3,), "normal": (3,), "clip": (config.feature_dim,)}.get(label, ())
     kind = np.uint8 if label in ("rgb", "semseg") else np.float32
     square = batch.ndim == 3 + len(channels) and batch.shape[1] == batch.shape[2] and batch.shape[3:] == channels

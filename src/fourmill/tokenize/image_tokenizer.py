@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fourmill.core.precision import fast_products
+from fourmill.core.precision import exact_products, fast_products
 from fourmill.core.ranks import ALONE, Ranks
 from fourmill.core.streams import own_stream, streams_of
 from fourmill.tokenize.config import (
@@ -209,7 +209,8 @@ class ImageTokenizer(nn.Module):
         # Its last layer is in float32 also then, so that codewords are told apart; ten bits of it are plenty beside bfloat16.
         with fast_products(is_half), torch.autocast(x.device.type, kind, enabled=is_half):
             features_BDhw = self.encoder(self._embedded(x))
-        return self.quantize.nearest(self.quant_proj(features_BDhw.float()))
+        with exact_products():
+            return self.quantize.nearest(self.quant_proj(features_BDhw.float()))
 
     @torch.no_grad()
     def detokenize(self, tokens_BN: NDArray[np.integer], seed: int = 0, sample_steps: int | None = None) -> Batch:
