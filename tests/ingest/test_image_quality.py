@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fourmill.ingest import jpeg
 from fourmill.ingest.jpeg import decode_reduced, read_header
 from fourmill.ingest.pixels import reduced_size
+from fourmill.ingest.reduce import Detail, reduce_to
 
 AIM_DB = 38
 SIZES = [(600, 450), (799, 533), (1023, 681), (1600, 1200)]
@@ -117,6 +118,26 @@ def test_reduced_decoding_is_as_good_as_full(kind: str, size: tuple[int, int]) -
 def test_large_pictures_too(kind: str) -> None:
     check(encoded(PICTURES[kind](2501, 1667), **OPTIONS[1]), BOUNDS)
     check(encoded(np.tile(PICTURES[kind](2000, 1500), (2, 2, 1)), **OPTIONS[0]), [256, 768])
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("ratio", [1.02, 1.3, 1.7, 2.0, 2.4, 2.8, 3.1, 3.6])
+def test_cheaper_averaging_is_as_good(kind: str, ratio: float) -> None:
+    for width, height in ((400, 300), (733, 551), (1023, 681)):
+        rgb = np.ascontiguousarray(PICTURES[kind](width, height))
+        size = round(width / ratio), round(height / ratio)
+        expected = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        assert psnr(reduce_to(rgb, size), expected) >= AIM_DB, (width, height)
+
+
+def test_sharp_pictures_are_averaged_exactly_and_soft_ones_cheaply() -> None:
+    for rgb, is_exact in ((text(600, 450), True), (noise(600, 450), True), (photo(600, 450, 1.7), False)):
+        expected = cv2.resize(np.ascontiguousarray(rgb), (256, 192), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(reduce_to(rgb, (256, 192)), expected) is is_exact
+
+
+def test_detail_of_rows_that_differ_is_no_less_than_nothing() -> None:
+    assert all(Detail.of(text(600, height)).sharpness > 1000 for height in (400, 450, 533))
 
 
 def decodings(monkeypatch: pytest.MonkeyPatch, rgb: np.ndarray, bound: int) -> list[int]:

@@ -17,10 +17,10 @@ from fourmill.ingest.pixels import (
     as_stored,
     check_bounds,
     encode,
-    reduce_to,
     reduced_size,
     turn_upright,
 )
+from fourmill.ingest.reduce import reduce_to
 
 __all__ = ["ImageError", "ImageStatus", "Normalised", "normalise"]
 

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from fourmill.ingest.pixels import ImageError, Pixels, Size, reduce_to
+from fourmill.ingest.pixels import ImageError, Pixels, Size
+from fourmill.ingest.reduce import MAX_ERROR, Detail, reduce_to
 
 _SOI, _SOS, _EOI, _APP1, _APP2 = 0xD8, 0xDA, 0xD9, 0xE1, 0xE2
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
@@ -23,10 +22,8 @@ MAX_SCANS = 100
 # photographs and on noise, text, edges and zone plates of 600 to 4000 pixels; tests/ingest/test_image_quality.py holds it.
 _ERROR_OF_SHARPNESS = {2: 0.04, 4: 0.08, 8: 0.08}
 _ERROR_FALL = 2.2
-_MAX_ERROR = 255**2 / 10**3.95  # mean square that is 39.5 dB; the aim is 38
 _SURE_MARGIN = 1.8  # times the target's size: from here most photographs pass at the first attempt
 _SOFT_BITS = 2.0  # of the file, a pixel: a softer picture passes with less margin
-_SAMPLED_ROWS = 32
 
 _CUT = ("premature end", "empty")
 _BROKEN = ("corrupt jpeg data", "corrupt", "inconsistent progression", "bogus")
@@ -112,8 +109,10 @@ def decode_reduced(data: bytes, header: JpegHeader, size: Size) -> Pixels:
     ratio = max(header.width, header.height) / max(size)
     for factor in _factors(ratio, len(data) * 8 / (header.width * header.height)):
         rgb = _decode(data, -(-header.height // factor), -(-header.width // factor), factor, "RGB")
-        if _expected_error(rgb, header, factor, ratio / factor) <= _MAX_ERROR:
-            return reduce_to(rgb, size)
+        detail = Detail.of(rgb)
+        error = _expected_error(rgb, detail, header, factor, ratio / factor)
+        if error <= MAX_ERROR:
+            return reduce_to(rgb, size, detail, error)
     return reduce_to(_decode(data, header.height, header.width, 1, "RGB"), size)
 
 
@@ -163,28 +162,16 @@ def _factors(ratio: float, bits_a_pixel: float) -> list[int]:
     return coarse
 
 
-def _expected_error(rgb: Pixels, header: JpegHeader, factor: int, margin: float) -> float:
+def _expected_error(rgb: Pixels, detail: Detail, header: JpegHeader, factor: int, margin: float) -> float:
     """Upper estimate of the mean square that reduced decoding puts in, in 8-bit steps, after reducing by `margin`.
 
-    Two parts: sharpness, the mean square second difference of neighbours (a sharper picture has more of the frequencies
-    that reduced decoding drops), and the picture's shift where its size is no multiple of the factor.
+    Two parts: sharpness (a sharper picture has more of the frequencies that reduced decoding drops), and the picture's shift
+    where its size is no multiple of the factor.
     """
     height, width = rgb.shape[:2]
-    if height < 3 or width < 3:
-        return np.inf
-    step = max(1, height // _SAMPLED_ROWS)
-    rows, below, further = rgb[:-2:step], rgb[1:-1:step], rgb[2::step]
-    across, across_2 = _difference(rows[:, 1:], rows[:, :-1]), _difference(rows[:, 2:], rows[:, :-2])
-    down, down_2 = _difference(below, rows), _difference(further, rows)
-    sharpness = (4 * (across + down) - across_2 - down_2) / 2
-    shift = (width - header.width / factor) ** 2 * across + (height - header.height / factor) ** 2 * down
-    return _ERROR_OF_SHARPNESS[factor] * margin**-_ERROR_FALL * sharpness + shift / 3 / margin**0.5
-
-
-def _difference(one: Pixels, other: Pixels) -> float:
-    import cv2
-
-    return cv2.norm(one, other, cv2.NORM_L2SQR) / one.size
+    shift_x, shift_y = width - header.width / factor, height - header.height / factor
+    shift = shift_x**2 * detail.across + shift_y**2 * detail.down
+    return _ERROR_OF_SHARPNESS[factor] * margin**-_ERROR_FALL * detail.sharpness + shift / 3 / margin**0.5
 
 
 def _decode(data: bytes, min_height: int, min_width: int, factor: int, colours: Literal["RGB", "GRAY"]) -> Pixels:

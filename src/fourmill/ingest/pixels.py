@@ -1,4 +1,4 @@
-"""Pixels between decoding and encoding: reduced by area, turned upright, written as JPEG. OpenCV and libjpeg-turbo."""
+"""Pixels between decoding and encoding: their bounds, turned upright, written as JPEG. OpenCV and libjpeg-turbo."""
 
 from typing import Any, Literal
 
@@ -49,15 +49,6 @@ def reduced_size(width: int, height: int, max_side_px: int) -> Size:
         return width, height
     scale = max_side_px / longer
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def reduce_to(rgb: Pixels, size: Size) -> Pixels:
-    """Reduce (H, W, 3) to `size` (width, height) by averaging over areas."""
-    if rgb.shape[1::-1] == size:
-        return rgb
-    import cv2
-
-    return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def as_stored(size: Size, orientation: int) -> Size:
