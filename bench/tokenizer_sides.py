@@ -121,8 +121,7 @@ def _ours(work: Work) -> Callable[[], float]:
     from fourmill.tokenize.train import train_step
     from fourmill.tokenize.train_set import LabelArrays
 
-    if work.device == "cuda":
-        prepare_torch(work.threads, work.precision == "bf16")
+    prepare_torch(work.threads, work.precision == "bf16")
     config = paper_tokenizers()[work.label]
     training = config.training.model_copy(
         update={

@@ -11,14 +11,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.report import report
 from bench.tokenizer_sides import CODES, Side, Work, make_environment
+from fourmill.pipelines.environment import fast_precision
 
 Clock = Callable[[], float]
 PX = 224
+PRECISIONS = ("fp32", "bf16")
 
 
 def encoding(
@@ -82,7 +85,9 @@ def quantizing(images: int) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
 def _give_back_what_is_freed() -> None:
     """Have glibc return large blocks at once, so that the process is as large as what it holds (M_MMAP_THRESHOLD of malloc.h)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).mallopt(-3, 2**20)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2**20)
+        libc.malloc_trim(0)  # what was kept until now
 
 
 class _Peak:
@@ -108,9 +113,11 @@ class _Peak:
         self._thread.join()
 
 
-def steps_of(work: Work, rounds: int, clock: str = "seconds") -> tuple[tuple[Any, ...], float, float]:
+def steps_of(
+    work: Work, their_precision: str, rounds: int, clock: str = "seconds"
+) -> tuple[tuple[Any, ...], float, float]:
     """A training step of ours and of the public implementation on the same batch, in turns, each in a process of its own."""
-    sides = [Side(name, work) for name in ("ours", "theirs")]
+    sides = [Side("ours", work), Side("theirs", replace(work, precision=their_precision))]
     for side in sides:
         side.step()  # memory is allocated, kernels are chosen
     answers = [[side.step() for side in sides] for _ in range(rounds)]
@@ -119,9 +126,9 @@ def steps_of(work: Work, rounds: int, clock: str = "seconds") -> tuple[tuple[Any
     ours, theirs = (statistics.median(one[i][clock] for one in answers) for i in range(2))
     peaks = [answers[-1][i]["peak_mb"] for i in range(2)]
     row = (
-        f"training step of {work.label}, {work.batch} x {work.px} px, fp32{', ours compiled' if work.is_compiled else ''}",
+        f"training step of {work.label}, {work.batch} x {work.px} px, {work.precision}{', ours compiled' if work.is_compiled else ''}",
         f"{ours:.2f} s, {peaks[0]:.0f} MB",
-        f"{theirs:.2f} s, {peaks[1]:.0f} MB by the public code",
+        f"{theirs:.2f} s, {peaks[1]:.0f} MB by the public code in {their_precision}",
     )
     return row, theirs / ours, peaks[0] / peaks[1]
 
@@ -153,6 +160,14 @@ def main() -> None:
         "--cpu-time", action="store_true", help="one thread and its CPU seconds, for a machine that is not idle"
     )
     parser.add_argument("--compile", action="store_true", help="ours compiled: minutes of compiling each on a CPU")
+    parser.add_argument(
+        "--precision",
+        choices=("own", *PRECISIONS),
+        nargs="*",
+        default=["own"],
+        help="of training steps on the CPU: of both sides, or each side's own, which is bf16 for ours where the CPU has it, and "
+        "fp32 for the public code, whose autocast is of GPUs alone",
+    )
     parser.add_argument("--labels", nargs="*", default=[], help=f"tokenizers to train a step of: {', '.join(CODES)}")
     parser.add_argument(
         "--gpu-batch", type=int, default=32, help="images of a training step on a GPU, where there is one"
@@ -194,17 +209,31 @@ def on_cpu(given: argparse.Namespace) -> tuple[list[tuple[Any, ...]], dict[str, 
     if given.peer is None:
         rows.append(("training step", "absent", "give a checkout of the public 4M with --peer"))
         return rows, figures
+    for precision in given.precision:
+        found, ratios = _steps(given, precision, threads)
+        rows += found
+        figures |= ratios
+    return rows, figures
+
+
+def _steps(given: argparse.Namespace, precision: str, threads: int) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
+    """Training steps of all labels, in one precision or in each side's own."""
+    ours, theirs = (fast_precision(), "fp32") if precision == "own" else (precision, precision)
+    end = "" if precision == "own" else f"_{precision}"
+    rows: list[tuple[Any, ...]] = []
     ratios: list[tuple[float, float]] = []
+    figures: dict[str, float] = {}
     for label in given.labels or (["rgb"] if given.quick else list(CODES)):
         size = (1, 64) if given.quick else (2, PX)
-        work = Work(label, *size, threads, str(given.peer.resolve()), given.compile)
-        row, speedup, memory = steps_of(work, 2 if given.quick else 3, "cpu_s" if given.cpu_time else "seconds")
+        work = Work(label, *size, threads, str(given.peer.resolve()), given.compile, precision=ours)
+        clock = "cpu_s" if given.cpu_time else "seconds"
+        row, speedup, memory = steps_of(work, theirs, 2 if given.quick else 3, clock)
         print(*row, sep=" | ", file=sys.stderr, flush=True)  # the next one takes minutes
         rows.append(row)
         ratios.append((speedup, memory))
-        figures |= {f"train_step_speedup_{label}": speedup, f"peak_memory_ratio_{label}": memory}
-    figures["train_step_speedup"] = statistics.geometric_mean(speed for speed, _ in ratios)
-    figures["peak_memory_ratio"] = statistics.geometric_mean(memory for _, memory in ratios)
+        figures |= {f"train_step_speedup_{label}{end}": speedup, f"peak_memory_ratio_{label}{end}": memory}
+    figures[f"train_step_speedup{end}"] = statistics.geometric_mean(speed for speed, _ in ratios)
+    figures[f"peak_memory_ratio{end}"] = statistics.geometric_mean(memory for _, memory in ratios)
     return rows, figures
 
 

@@ -42,7 +42,7 @@ class VitEncoder(nn.Module):
         """Features (B, D, h, w) float32 of an input of any size that is a multiple of the patch."""
         x_BDhw = self.proj(x_BCHW)
         x_BDhw = x_BDhw + fit_positions(self.pos_emb, *x_BDhw.shape[2:])
-        x_BND = x_BDhw.flatten(2).transpose(1, 2)
+        x_BND = _by_token(x_BDhw)
         for block in self.blocks:
             x_BND = block(x_BND)
         with torch.autocast(x_BND.device.type, enabled=False):
@@ -65,7 +65,7 @@ class PatchEncoder(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Features (B, D, h, w) float32."""
         x_BDhw = self.proj(x_BCHW)
-        x_BND = x_BDhw.flatten(2).transpose(1, 2)
+        x_BND = _by_token(x_BDhw)
         for block in self.blocks:
             x_BND = block(x_BND)
         with torch.autocast(x_BND.device.type, enabled=False):
@@ -91,7 +91,7 @@ class VitDecoder(nn.Module):
     def features(self, x_BDhw: Tensor) -> Tensor:
         """What the output layer reads: (B, N, D)."""
         x_BDhw = x_BDhw + fit_positions(self.pos_emb, *x_BDhw.shape[2:])
-        x_BND = x_BDhw.flatten(2).transpose(1, 2)
+        x_BND = _by_token(x_BDhw)
         for block in self.blocks:
             x_BND = block(x_BND)
         return x_BND + self.post_mlp(self.norm_mlp(x_BND))
@@ -123,6 +123,11 @@ class _MlpBlock(nn.Module):
 
 def _block(width: int, heads: int) -> Block:
     return Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=_norm)  # type: ignore[arg-type]
+
+
+def _by_token(x_BDhw: Tensor) -> Tensor:
+    """(B, N, D) with a token's channels side by side; else every sum of all blocks would be laid out channels first."""
+    return x_BDhw.flatten(2).transpose(1, 2).contiguous()
 
 
 def choose_attention(model: nn.Module, device: torch.device) -> None:
