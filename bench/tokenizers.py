@@ -202,8 +202,8 @@ def on_cpu(given: argparse.Namespace) -> tuple[list[tuple[Any, ...]], dict[str, 
     threads = 1 if given.cpu_time else os.cpu_count() or 1
     clock = time.process_time if given.cpu_time else time.perf_counter
     torch.set_num_threads(threads)
-    rows, figures = encoding(*((2, 3) if given.quick else (16, 7)), clock=clock)
-    found, shares = quantizing(16 if given.quick else 32)
+    rows, figures = quantizing(16 if given.quick else 32)  # first: its memory is that of the process
+    found, shares = encoding(*((2, 3) if given.quick else (16, 7)), clock=clock)
     rows += found
     figures |= shares
     if given.peer is None:

@@ -52,10 +52,10 @@ def demo_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig]:
     # Small batches, narrow U-Nets and many steps: in the time that gives rgb 21.7 dB, depth 0.088 and normals 6.7 degrees
     # with 16 images and 48 channels, 8 and 32 reach 22.4, 0.079 and 6.4.
     return {
-        "rgb": one("rgb", 420, 8, 3e-3),
-        "depth": one("depth", 430, 8, 3e-3, commitment=4.0),
-        "normal": one("normal", 350, 8, 3e-3, commitment=4.0),
-        "semseg": one("semseg", 660, 8, 1.6e-3),
+        "rgb": one("rgb", 440, 8, 3e-3),
+        "depth": one("depth", 480, 8, 3e-3, commitment=4.0),
+        "normal": one("normal", 370, 8, 3e-3, commitment=4.0),
+        "semseg": one("semseg", 710, 8, 1.6e-3),
         "clip": one("clip", 260, 8, 1e-3),
     }
 
