@@ -1,5 +1,6 @@
 """Which samples a step sees, and how: a function of (seed, draw), so that a resumed training sees what it would have seen."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,13 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> ND
         raise ValueError("a training set without samples has no batches")
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_samples
-    shuffles = {int(e): np.random.default_rng([seed, int(e)]).permutation(num_samples) for e in np.unique(epochs)}
+    shuffles = {int(epoch): _shuffle(num_samples, seed, int(epoch)) for epoch in np.unique(epochs)}
     return np.array([shuffles[int(e)][p] for e, p in zip(epochs, positions % num_samples, strict=True)], np.int64)
+
+
+@lru_cache(maxsize=2)  # of twelve million samples: a fifth of a second, at every step otherwise
+def _shuffle(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
 def batch_flips(batch_size: int, seed: int, step: int) -> NDArray[np.bool_]:

@@ -25,7 +25,7 @@ from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.modality import SEMSEG_INVALID
 from fourmill.tokenize.config import NUM_CLASS_ROWS, ImageLabel
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
-from fourmill.tokenize.train_set import LabelArrays, unpack
+from fourmill.tokenize.train_set import LabelArrays, spread, unpack
 
 HEADLINES: dict[ImageLabel, tuple[str, str]] = {
     "rgb": ("psnr_db", "higher"),
@@ -185,7 +185,7 @@ def _name(class_id: int) -> str:
 
 def _baseline(label: ImageLabel, labels: LabelArrays, true: NDArray[Any]) -> NDArray[Any]:
     """The training set's mean or most common map at the held-out samples' side, for each of them."""
-    found = baseline_map(label, unpack(labels.train, label))
+    found = baseline_map(label, unpack(spread(labels.train), label))
     side, packed = true.shape[1], found.shape[0]
     if side != packed and label == "clip":
         map_1CHW = torch.from_numpy(found).movedim(-1, 0)[None]

@@ -11,10 +11,11 @@ from fourmill.tokenize.config import ImageTokenizerConfig, TrainingConfig
 from fourmill.tokenize.guard import Guard
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError
-from fourmill.tokenize.train_set import LabelArrays, unpack
+from fourmill.tokenize.train_set import LabelArrays, spread, unpack
 from fourmill.tokenize.vit import VitDecoder
 
 _EMA_WARMUP = 10.0  # the average's decay is n / (n + 10) after n steps, until it reaches its own: early weights fade
+_SPAN_OF = 65_536  # depth maps whose span is taken; of more, as many evenly spread
 
 
 @dataclass
@@ -120,5 +121,6 @@ def _average(model: ImageTokenizer, training: TrainingConfig) -> ModelEmaV3 | No
 
 def _depth_span(labels: LabelArrays) -> tuple[float, float]:
     """Least and largest standardised depth of the training set, in parts so that it need not be unpacked at once."""
-    parts = [standardise_depth(unpack(labels.train[i : i + 256], "depth")) for i in range(0, len(labels.train), 256)]
+    maps = spread(labels.train, _SPAN_OF)
+    parts = [standardise_depth(unpack(maps[i : i + 256], "depth")) for i in range(0, len(maps), 256)]
     return round(float(min(p.min() for p in parts)), 3), round(float(max(p.max() for p in parts)), 3)

@@ -68,7 +68,7 @@ def train_tokenizer(spec: TokenizerSpec, progress: Progress) -> str:
 
 
 def _train(store: Store, spec: TokenizerSpec, ranks: Ranks, progress: Progress) -> None:
-    labels = read_label(store, spec.train_set, spec.train_set_digest, spec.config.label)
+    labels = read_label(store, spec.train_set, spec.train_set_digest, spec.config.label, is_checked=not ranks.is_first)
     begun = load_image_tokenizer(store, spec.earlier[-1].path) if spec.earlier else None
     with Journal(Path(spec.run_folder) / "tensorboard", spec.config, ranks.is_first) as journal:
         training = Training(spec, Batches(labels, spec.config, ranks), ranks, progress, journal, begun)

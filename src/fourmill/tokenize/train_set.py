@@ -1,31 +1,34 @@
 """The frozen subset that image tokenizers are trained on: crops of images and labels, packed into one file.
 
-Only the configured blocks are read, so blocks that come later do not change it. safetensors, so nothing in it runs.
+Only the configured blocks are read, so blocks that come later do not change it.
 """
 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from fourmill.core.crops import CropRow, crop_rgb, random_crop
-from fourmill.core.digest import digest_bytes
 from fourmill.core.names import Layout, SampleKey, Split
 from fourmill.core.shards import ShardPlace, need, read_members, read_rows
 from fourmill.core.store import Store
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
+from fourmill.tokenize.packed import PackWriter, digest_file, local_file, map_arrays
 from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label
 
 _log = logging.getLogger(__name__)
 
 _FEATURES_BATCH = 64
+_PACKED_AT_ONCE = 64
 
 
+T = TypeVar("T")
 _Sample = tuple[SampleKey, dict[str, NDArray[Any]]]
 
 
@@ -51,6 +54,7 @@ def build_train_set(
     input_px: int,
     features: Features | None = None,
     train_features: Features | None = None,
+    scratch: Path | None = None,
 ) -> TrainSet:
     """Pack the first samples of the blocks that have every label; publish under the digest of the content.
 
@@ -58,36 +62,31 @@ def build_train_set(
         input_px: side of the held-out samples, and of the others where the config has none.
         features: makes the CLIP features; without it the set has none and no clip tokenizer can be trained on it.
         train_features: makes those of the training split, where CLIP sees its crops at another side; `features` by default.
+        scratch: local folder that arrays grow in; the system's temporary one by default.
 
     Raises:
         MissingShardError: a shard of the blocks is not labelled yet.
         TrainSetError: not one sample in a split has every label.
     """
-    arrays: dict[str, NDArray[Any]] = {}
     counts: dict[str, int] = {}
     wanted_of: dict[Split, int] = {"train": config.num_samples, "val": config.num_eval}
-    for split, wanted in wanted_of.items():
-        part = "train" if split == "train" else "eval"
-        side_px = config.side_px or input_px if split == "train" else input_px
-        found = _take(_samples(store, dataset, layout, config.blocks, split, side_px), wanted)
-        if not found:
-            raise TrainSetError(
-                f"no {split} sample of {dataset} in {', '.join(config.blocks)} has an image and all of "
-                f"{', '.join(FOLDERS)}: look at the ledgers of these blocks, or add blocks to the train_set config"
-            )
-        packed = _pack(found)
-        if features is not None and split == "train":
-            packed["clip"] = _crop_features(train_features or features, packed, config, input_px)
-        elif features is not None:
-            packed["clip"] = _features(features, packed["rgb"])
-        arrays |= {f"{part}/{name}": array for name, array in packed.items()}
-        counts[part] = len(found)
-        _log.info("train set: %d of %d %s samples", len(found), wanted, split)
-    data = save(dict(sorted(arrays.items())))
-    digest = digest_bytes(data)
-    path = f"{dataset}/train_sets/{digest}.safetensors"
-    if not store.exists(path):
-        store.write(path, data)
+    with PackWriter(scratch) as writer:
+        for split, wanted in wanted_of.items():
+            part = "train" if split == "train" else "eval"
+            side_px = config.side_px or input_px if split == "train" else input_px
+            samples = _samples(store, dataset, layout, config.blocks, split, side_px)
+            counts[part] = _append(writer, part, islice(samples, wanted))
+            if not counts[part]:
+                raise TrainSetError(
+                    f"no {split} sample of {dataset} in {', '.join(config.blocks)} has an image and all of "
+                    f"{', '.join(FOLDERS)}: look at the ledgers of these blocks, or add blocks to the train_set config"
+                )
+            if features is not None and split == "train":
+                _append_crop_features(writer, train_features or features, config, input_px)
+            elif features is not None:
+                _append_features(writer, part, features, iter(writer.rows(f"{part}/rgb")))
+            _log.info("train set: %d of %d %s samples", counts[part], wanted, split)
+        digest, path = writer.publish(store, f"{dataset}/train_sets")
     return TrainSet(digest, path, counts["train"], counts["eval"])
 
 
@@ -100,27 +99,36 @@ class LabelArrays:
     eval_semseg: NDArray[np.uint8]
 
 
-def read_label(store: Store, path: str, digest: str, label: ImageLabel) -> LabelArrays:
-    """Read one label from a packed set; everything stays packed until a batch is unpacked with `unpack`.
+def read_label(store: Store, path: str, digest: str, label: ImageLabel, is_checked: bool = False) -> LabelArrays:
+    """One label of a packed set, read from the file as batches are taken; packed until `unpack`. From a remote store the file
+    is copied to this machine once.
+
+    Args:
+        is_checked: another process compares its digest, which takes reading all of it.
 
     Raises:
         TrainSetError: no such file, another digest, or a label that it does not hold.
     """
     try:
-        data = store.read(path)
+        file = local_file(store, path)
     except FileNotFoundError:
         raise TrainSetError(f"no training set at {path}: materialize tokenizers/train_set first") from None
-    if (found := digest_bytes(data)) != digest:
+    if not is_checked and (found := digest_file(file)) != digest:
         raise TrainSetError(
-            f"{path} has digest {found[:12]}, expected {digest[:12]}: materialize tokenizers/train_set again"
+            f"{file} has digest {found[:12]}, expected {digest[:12]}: delete it and materialize tokenizers/train_set again"
         )
     try:
-        arrays = load(data)
+        arrays = map_arrays(file)
     except SafetensorError as error:
         raise TrainSetError(f"{path} is not a packed training set: {error}") from error
     if f"train/{label}" not in arrays:
         raise TrainSetError(f"{path} holds {', '.join(sorted(arrays))}, no {label}: build it with a features callable")
     return LabelArrays(arrays[f"train/{label}"], arrays[f"eval/{label}"], arrays["eval/semseg"])
+
+
+def spread(packed: NDArray[Any], most: int = 4096) -> NDArray[Any]:
+    """At most so many rows of a packed array, evenly spread: for what needs no more of them, such as mean maps."""
+    return packed[:: -(-len(packed) // most)]
 
 
 def unpack(packed: NDArray[Any], label: str) -> NDArray[Any]:
@@ -159,8 +167,14 @@ def image_sizes(store: Store, place: ShardPlace) -> dict[SampleKey, tuple[int, i
     return {SampleKey(row["key"]): (row["width"], row["height"]) for row in rows if row["status"] == "ok"}
 
 
-def _take(samples: Iterator[_Sample], wanted: int) -> list[_Sample]:
-    return [sample for _, sample in zip(range(wanted), samples, strict=False)]
+def _append(writer: PackWriter, part: str, samples: Iterator[_Sample]) -> int:
+    """Pack samples; how many there were."""
+    count = 0
+    for some in _parts(samples, _PACKED_AT_ONCE):
+        for name, array in _pack(some).items():
+            writer.append(f"{part}/{name}", array)
+        count += len(some)
+    return count
 
 
 def _pack(found: list[_Sample]) -> dict[str, NDArray[Any]]:
@@ -175,16 +189,15 @@ def _pack(found: list[_Sample]) -> dict[str, NDArray[Any]]:
     }
 
 
-def _crop_features(
-    features: Features, packed: dict[str, NDArray[Any]], config: TrainSetConfig, input_px: int
-) -> NDArray[np.float16]:
+def _append_crop_features(writer: PackWriter, features: Features, config: TrainSetConfig, input_px: int) -> None:
     """Features of every sample's whole square, then of every sample's second crop, and so on."""
-    px, parts = config.clip_px or input_px, []
+    px, rgb, keys = config.clip_px or input_px, writer.rows("train/rgb"), writer.rows("train/keys")
     for number in range(config.clip_crops):
-        rows = [_clip_crop(int(key), number, packed["rgb"].shape[1], config) for key in packed["keys"]]
-        crops = [crop_rgb(rgb, row, px) for rgb, row in zip(packed["rgb"], rows, strict=True)]
-        parts.append(_features(features, np.stack(crops)))
-    return np.concatenate(parts)
+        crops = (
+            crop_rgb(one, _clip_crop(int(key), number, rgb.shape[1], config), px)
+            for one, key in zip(rgb, keys, strict=True)
+        )
+        _append_features(writer, "train", features, crops)
 
 
 def _clip_crop(key: int, number: int, side_px: int, config: TrainSetConfig) -> CropRow:
@@ -193,11 +206,13 @@ def _clip_crop(key: int, number: int, side_px: int, config: TrainSetConfig) -> C
     return random_crop(np.random.default_rng([key, number]), side_px, side_px, config.clip_crop_scale)
 
 
-def _features(features: Features, rgb_BHWC: NDArray[np.uint8]) -> NDArray[np.float16]:
+def _append_features(writer: PackWriter, part: str, features: Features, crops: Iterator[NDArray[np.uint8]]) -> None:
     """Features of all crops, the last batch filled up so that a sample's do not depend on how many there are."""
-    parts: list[NDArray[np.float16]] = []
-    for start in range(0, len(rgb_BHWC), _FEATURES_BATCH):
-        part = rgb_BHWC[start : start + _FEATURES_BATCH]
-        filler = np.repeat(part[:1], _FEATURES_BATCH - len(part), axis=0)
-        parts.append(features(np.concatenate([part, filler]))[: len(part)].astype(np.float16))
-    return np.concatenate(parts)
+    for some in _parts(crops, _FEATURES_BATCH):
+        filled = np.stack(some + some[:1] * (_FEATURES_BATCH - len(some)))
+        writer.append(f"{part}/clip", features(filled)[: len(some)].astype(np.float16))
+
+
+def _parts(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    while part := list(islice(items, size)):
+        yield part
