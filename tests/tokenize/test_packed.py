@@ -1,6 +1,7 @@
 """Training sets in one file: written in parts, read where they lie."""
 
 import hashlib
+import os
 import tracemalloc
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from fourmill.core.digest import digest_file
 from fourmill.core.store import LocalStore
-from fourmill.tokenize.packed import PackWriter, digest_file, local_file, map_arrays
+from fourmill.tokenize.packed import PackWriter, local_file, map_arrays
 from fourmill.tokenize.train_set import spread
 
 ARRAYS = {
@@ -58,6 +60,17 @@ def test_a_set_of_any_size_takes_little_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    for name, age_s in (("pack-old", 7 * 3600), ("pack-new", 60)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.rgb").write_bytes(b"rows")
+        for one in (tmp_path / name / "train.rgb", tmp_path / name):
+            seen = one.stat().st_mtime - age_s
+            os.utime(one, (seen, seen))
+    with PackWriter(tmp_path):
+        assert not (tmp_path / "pack-old").exists() and (tmp_path / "pack-new").is_dir()
 
 
 def test_rows_that_do_not_fit_are_refused_by_name():

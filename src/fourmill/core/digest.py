@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -12,6 +13,12 @@ Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 def digest_bytes(data: bytes) -> str:
     """sha256 of the bytes, 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file of any size, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_json(value: Json) -> str:

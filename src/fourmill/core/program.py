@@ -69,7 +69,7 @@ def prepare_torch(threads: int, half_precision: bool) -> None:
 
     torch.set_flush_denormal(True)  # this thread's, and of those that it begins: before there are any
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    _keep_freed_memory()
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high" if half_precision else "highest")
@@ -79,7 +79,7 @@ def prepare_torch(threads: int, half_precision: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Have glibc keep what is freed for what is allocated next; does nothing where malloc is another one.
 
     A training step frees and allocates its gradients and activations again. Returned to the system and filled with zeros at their

@@ -6,13 +6,13 @@ whichever file they came.
 
 import json
 from collections.abc import Callable
-from hashlib import file_digest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 
+from fourmill.core.digest import digest_file
 from fourmill.core.safe_load import read_weights
 from fourmill.core.store import Store
 from fourmill.pseudolabel import clip, detector, dpt, mask2former
@@ -86,8 +86,7 @@ def _card(known: Pointer, source: Path) -> str:
     lines = [f"# {known.name}", "", f"- digest of weights and config: {known.digest}", f"- network: {known.kind}"]
     lines += [f"- origin: {known.origin}"]
     if source.is_file():
-        with source.open("rb") as file:
-            lines += [f"- sha256 of the file it was made from: {file_digest(file, 'sha256').hexdigest()}"]
+        lines += [f"- sha256 of the file it was made from: {digest_file(source)}"]
     lines += [f"- licence: {known.licence}"]
     lines += [f"- the public weights of this name: {public.about}; licence: {public.licence}", ""]
     return "\n".join(lines)

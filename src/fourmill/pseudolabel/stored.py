@@ -9,12 +9,11 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import file_digest
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from fourmill.core.digest import digest_json
+from fourmill.core.digest import digest_file, digest_json
 from fourmill.core.store import LocalStore, Store
 
 CARD = "card.md"
@@ -222,6 +221,5 @@ def _stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
 def _folder_digest(folder: str, stats: tuple[tuple[str, int, int], ...]) -> str:
     files: dict[str, str] = {}
     for name, _, _ in stats:
-        with (Path(folder) / name).open("rb") as file:
-            files[name] = file_digest(file, "sha256").hexdigest()
+        files[name] = digest_file(Path(folder) / name)
     return digest_json(["files", files])

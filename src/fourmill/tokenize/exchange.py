@@ -7,7 +7,6 @@ metadata, or a `.pth` of the public training program, of which only arrays and a
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fourmill.core.digest import digest_bytes
+from fourmill.core.digest import digest_bytes, digest_file
 from fourmill.core.safe_load import read_checkpoint
 from fourmill.core.sequences import TextTokenizer
 from fourmill.core.store import Store
@@ -185,8 +184,7 @@ def _origin_lines(origin: Origin) -> list[str]:
 
 
 def _card(name: str, config: ImageTokenizerConfig, file: Path, origin: Origin) -> str:
-    with file.open("rb") as opened:
-        digest = file_digest(opened, "sha256").hexdigest()
+    digest = digest_file(file)
     return "\n".join(
         [
             f"# {name}",

@@ -9,8 +9,10 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +27,8 @@ from fourmill.core.store import LocalStore, Store
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "I64": np.int64, "F16": np.float16}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _PIECE = 1 << 22
+_PREFIX = "pack-"
+_ABANDONED_AFTER_S = 6 * 3600.0  # as stores have it: no set grows so slowly
 
 
 @dataclass
@@ -49,13 +53,14 @@ class _Rows:
 class PackWriter:
     """Takes rows of named arrays, in a folder of its own that is gone afterwards; needs twice the set's size on disks in all."""
 
-    scratch: Path | None = None  # parent of that folder; the system's by default
+    scratch: Path | None = None  # parent of that folder, where killed writers' are removed too; the system's by default
     _arrays: dict[str, _Rows] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         if self.scratch is not None:
             self.scratch.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(prefix="pack-", dir=self.scratch)
+            _sweep(self.scratch)
+        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=self.scratch)
         return self
 
     def __exit__(
@@ -118,6 +123,14 @@ class PackWriter:
                 yield piece
 
 
+def _sweep(scratch: Path) -> None:
+    oldest = time.time() - _ABANDONED_AFTER_S
+    for left in scratch.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another one was first
+            if max(one.stat().st_mtime for one in (left, *left.iterdir())) < oldest:
+                shutil.rmtree(left)
+
+
 def local_file(store: Store, path: str, cache: Path | None = None) -> Path:
     """A file of the store as one of this machine; from a remote store copied once to `cache`.
 
@@ -140,12 +153,6 @@ def local_file(store: Store, path: str, cache: Path | None = None) -> Path:
             finally:
                 draft.unlink(missing_ok=True)
     return target
-
-
-def digest_file(path: Path) -> str:
-    """sha256 of a file of any size, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def map_arrays(path: Path) -> dict[str, NDArray[Any]]:

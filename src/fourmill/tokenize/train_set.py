@@ -6,6 +6,7 @@ Only the configured blocks are read, so blocks that come later do not change it.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fourmill.core.crops import CropRow, crop_rgb, random_crop
+from fourmill.core.digest import digest_file
 from fourmill.core.names import Layout, SampleKey, Split
 from fourmill.core.shards import ShardPlace, need, read_members, read_rows
 from fourmill.core.store import Store
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
-from fourmill.tokenize.packed import PackWriter, digest_file, local_file, map_arrays
+from fourmill.tokenize.packed import PackWriter, local_file, map_arrays
 from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label
 
 _log = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ def read_label(store: Store, path: str, digest: str, label: ImageLabel, is_check
         file = local_file(store, path)
     except FileNotFoundError:
         raise TrainSetError(f"no training set at {path}: materialize tokenizers/train_set first") from None
-    if not is_checked and (found := digest_file(file)) != digest:
+    if not is_checked and (found := _digest_of(file, *_stamp(file))) != digest:
         raise TrainSetError(
             f"{file} has digest {found[:12]}, expected {digest[:12]}: delete it and materialize tokenizers/train_set again"
         )
@@ -124,6 +126,16 @@ def read_label(store: Store, path: str, digest: str, label: ImageLabel, is_check
     if f"train/{label}" not in arrays:
         raise TrainSetError(f"{path} holds {', '.join(sorted(arrays))}, no {label}: build it with a features callable")
     return LabelArrays(arrays[f"train/{label}"], arrays[f"eval/{label}"], arrays["eval/semseg"])
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=16)  # a process that reads several labels of a set reads all of it once
+def _digest_of(file: Path, size: int, modified_ns: int) -> str:
+    return digest_file(file)
 
 
 def spread(packed: NDArray[Any], most: int = 4096) -> NDArray[Any]:
