@@ -74,12 +74,12 @@ def _remember(root: Path, sizes: Sizes) -> list[float]:
     return curve
 
 
-def _measure(root: Path, sizes: Sizes) -> tuple[list[Scene], list[float]]:
+def _measure(root: Path, sizes: Sizes, large_px: tuple[int, int]) -> tuple[list[Scene], list[float]]:
     pictures = {"small": root / "small", "large": root / "large"}
     for folder in pictures.values():
         folder.mkdir()
     make_small(pictures["small"], sizes.rows)
-    make_large(pictures["large"], min(100, sizes.large_rows))
+    make_large(pictures["large"], min(100, sizes.large_rows), large_px)
     small, large = (sorted(folder.iterdir()) for folder in pictures.values())
     certificate, authorities = make_certificate(root)
     folders = {name: root / name for name in ("http", "https", "2mp")}
@@ -132,10 +132,17 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round of few rows; ends within a minute")
-    sizes = QUICK if parser.parse_args().quick else FULL
+    parser.add_argument(
+        "--large",
+        default="2048x1536",
+        type=lambda given: tuple(map(int, given.split("x"))),
+        help="size of the large pictures, by default one that both decoders reduce by whole numbers",
+    )
+    given = parser.parse_args()
+    sizes = QUICK if given.quick else FULL
     their_python()
     with tempfile.TemporaryDirectory(prefix="fourmill-bench-") as root:
-        scenes, curve = _measure(Path(root), sizes)
+        scenes, curve = _measure(Path(root), sizes, given.large)
     rows, figures = _table(scenes)
     early = curve[len(curve) // 10]
     figures["rss_growth_mb"] = curve[-1] - early

@@ -39,13 +39,14 @@ def make_small(folder: Path, count: int) -> None:
         _write(folder / f"{index:06d}.jpg", whole[index % len(whole)][y : y + height, x : x + width])
 
 
-def make_large(folder: Path, count: int) -> None:
-    """JPEGs of 3 megapixels, 2048 x 1536: what a two-megapixel photograph of the web costs or a little more."""
+def make_large(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """JPEGs of `size`, width and height."""
     rng = np.random.default_rng(1)
-    whole = [_noise(2400, 1800, fall, rng) for fall in _FALLS]
+    (width, height), margin = size, 350
+    whole = [_noise(width + margin, height + margin, fall, rng) for fall in _FALLS]
     for index in range(count):
-        x, y = int(rng.integers(2400 - 2048)), int(rng.integers(1800 - 1536))
-        _write(folder / f"{index:06d}.jpg", whole[index % len(whole)][y : y + 1536, x : x + 2048])
+        x, y = int(rng.integers(margin)), int(rng.integers(margin))
+        _write(folder / f"{index:06d}.jpg", whole[index % len(whole)][y : y + height, x : x + width])
 
 
 def make_tiny(folder: Path, count: int) -> None:

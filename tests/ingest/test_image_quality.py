@@ -159,14 +159,33 @@ def decodings(monkeypatch: pytest.MonkeyPatch, rgb: np.ndarray, bound: int) -> l
 
 
 def test_soft_pictures_are_decoded_once_and_small(monkeypatch) -> None:
-    assert decodings(monkeypatch, photo(2048, 1536, 2.0), 256) == [4]
+    assert decodings(monkeypatch, photo(2000, 1500, 2.0), 256) == [4]
     assert decodings(monkeypatch, photo(1600, 1200, 2.0), 768) == [2]
-    assert decodings(monkeypatch, photo(2048, 1536, 2.0), 64) == [8]
+    assert decodings(monkeypatch, photo(2000, 1500, 2.0), 64) == [8]
 
 
 def test_sharp_pictures_are_decoded_in_full(monkeypatch) -> None:
     assert decodings(monkeypatch, noise(1024, 768), 512) == [1]
-    assert decodings(monkeypatch, text(2048, 1536), 256) == [4, 2, 1]
+    assert decodings(monkeypatch, text(2000, 1500), 256) == [4, 2, 1]
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_at_whole_ratios_every_picture_is_decoded_once_and_small(monkeypatch, kind: str) -> None:
+    for width, height, bound, factor in (
+        (2048, 1536, 256, 8),
+        (1536, 1152, 192, 8),
+        (1536, 1152, 256, 2),
+        (2040, 1536, 170, 4),
+    ):
+        rgb = PICTURES[kind](width, height)
+        assert decodings(monkeypatch, rgb, bound) == [factor]
+        for options in OPTIONS:
+            check(encoded(rgb, **options), [bound])
+
+
+def test_a_ratio_that_is_whole_one_way_only_is_none(monkeypatch) -> None:
+    assert decodings(monkeypatch, text(2048, 1530), 256) == [4, 2, 1]
+    assert decodings(monkeypatch, text(1024, 768), 256)[-1] == 1  # whole, but areas are small
 
 
 def test_the_whole_path_equals_its_parts(quick_config) -> None:

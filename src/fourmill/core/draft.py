@@ -33,8 +33,11 @@ class Draft(io.BufferedWriter):
 
     def write(self, buffer: "ReadableBuffer", /) -> int:
         self._wanted += memoryview(buffer).nbytes
-        with self._telling():
+        try:
             return super().write(buffer)
+        except OSError as error:
+            with self._telling():
+                raise error
 
     def flush(self) -> None:
         with self._telling():

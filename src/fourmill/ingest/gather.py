@@ -1,4 +1,7 @@
-"""Rows to pictures: an event loop, a Downloader and two decoding threads, kept over shards until they are closed."""
+"""Rows to pictures: an event loop, a Downloader and two decoding threads, kept over shards until they are closed.
+
+Usual pictures are decoded on the loop's own thread, in bursts; what may take long is decoded in the threads.
+"""
 
 import asyncio
 import threading
@@ -12,6 +15,7 @@ from fourmill.core.digest import digest_bytes
 from fourmill.core.names import SampleKey, sample_key
 from fourmill.core.shards import Item
 from fourmill.ingest.at_hand import AtHandError, is_at_hand, read_at_hand
+from fourmill.ingest.bursts import Bursts
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.ingest.download import Downloader, Fetched
 from fourmill.ingest.event_loop import LoopThread
@@ -20,6 +24,9 @@ from fourmill.ingest.kept import EXT
 from fourmill.ingest.ordered import in_order
 from fourmill.ingest.pixels import use_one_thread
 
+_BURST = 16  # pictures in a row, at most a quarter of the slots
+_BURST_BYTES = 2_000_000  # of JPEG, some 20 ms
+_USUAL_BYTES = 1_000_000  # of a JPEG, some 10 ms
 _DECODERS = 2  # threads, so that pictures of 50 million pixels do not add up to more than two at once
 _STARTED_PER_SLOT = 4  # rows begun a download slot: some wait for a host's turn or a retry and hold no slot
 
@@ -43,6 +50,7 @@ class Gatherer:
         self._config = config
         self._source = source
         self._make_downloader = make_downloader
+        self._bursts = Bursts(max(1, min(_BURST, config.concurrency // 4)), _BURST_BYTES)
         self._open = _Open()
         self._opening = threading.Lock()
         self._finalizer = weakref.finalize(self, _close, self._open)  # also when the process ends
@@ -90,6 +98,8 @@ class Gatherer:
             extra = {**listed, **_traces(fetched)}
             if fetched.status != "ok":
                 return Item(key, fetched.status, fetched.reason, extra=extra)
+            if _is_usual(fetched.data):
+                return await self._bursts.call(len(fetched.data), self._picture, key, fetched.data, extra)
             return await self._in_thread(self._picture, key, fetched.data, extra)
 
     async def _in_thread(self, work: Callable[..., Item], *arguments: object) -> Item:
@@ -137,6 +147,11 @@ def _close(opened: _Open) -> None:
         opened.loop.run(downloader.__aexit__(None, None, None))
     opened.loop.close()
     opened.threads.shutdown(cancel_futures=True)
+
+
+def _is_usual(data: bytes) -> bool:
+    """A picture that is decoded in a few milliseconds, whatever it says of its size."""
+    return len(data) <= _USUAL_BYTES and data.startswith(b"\xff\xd8")
 
 
 def _traces(fetched: Fetched) -> dict[str, Any]:

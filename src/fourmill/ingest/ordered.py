@@ -65,7 +65,9 @@ class _Stream(Generic[R, T]):
         self._running = 0
         self._early: dict[int, T] = {}  # results whose turn has not come
         self._turn = 0
-        self._ready: SimpleQueue[T | _Failed] = SimpleQueue()
+        self._in_turn: list[T] = []  # to be handed over when the loop has done what it is at: waking a thread costs
+        self._ready: SimpleQueue[list[T] | _Failed] = SimpleQueue()
+        self._taken: list[T] = []  # from the queue, the last first
         self._finished_weight = 0  # written by the loop's thread only
         self._taken_weight = 0  # written by the calling thread only
         self._room = asyncio.Event()
@@ -73,11 +75,14 @@ class _Stream(Generic[R, T]):
 
     def take(self) -> T:
         """The next result, in the calling thread."""
-        result = self._ready.get()
-        if isinstance(result, _Failed):
-            raise result.error
+        if not self._taken:
+            results = self._ready.get()
+            if isinstance(results, _Failed):
+                raise results.error
+            self._taken = results[::-1]
+        result = self._taken.pop()
         self._taken_weight += self._weigh(result)
-        if self._wants_room:  # set before the loop looks at the weights, so a wake-up cannot be missed
+        if self._wants_room:
             self._loop.call_soon_threadsafe(self._room.set)
         return result
 
@@ -97,10 +102,10 @@ class _Stream(Generic[R, T]):
     async def _wait_for_room(self) -> None:
         while True:
             self._room.clear()
-            self._wants_room = True
-            waiting = self._finished_weight - self._taken_weight
-            if self._running < self._most_running and waiting < self._most_waiting:
-                self._wants_room = False
+            self._wants_room = True  # while the weights are looked at, so that a wake-up is not missed
+            too_heavy = self._finished_weight - self._taken_weight >= self._most_waiting
+            self._wants_room = too_heavy
+            if self._running < self._most_running and not too_heavy:
                 return
             await self._room.wait()
 
@@ -109,8 +114,13 @@ class _Stream(Generic[R, T]):
         self._running -= 1
         self._finished_weight += self._weigh(result)
         self._early[index] = result
+        if self._turn in self._early and not self._in_turn:
+            self._loop.call_soon(self._hand_over)
         while self._turn in self._early:
-            self._ready.put(self._early.pop(self._turn))
+            self._in_turn.append(self._early.pop(self._turn))
             self._turn += 1
-        if self._wants_room:
-            self._room.set()
+        self._room.set()
+
+    def _hand_over(self) -> None:
+        self._ready.put(self._in_turn)
+        self._in_turn = []

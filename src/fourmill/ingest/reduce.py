@@ -53,14 +53,13 @@ def reduce_to(rgb: Pixels, size: Size, detail: Detail | None = None, error: floa
         return rgb
     import cv2
 
+    twice = 2 * size[0], 2 * size[1]
     ratios = rgb.shape[1] / size[0], rgb.shape[0] / size[1]
-    if 1 <= min(ratios) and max(ratios) <= _MAX_RATIO:
+    if 1 <= min(ratios) and max(ratios) <= _MAX_RATIO and rgb.shape[1::-1] != twice:
         sharpness = (detail or Detail.of(rgb)).sharpness
         off = max(abs(ratio - 2) for ratio in ratios)
         if error + _ERROR_OF_ROUNDING + _ERROR_OF_SHARPNESS * off * sharpness <= MAX_ERROR:
-            twice = 2 * size[0], 2 * size[1]
-            if rgb.shape[1::-1] != twice:
-                rgb = np.asarray(cv2.resize(rgb, twice, interpolation=cv2.INTER_LINEAR), np.uint8)
+            rgb = np.asarray(cv2.resize(rgb, twice, interpolation=cv2.INTER_LINEAR), np.uint8)
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
