@@ -18,6 +18,7 @@ from bench.ingest_sides import Task, write_clock
 from bench.ingest_site import HOST
 from fourmill.core.digest import digest_bytes
 from fourmill.core.names import Layout
+from fourmill.core.program import collect_rarely
 from fourmill.core.store import open_store
 from fourmill.core.work import ShardJob
 from fourmill.ingest.config import IngestConfig, SourceConfig
@@ -56,6 +57,7 @@ def _work(root: str, layout: Layout, task: Task, shard: int) -> None:
     config = _config(task)
     begin, cpu_s = time.monotonic(), time.process_time()
     with ImageWorker(root, "bench", layout, config) as worker:
+        collect_rarely()  # as actors do
         recipe = images_recipe(open_store(root), "bench", layout, config, "train", shard)
         receipt = worker.run(ShardJob("train", shard, recipe, "bench"))
     write_clock(task.folder, shard, begin, cpu_s)
@@ -128,6 +130,7 @@ def memory(task: Task) -> dict[str, list[float]]:
     config, store, here = _config(task), open_store(root), psutil.Process(os.getpid())
     curve: list[float] = []
     with ImageWorker(root, "bench", layout, config) as worker:
+        collect_rarely()
         for shard in range(layout.shards_per_block):
             recipe = images_recipe(store, "bench", layout, config, "train", shard)
             worker.run(ShardJob("train", shard, recipe, "bench"))

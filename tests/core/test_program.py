@@ -1,4 +1,4 @@
-"""What `prepare_torch` does to a training program's process."""
+"""What the settings of a whole process do to it."""
 
 import json
 import subprocess
@@ -46,3 +46,35 @@ def test_a_step_gets_its_memory_from_the_step_before() -> None:
 def test_numbers_too_small_to_be_normal_are_zero_in_every_thread() -> None:
     assert seen("plain")["tiny"] == 2**20
     assert seen("prepared")["tiny"] == 0
+
+
+_GARBAGE = """
+import gc, weakref
+from fourmill.core.program import collect_rarely
+
+class Worker:
+    pass
+
+def cycle():
+    worker = Worker()
+    worker.me = worker
+    return worker
+
+first = cycle()
+gone = weakref.ref(first)
+collect_rarely()
+assert gc.get_freeze_count() > 1000
+del first
+assert gone()
+collect_rarely()
+assert gone() is None
+
+later = weakref.ref(cycle())
+assert later()
+kept = [[] for _ in range(100_000)]
+assert later() is None
+"""
+
+
+def test_a_worker_that_is_gone_is_freed_when_the_next_is_there_and_later_garbage_soon() -> None:
+    subprocess.run([sys.executable, "-c", _GARBAGE], check=True)

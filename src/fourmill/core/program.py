@@ -1,4 +1,4 @@
-"""What every training program is on the outside: a spec file in, JSON lines out, an exit code.
+"""What every training program is on the outside: a spec file in, JSON lines out, an exit code; and settings of a whole process.
 
 Prints `{"done", "total", "note"}` as it goes and `{"report": store path}` at the end. Exit codes: 0 done, 1 failed with the
 reason on stderr, 2 misused.
@@ -6,6 +6,7 @@ reason on stderr, 2 misused.
 
 import argparse
 import ctypes
+import gc
 import json
 import logging
 import sys
@@ -19,6 +20,7 @@ from fourmill.core.work import Progress
 
 Spec = TypeVar("Spec", bound=BaseModel)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_COLLECT_AFTER = 20_000  # new containers, instead of 700
 
 
 def run_spec_program(
@@ -77,6 +79,18 @@ def prepare_torch(threads: int, half_precision: bool) -> None:
         return
     torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def collect_rarely() -> None:
+    """Spare Python's cycle collector what lives as long as the process: all objects that there are now, modules among them.
+
+    For a process that makes a worker and then thousands of short-lived objects with it; reference counting frees those. Looking
+    through everything again and again was a twentieth of the CPU time of a download (docs/benchmarks.md).
+    """
+    gc.unfreeze()  # of an earlier worker, which may be gone
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
 def _keep_freed_memory() -> None:

@@ -65,6 +65,7 @@ class Gatherer:
             return
         if not self._finalizer.alive:
             raise RuntimeError("this worker was closed; make another")
+        use_one_thread()
         if any(not is_at_hand(row["url"]) for row in rows):
             self._open_downloader()
         yield from in_order(
@@ -137,7 +138,7 @@ class _Open:
     """What has to be closed; apart from the gatherer, so that it can be closed when that is gone."""
 
     loop: LoopThread = field(default_factory=lambda: LoopThread("downloads"))
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_DECODERS, "decode", use_one_thread))
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_DECODERS, "decode"))
     downloader: Downloader | None = None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from fourmill.core.program import collect_rarely
 from fourmill.core.shards import Receipt
 from fourmill.core.work import GroupWorker, ShardJob, ShardWorker
 from fourmill.runtime.ray_session import RayConfig
@@ -62,6 +63,7 @@ class ShardRunner:
                 close()
             self._made = None  # frees the last worker's weights before the next one's are loaded
             self._made = (wanted, make_worker(factory, json.loads(arguments)))
+            collect_rarely()
         worker = self._made[1]
         if len(jobs) > 1 and isinstance(worker, GroupWorker):
             return [Made(receipt) for receipt in worker.run_together(jobs)]
