@@ -31,7 +31,7 @@ class Sizes:
     memory_rows: int
 
 
-FULL = Sizes(rounds=3, rows=2000, https_rows=2000, large_rows=400, memory_rows=100_000)
+FULL = Sizes(rounds=5, rows=2000, https_rows=1000, large_rows=400, memory_rows=100_000)
 QUICK = Sizes(rounds=1, rows=300, https_rows=40, large_rows=30, memory_rows=1000)
 
 
