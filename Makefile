@@ -57,7 +57,7 @@ check: setup ## Dagster's own check of the definitions
 	$(BIN)/dg check defs
 
 bench: setup ## every benchmark, quick
-	for name in shards labels tokenizers ingest; do $(BIN)/python -m bench.$$name --quick || exit 1; done
+	for name in shards pixels labels tokenizers ingest; do $(BIN)/python -m bench.$$name --quick || exit 1; done
 
 chaos: setup ## kill the demo at random moments; its digests must not change
 	$(BIN)/python -m bench.chaos --profile smallest --kills 5
