@@ -13,6 +13,7 @@ from PIL import Image
 from fourmill.core.crops import CROPPERS, CropConfig, crop_rows
 from fourmill.core.labels import decode_depth, decode_image, decode_normal, decode_semseg, encode_semseg
 from fourmill.core.ledger import write_ledger
+from fourmill.core.manifest import Manifest
 from fourmill.core.modality import modality_table
 from fourmill.core.names import SPLITS, SampleKey
 from fourmill.core.shards import (
@@ -101,12 +102,18 @@ def test_crops_of_images_become_features_and_then_tokens(store: Store, tiny: Any
     assert np.array_equal(found[key], load_image_tokenizer(store, path).tokenize(features))
 
 
-def aligned(store: Store, tiny: Any, config: TokenizingConfig, labels: dict[str, tuple[str, str]], shard: int) -> None:
-    modalities = [f"tok_{label}@64" for label in labels]
+def tokenized(
+    store: Store, tiny: Any, config: TokenizingConfig, labels: dict[str, tuple[str, str]], shard: int
+) -> None:
     for label, (path, digest) in labels.items():
         worker = TokenWorker(store.root, tiny.dataset, f"tok_{label}@64", path, 64, config=config)
         worker.run_together([job(store, tiny.dataset, f"tok_{label}@64", digest, config, shard, s) for s in SPLITS])
         worker.close()
+
+
+def aligned(store: Store, tiny: Any, config: TokenizingConfig, labels: dict[str, tuple[str, str]], shard: int) -> None:
+    tokenized(store, tiny, config, labels, shard)
+    modalities = [f"tok_{label}@64" for label in labels]
     for split in SPLITS:
         recipe = align_recipe(store, tiny.dataset, split, shard, modalities, config.crops)
         worker = AlignWorker(store.root, tiny.dataset, modalities, config.crops)
@@ -226,21 +233,57 @@ def test_a_shard_of_labels_that_is_gone_stops_the_work_and_says_what_to_make(sto
 def test_a_manifest_never_mixes_two_tokenizers(store: Store, tiny: Any) -> None:
     old, new = tokenizer(store, "rgb", seed=0), tokenizer(store, "rgb", seed=1)
     assert old[1] != new[1]
-    table = {n: m for n, m in modality_table(64, 8, {"rgb": 64}, 4400).items() if n == "tok_rgb@64"}
-
-    def build(digest: str) -> Any:
-        given = {"tok_rgb@64": digest}
-        return build_manifest(store, tiny.dataset, tiny.layout, ["block_00"], table, given, "text", 64, 8, "source")
-
-    for shard, made_by in ((0, old), (1, old)):
-        aligned(store, tiny, PLAIN, {"rgb": made_by}, shard)
-    for folder in ("images", "_aligned"):
-        write_ledger(store, tiny.dataset, folder, "block_00", range(2), folder, 0)
-    assert build(old[1]).modalities["tok_rgb@64"].tokenizer == old[1]
+    all_aligned(store, tiny, old)
+    assert manifest(store, tiny, old[1]).modalities["tok_rgb@64"].tokenizer == old[1]
     aligned(store, tiny, PLAIN, {"rgb": new}, 1)
     for digest, wrong in ((old[1], new[1]), (new[1], old[1])):
         with pytest.raises(ManifestError, match=f"made by tokenizer {wrong[:12]}, the current one is {digest[:12]}"):
-            build(digest)
+            manifest(store, tiny, digest)
+
+
+def test_a_manifest_never_takes_shards_that_were_aligned_from_older_tokens(store: Store, tiny: Any) -> None:
+    old, new = tokenizer(store, "rgb", seed=0), tokenizer(store, "rgb", seed=1)
+    all_aligned(store, tiny, old)
+    for shard in (0, 1):
+        tokenized(store, tiny, PLAIN, {"rgb": new}, shard)
+    aligned(store, tiny, PLAIN, {"rgb": new}, 0)
+    stale = r"train aligned shard 00001 of tiny is stale: it was made of tokens/tok_rgb@64 .* materialize tokens/shards"
+    with pytest.raises(ManifestError, match=stale):
+        manifest(store, tiny, new[1])
+    aligned(store, tiny, PLAIN, {"rgb": new}, 1)
+    assert manifest(store, tiny, new[1]).num_samples("train") > 0
+
+
+def test_a_manifest_never_takes_shards_that_were_aligned_from_older_images(store: Store, tiny: Any) -> None:
+    made_by = tokenizer(store, "semseg")  # whose tokens stay as they are
+    all_aligned(store, tiny, made_by, "semseg")
+    place = ShardPlace(tiny.dataset, "val", "images", 1)
+    size = {"width": 80, "height": 72}
+    items = [Item(key, ext="png", data=data, extra=size) for key, data in read_members(store, place)]
+    write_shard(store, place, Recipe(stage="images", code_version="2"), items[:-1], "r", tiny.label_schema)
+    with pytest.raises(ManifestError, match="val aligned shard 00001 of tiny is stale: it was made of tiny/images"):
+        manifest(store, tiny, made_by[1], "semseg")
+
+
+def test_what_cannot_be_aligned_names_the_images_of_its_own_data_set(store: Store, tiny: Any) -> None:
+    with pytest.raises(MissingShardError, match="materialize tiny/images"):
+        align_recipe(store, tiny.dataset, "train", 9, ["tok_rgb@64"])
+
+
+def all_aligned(store: Store, tiny: Any, made_by: tuple[str, str], label: str = "rgb") -> None:
+    """Both shards of the first block, and the ledgers that a manifest counts in."""
+    for shard in (0, 1):
+        aligned(store, tiny, PLAIN, {label: made_by}, shard)
+    for folder in ("images", "_aligned"):
+        write_ledger(store, tiny.dataset, folder, "block_00", range(2), folder, 0)
+
+
+def manifest(store: Store, tiny: Any, digest: str, label: str = "rgb") -> Manifest:
+    name = f"tok_{label}@64"
+    table = {n: m for n, m in modality_table(64, 8, {label: 64}, 4400).items() if n == name}
+    return build_manifest(
+        store, tiny.dataset, tiny.layout, ["block_00"], table, {name: digest}, "text", 64, 8, "source"
+    )
 
 
 @pytest.mark.parametrize("label", ["rgb", "depth", "normal", "semseg", "clip"])

@@ -46,6 +46,11 @@ def source_folders(modalities: Sequence[str]) -> dict[str, str]:
     return {"rgb": "images", **{name: token_folder(name) for name in modalities}}
 
 
+def source_asset(dataset: str, public: str) -> str:
+    """The asset that makes what a public folder is copied from."""
+    return f"{dataset}/images" if public == "rgb" else f"tokens/{public}"
+
+
 def align_recipe(
     store: Store, dataset: str, split: Split, shard: int, modalities: Sequence[str], crops: CropConfig | None = None
 ) -> Recipe:
@@ -56,8 +61,7 @@ def align_recipe(
     """
     inputs = {CROPS: crops.digest} if crops and crops.digest else {}
     for public, folder in source_folders(modalities).items():
-        asset = "cc12m/images" if public == "rgb" else f"tokens/{public}"
-        inputs[folder] = need(store, ShardPlace(dataset, split, folder, shard), asset).content
+        inputs[folder] = need(store, ShardPlace(dataset, split, folder, shard), source_asset(dataset, public)).content
     return Recipe(stage="align", code_version=VERSION, inputs=inputs)
 
 

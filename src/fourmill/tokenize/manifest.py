@@ -7,9 +7,9 @@ from fourmill.core.ledger import read_ledger
 from fourmill.core.manifest import Manifest, ModalityEntry, ShardEntry
 from fourmill.core.modality import Modality
 from fourmill.core.names import SPLITS, Layout, Split
-from fourmill.core.shards import ShardPlace, need
+from fourmill.core.shards import Receipt, ShardPlace, need
 from fourmill.core.store import Store
-from fourmill.tokenize.align import FOLDER, token_folder
+from fourmill.tokenize.align import FOLDER, source_asset, source_folders, token_folder
 
 
 class ManifestError(ValueError):
@@ -37,7 +37,8 @@ def build_manifest(
         input_px: side of the crops of the base resolution.
 
     Raises:
-        ManifestError: tokens of two tokenizers in one modality, or no training sample at all.
+        ManifestError: tokens of two tokenizers in one modality, a shard aligned from other tokens or images than there are
+            now, or no training sample at all.
         MissingShardError: an aligned shard is not there.
     """
     blocks = list(blocks)
@@ -91,7 +92,26 @@ def _entry(
                 f"{split} {modality} shard {shard:05d} was made by tokenizer {made_by.weights[:12]}, the current one is "
                 f"{digest[:12]}: materialize tokens/{modality} and tokens/shards for its block again"
             )
+    texts_and_tokens = [m.name for m in table.values() if m.kind != "pixels"]
+    _check_fresh(store, dataset, split, shard, aligned, source_folders(texts_and_tokens))
     return ShardEntry(shard=shard, count=aligned.num_ok, tars=tars)
+
+
+def _check_fresh(
+    store: Store, dataset: str, split: Split, shard: int, aligned: Receipt, folders: Mapping[str, str]
+) -> None:
+    """Training reads the aligned tars: they must be of what their sources hold now, not of what these held once."""
+    for public, folder in folders.items():
+        asset = source_asset(dataset, public)
+        now, then = (
+            need(store, ShardPlace(dataset, split, folder, shard), asset).content,
+            aligned.recipe.inputs.get(folder),
+        )
+        if then != now:
+            raise ManifestError(
+                f"{split} aligned shard {shard:05d} of {dataset} is stale: it was made of {asset} {(then or 'nothing')[:12]}, "
+                f"which is {now[:12]} now; materialize tokens/shards for its block again"
+            )
 
 
 def _missing(store: Store, dataset: str, blocks: list[str], fine: set[str]) -> dict[str, int]:
