@@ -1,6 +1,7 @@
 """How a block's work becomes a materialization: counts, a picture, checks, and a data version made of content."""
 
 import base64
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from fourmill.core.ledger import BlockReport
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import BlockStage, publish_ledger, run_block, withdraw_ledger
 
-_MAX_PICTURE_BYTES = 200_000  # metadata is copied into event rows; larger pictures stay in the store
+_MAX_PICTURE_BYTES = 200_000  # metadata is copied into event rows; larger pictures are whole in the store only
+_QUALITIES = (90, 80, 65, 50)  # of a JPEG in their place; where the worst is too large, its sides are halved
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,22 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dg.MetadataV
 
 
 def picture(data: bytes, title: str, kind: Literal["png", "jpeg"] = "png") -> dg.MetadataValue:
-    """A picture as it shows on the asset's page."""
+    """A picture as it shows on the asset's page; one that is too large for the event log as a smaller JPEG."""
     if len(data) > _MAX_PICTURE_BYTES:
-        return dg.MetadataValue.text(f"{title}: {len(data)} bytes, too large for the event log; see the store")
+        data, kind = _reduced(data), "jpeg"
     return dg.MetadataValue.md(f"![{title}](data:image/{kind};base64,{base64.b64encode(data).decode()})")
+
+
+def _reduced(data: bytes) -> bytes:
+    """The picture as the best JPEG that fits, in full size if one of that does."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as opened:
+        shown = opened.convert("RGB")
+    while True:
+        for quality in _QUALITIES:
+            sink = io.BytesIO()
+            shown.save(sink, "JPEG", quality=quality, subsampling=0)  # for small text's sake
+            if sink.tell() <= _MAX_PICTURE_BYTES:
+                return sink.getvalue()
+        shown = shown.reduce(2)
