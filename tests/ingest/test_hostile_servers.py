@@ -11,10 +11,9 @@ from fourmill.ingest.download import Downloader, Fetched
 from fourmill.ingest.image import ImageError, normalise
 
 
-def fetch(config: IngestConfig, site, *urls: str, lookup=None, waits: list[float] | None = None) -> list[Fetched]:
+def fetch(config: IngestConfig, site, *urls: str, lookup=None) -> list[Fetched]:
     async def wait(seconds: float) -> None:
-        if waits is not None:
-            waits.append(seconds)
+        pass
 
     async def run() -> list[Fetched]:
         async with Downloader(config, site.connect_to, wait=wait, lookup=lookup) as downloader:
@@ -43,18 +42,6 @@ def png(width: int, height: int, data: bytes) -> bytes:
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def test_a_server_that_asks_for_patience_gets_it_within_bounds(site, answer, quick_config) -> None:
-    patient = {"Retry-After": "7"}
-    url = site.put("/a", answer(status=429, headers=patient), answer(status=429, headers=patient), answer(b"now"))
-    waits: list[float] = []
-    (got,) = fetch(quick_config(retries=3, max_retry_wait_s=60.0), site, url, waits=waits)
-    assert (got.status, got.data, got.attempts, waits) == ("ok", b"now", 3, [7.0, 7.0])
-    for_ever = site.put("/b", answer(status=429, headers={"Retry-After": "999999999"}))
-    waits.clear()
-    (got,) = fetch(quick_config(retries=3, max_retry_wait_s=60.0), site, for_ever, waits=waits)
-    assert (got.status, got.http_status, got.attempts, waits) == ("http_4xx", 429, 4, [60.0] * 3)
 
 
 def test_a_server_that_flaps_is_won_in_the_end_or_given_up(site, answer, quick_config) -> None:

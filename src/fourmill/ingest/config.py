@@ -152,7 +152,9 @@ class IngestConfig(BaseModel):
         default=0.5, description="Seconds before the first retry; doubled for each that follows, with jitter."
     )
     max_retry_wait_s: _Wait = Field(
-        default=20.0, description="Longest wait before a retry, seconds, whatever a server's Retry-After asks."
+        default=20.0,
+        description="Longest wait before a retry, seconds. A host whose Retry-After asks for more is left alone for so "
+        "long; its URLs meanwhile end with the status it gave, and a top-up may fetch them.",
     )
     max_redirects: Annotated[int, Field(ge=0, le=20)] = Field(default=5, description="Redirects followed for one URL.")
     max_bytes: Annotated[int, Field(gt=0)] = Field(

@@ -18,7 +18,7 @@ from yarl import URL
 from fourmill.ingest.addresses import AddressPolicy
 from fourmill.ingest.config import IngestConfig
 from fourmill.ingest.failures import FetchFailedError, bad_response, no_address, no_response
-from fourmill.ingest.hosts import HostLimits, LocalHostLimits
+from fourmill.ingest.hosts import HostLimits, HostPauses, LocalHostLimits
 from fourmill.ingest.resolver import CheckedResolver, Lookup
 from fourmill.ingest.robots import agent_names, refusal
 from fourmill.ingest.statuses import FetchStatus
@@ -48,6 +48,7 @@ class _Trail:
 
     url: str
     left_s: float  # of the attempt's time
+    pauses_left: int  # of hosts, that may still be waited for
     http_status: int | None = None
     content_type: str | None = None
 
@@ -97,6 +98,10 @@ class Downloader:
     A request takes a turn at its host, then resolves the name, then takes one of the `concurrency` slots; it gives both
     back before it waits for a retry or follows a redirect. So neither busy nor slow nor flapping hosts stop the others,
     and all URLs of a shard may be fetched at once.
+
+    A Retry-After of HTTP 429 or 5xx holds for the host: its other URLs wait as well, each for `retries` + 1 such pauses
+    at most. When it asks for more than `max_retry_wait_s`, that URL and the host's others end at once, with its status,
+    until the time that it asked for is over.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Downloader:
         wait: Callable[[float], Awaitable[object]] = asyncio.sleep,
         lookup: Lookup | None = None,
         host_limits: HostLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a client; nothing is opened before `async with`.
 
@@ -113,10 +119,11 @@ class Downloader:
             config: limits, timeouts, retries, allowed hosts.
             connect_to: "host:port" of URLs to "address:port" to connect to instead, for hosts served on this machine;
                 the host must be a name, not an address.
-            wait: awaited with the seconds before a retry.
+            wait: awaited with the seconds before a retry or until a host's pause is over.
             lookup: host name to addresses, in place of the system's.
             host_limits: who counts the requests to a host, closed together with the downloader; by default it does so
                 itself, `per_host` for each.
+            clock: seconds, for the ends of pauses; it must go on while `wait` is awaited.
         """
         self._config = config
         self._policy = AddressPolicy(config.allow_hosts, config.allow_ports)
@@ -124,6 +131,7 @@ class Downloader:
         self._wait = wait
         self._lookup = lookup
         self._hosts = host_limits or LocalHostLimits(config.per_host)
+        self._pauses = HostPauses(clock)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._kept = _KeptHosts()
         self._agents = agent_names(config.user_agent)
@@ -179,15 +187,17 @@ class Downloader:
         start = time.monotonic()
         attempt = 0
         jitter: random.Random | None = None
+        pauses_left = self._config.retries + 1
         while True:
             attempt += 1
-            trail = _Trail(url, self._config.total_timeout_s)
+            trail = _Trail(url, self._config.total_timeout_s, pauses_left)
             status: FetchStatus = "ok"
             reason, data = None, b""
             try:
                 data = await self._follow(trail)
             except FetchFailedError as error:
                 if error.may_pass and attempt <= self._config.retries:
+                    pauses_left = trail.pauses_left
                     jitter = jitter or random.Random(url)  # enough chance: only URLs have to differ
                     await self._wait(self._pause_s(attempt, error.retry_after_s, jitter))
                     continue
@@ -223,23 +233,56 @@ class Downloader:
         if not host:
             raise FetchFailedError("dns", "the URL names no host")
         trail.http_status = trail.content_type = None
+        answer = None
+        while answer is None:
+            await self._until_welcome(host, trail)
+            answer = await self._in_turn(self._session, self._resolver, url, host, trail)
+        return answer
+
+    async def _in_turn(
+        self, session: aiohttp.ClientSession, resolver: CheckedResolver, url: URL, host: str, trail: _Trail
+    ) -> bytes | URL | None:
+        """As `_request`; None when the host asked for a pause before this turn came."""
         await self._hosts.acquire(host)
         try:
-            if not self._resolver.knows(host):  # before a slot is taken: a slow name server stops nobody else
+            if not resolver.knows(host):  # before a slot is taken: a slow name server stops nobody else
                 try:
-                    await self._resolver.resolve(host, url.port or 0)
+                    await resolver.resolve(host, url.port or 0)
                 except OSError as error:
                     raise no_address(host, error) from error
             await self._slots.acquire()
             answer = None
             try:
-                answer = await self._timed(self._session, url, trail)
+                if not self._pauses.of(host):
+                    answer = await self._timed(session, url, trail)
                 return answer
             finally:
                 if not isinstance(answer, bytes):
                     self._slots.release()
         finally:
             self._hosts.release(host)
+
+    async def _until_welcome(self, host: str, trail: _Trail) -> None:
+        """Wait for the end of a pause that the host asked for."""
+        while pause := self._pauses.of(host):
+            if pause.is_long or not trail.pauses_left:
+                reason = (
+                    f"not asked: {host} answered HTTP {pause.http_status} with a Retry-After of {pause.asked_s:.0f} s"
+                )
+                raise FetchFailedError(pause.status, reason, pause.http_status)
+            trail.pauses_left -= 1
+            await self._wait(self._pauses.left_s(pause))
+
+    def _heard(self, host: str, error: FetchFailedError) -> FetchFailedError:
+        """A failure after its Retry-After is noted for the host: final when it asks for too much."""
+        asked_s, most_s = error.retry_after_s, self._config.max_retry_wait_s
+        if not error.may_pass or not asked_s:
+            return error
+        self._pauses.ask(host, asked_s, asked_s > most_s, error.status, error.http_status)
+        if asked_s <= most_s:
+            return error
+        reason = f"{error.reason} with a Retry-After of {asked_s:.0f} s, over max_retry_wait_s ({most_s:g} s)"
+        return FetchFailedError(error.status, reason, error.http_status)
 
     async def _timed(self, session: aiohttp.ClientSession, url: URL, trail: _Trail) -> bytes | URL:
         is_first = trail.left_s == self._config.total_timeout_s
@@ -265,7 +308,7 @@ class Downloader:
             if 300 <= status < 400:
                 return _next_url(url, response)
             if status >= 400:
-                raise bad_response(response)
+                raise self._heard(url.raw_host or "", bad_response(response))
             if self._config.respect_robots_tag and "X-Robots-Tag" in response.headers:
                 said = refusal(response.headers.getall("X-Robots-Tag"), self._agents)
                 if said:

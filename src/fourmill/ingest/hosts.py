@@ -1,8 +1,17 @@
-"""How many requests one host may get at once: the seam to whoever counts them, and the count within one event loop."""
+"""How many requests one host may get at once: the seam to whoever counts them, and the count within one event loop.
+
+And when a host that asked for a pause may be asked again.
+"""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
+
+from fourmill.ingest.statuses import FetchStatus
+
+_MOST_PAUSES = 4096
 
 
 class HostLimits(Protocol):
@@ -94,3 +103,49 @@ class LocalHostLimits:
     def _forget(self, host: str, queue: HostQueue) -> None:
         if queue.is_idle and self._hosts.get(host) is queue:
             del self._hosts[host]
+
+
+@dataclass(frozen=True)
+class Pause:
+    """What a host's Retry-After asked for, and the answer that came with it."""
+
+    until: float  # by the clock of the pauses
+    asked_s: float
+    is_long: bool  # nobody waits for its end
+    status: FetchStatus
+    http_status: int | None
+
+
+class HostPauses:
+    """Pauses that hosts asked for, of one downloader. The oldest is forgotten when there are more than `most`."""
+
+    def __init__(self, clock: Callable[[], float], most: int = _MOST_PAUSES) -> None:
+        self._clock = clock
+        self._most = most
+        self._hosts: OrderedDict[str, Pause] = OrderedDict()
+
+    def ask(self, host: str, seconds: float, is_long: bool, status: FetchStatus, http_status: int | None) -> None:
+        """Note what a host asked for; a shorter pause than the one it has changes nothing."""
+        until = self._clock() + seconds
+        before = self._hosts.get(host)
+        if before is not None and before.until >= until:
+            return
+        self._hosts[host] = Pause(until, seconds, is_long, status, http_status)
+        self._hosts.move_to_end(host)
+        if len(self._hosts) > self._most:
+            self._hosts.popitem(last=False)
+
+    def of(self, host: str) -> Pause | None:
+        """The pause that a host is in."""
+        pause = self._hosts.get(host)
+        if pause is not None and pause.until <= self._clock():
+            del self._hosts[host]
+            return None
+        return pause
+
+    def left_s(self, pause: Pause) -> float:
+        """Seconds until a pause ends."""
+        return max(0.0, pause.until - self._clock())
+
+    def __len__(self) -> int:
+        return len(self._hosts)
