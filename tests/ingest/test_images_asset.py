@@ -1,44 +1,100 @@
-"""`cc12m/images` as Dagster runs it: checks, metadata, the retry of a run's config."""
+"""`cc12m/images` as Dagster runs it: checks and whom they stop, metadata, the retry of a run's config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from fourmill.assets import result as asset_result
 from fourmill.assets.ingest import ingest_assets
+from fourmill.assets.labels import label_assets, label_key
 from fourmill.assets.workshop import Workshop
-from fourmill.core.names import Layout
+from fourmill.core.ledger import ledger_path
+from fourmill.core.names import SPLITS, Layout
+from fourmill.core.store import LocalStore
 from fourmill.pipelines.profiles import smallest
+from fourmill.pseudolabel.canny import CannyConfig
+from fourmill.runtime.session import Session
+from fourmill.runtime.stages import BlockStage
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # backfill_policy, as `build_definitions` does
 
 LAYOUT = Layout(rows_per_shard=6, shards_per_block=1, num_blocks=2)
+# Every shard has a picture here, and the preview shows those of every second one.
+MANY_SHARDS = Layout(rows_per_shard=1, shards_per_block=48, num_blocks=1)
+IMAGES, EDGES = dg.AssetKey(["cc12m", "images"]), label_key("canny")
 Materialize = Callable[..., dg.ExecuteInProcessResult]
 
 
 @pytest.fixture
 def materialize(tmp_path: Path, site, quick_config, shards_here):
-    """`materialize(lines, block, retry_failed=False)` runs the assets of a block over a list."""
+    """`materialize(lines, block)` runs `cc12m/images` of a block over a list, or the assets that are named."""
     instance = dg.DagsterInstance.ephemeral()
 
-    def run(lines: list[str], block: str, retry_failed: bool = False) -> dg.ExecuteInProcessResult:
+    def run(
+        lines: list[str],
+        block: str,
+        retry_failed: bool = False,
+        assets: Sequence[dg.AssetKey] = (IMAGES,),
+        layout: Layout = LAYOUT,
+    ) -> dg.ExecuteInProcessResult:
         (tmp_path / "list.tsv").write_text("".join(f"{line}\n" for line in lines))
         base = smallest(tmp_path)
         source = base.source.model_copy(update={"list": str(tmp_path / "list.tsv")})
-        project = base.model_copy(update={"layout": LAYOUT, "source": source, "ingest": quick_config(retries=0)})
-        index, images = ingest_assets(project, dg.StaticPartitionsDefinition(LAYOUT.block_keys()))
+        changes = {"layout": layout, "source": source, "ingest": quick_config(retries=0)}
+        project = base.model_copy(update={**changes, "labellers": {**base.labellers, "canny": CannyConfig()}})
+        blocks = dg.StaticPartitionsDefinition(layout.block_keys())
+        index, images = ingest_assets(project, blocks)
         resources = {"workshop": Workshop(project, site.connect_to)}
         dg.materialize([index], resources=resources, instance=instance)
         config = {"ops": {"cc12m__images": {"config": {"retry_failed": True}}}} if retry_failed else None
-        selection = dg.AssetSelection.assets(images.key)
         return dg.materialize(
-            [index, images], selection=selection, partition_key=block, resources=resources, instance=instance,
-            run_config=config, raise_on_error=False,
+            [index, images, *label_assets(project, blocks)], selection=list(assets), partition_key=block,
+            resources=resources, instance=instance, run_config=config, raise_on_error=False,
         )  # fmt: skip
 
     yield run
     instance.dispose()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    """Where `materialize` writes."""
+    return LocalStore(smallest(tmp_path).store)
+
+
+@pytest.fixture
+def lose_after_the_stage(monkeypatch: pytest.MonkeyPatch, store: LocalStore) -> Callable[[str], None]:
+    """From now on the file at a path goes when a block's shards are all made, before its checks look."""
+    run_block = asset_result.run_block
+
+    def lose(path: str) -> None:
+        def run_and_lose(session: Session, stage: BlockStage, block: str) -> int:
+            made = run_block(session, stage, block)
+            assert store.exists(path)
+            store.delete(path)
+            return made
+
+        monkeypatch.setattr(asset_result, "run_block", run_and_lose)
+
+    return lose
+
+
+def published(store: LocalStore, folder: str, block: str = "block_00") -> list[str]:
+    """Splits in which a block has a ledger."""
+    return [split for split in SPLITS if store.exists(ledger_path("cc12m", split, folder, block))]
+
+
+def has_begun(result: dg.ExecuteInProcessResult, asset: dg.AssetKey) -> bool:
+    steps = {event.step_key for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_START}
+    return asset.to_python_identifier() in steps
+
+
+def refused(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether the only step of a run did not find the images it needs, and said what to do."""
+    (failure,) = [event for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_FAILURE]
+    return "cc12m/images has no ledger for block_00" in str(failure.step_failure_data.error)
 
 
 def verdicts(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
@@ -94,13 +150,67 @@ def test_many_dead_links_are_a_warning(materialize, site, answer, jpeg) -> None:
 
 
 @pytest.mark.parametrize("what", ["nothing arrives", "nothing can be decoded"])
-def test_a_block_without_pictures_is_not_passed_on(materialize, site, answer, what: str) -> None:
+def test_a_block_without_pictures_is_not_passed_on(materialize, site, answer, store: LocalStore, what: str) -> None:
     lines = [f"http://pictures.test/{row}\tc" for row in range(6)]
     if what == "nothing can be decoded":
         for row in range(6):
             site.put(f"/{row}", answer(b"<html>please log in"))
-    result = materialize(lines, "block_00")
-    assert not verdicts(result)["decodable"]
+    result = materialize(lines, "block_00", assets=[IMAGES, EDGES])
+    assert not verdicts(result)["decodable"] and not result.success
+    assert has_begun(result, IMAGES) and not has_begun(result, EDGES)
+    assert refused(materialize(lines, "block_00", assets=[EDGES]))
+    assert published(store, "images") == published(store, "canny") == []
+
+
+def test_a_block_that_went_bad_is_taken_back(materialize, site, answer, jpeg, store: LocalStore) -> None:
+    lines = [f"{site.put(f'/{row}', answer(jpeg(row)))}\tc" for row in range(6)]
+    good = materialize(lines, "block_00", assets=[IMAGES, EDGES])
+    assert good.success and has_begun(good, EDGES)
+    assert published(store, "images") == published(store, "canny") == list(SPLITS)
+    gone = [f"http://pictures.test/gone{row}\tc" for row in range(6)]
+    result = materialize(gone, "block_00")
+    assert not verdicts(result)["decodable"] and not result.success
+    assert refused(materialize(gone, "block_00", assets=[EDGES]))
+    assert published(store, "images") == []
+
+
+def test_a_block_that_lacks_a_tar_is_not_passed_on(
+    materialize, site, answer, jpeg, store: LocalStore, lose_after_the_stage
+) -> None:
+    lines = [f"{site.put(f'/{row}', answer(jpeg(row)))}\tc" for row in range(48)]
+    assert materialize(lines, "block_00", layout=MANY_SHARDS).success and published(store, "images") == list(SPLITS)
+    (tar,) = [path for path in store.list("cc12m") if path.endswith("/images/shard-00001.tar")]
+    lose_after_the_stage(tar)
+    result = materialize(lines, "block_00", assets=[IMAGES, EDGES], layout=MANY_SHARDS)
+    assert not verdicts(result)["all_shards_there"] and not result.success
+    assert not has_begun(result, EDGES)
+    assert refused(materialize(lines, "block_00", assets=[EDGES], layout=MANY_SHARDS))
+    assert published(store, "images") == published(store, "canny") == []
+
+
+@pytest.mark.parametrize("ending", ["json", "tar"])
+def test_a_block_whose_check_cannot_look_is_not_passed_on(
+    materialize, site, answer, jpeg, store: LocalStore, lose_after_the_stage, ending: str
+) -> None:
+    """The check reads receipts, and the preview the tars of a small block: what they miss ends the run."""
+    lines = [f"{site.put(f'/{row}', answer(jpeg(row)))}\tc" for row in range(6)]
+    lose_after_the_stage(f"cc12m/train/images/shard-00000.{ending}")
+    result = materialize(lines, "block_00", assets=[IMAGES, EDGES])
+    assert not result.success and has_begun(result, IMAGES) and not has_begun(result, EDGES)
+    assert refused(materialize(lines, "block_00", assets=[EDGES]))
+    assert published(store, "images") == published(store, "canny") == []
+
+
+def test_a_block_with_a_shard_that_cannot_be_made_is_not_passed_on(
+    materialize, site, answer, jpeg, store: LocalStore
+) -> None:
+    lines = [f"{site.put(f'/{row}', answer(jpeg(row)))}\tc" for row in range(6)]
+    (Path(store.root) / "cc12m/val/images/shard-00000.tar").mkdir(parents=True)  # in the tar's way
+    result = materialize(lines, "block_00", assets=[IMAGES, EDGES])
+    assert not result.success and has_begun(result, IMAGES) and not has_begun(result, EDGES)
+    assert store.exists("cc12m/train/images/shard-00000.json")
+    assert refused(materialize(lines, "block_00", assets=[EDGES]))
+    assert published(store, "images") == published(store, "canny") == []
 
 
 def test_a_block_past_the_end_of_the_list_passes(materialize, site, answer, jpeg) -> None:
