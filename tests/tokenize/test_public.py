@@ -29,6 +29,8 @@ from fourmill.tokenize.load import ModelError, load_config, load_image_tokenizer
 from fourmill.tokenize.presets import smallest_tokenizers
 from fourmill.tokenize.public import PublicConfigError, from_public, to_public
 from fourmill.tokenize.released import label_of_name
+from fourmill.tokenize.served import report_tokenizer
+from fourmill.tokenize.train_set import TrainSet
 
 ORIGIN = Origin("a test", "ours")
 SMALL = smallest_tokenizers(feature_dim=12)
@@ -130,6 +132,33 @@ def test_what_is_exported_and_imported_again_gives_equal_tokens_and_equal_labels
     assert np.array_equal(again.detokenize(tokens), model.detokenize(tokens))
     assert read_origin(store, made.path) == ORIGIN and made.digest in store.read(f"{made.path}/card.md").decode()
     assert import_image_tokenizer(store, made.name, tmp_path / "public", ORIGIN) == made
+
+
+def test_the_card_of_an_imported_tokenizer_has_its_figures_once_it_is_scored(
+    store: Store, exported: Path, train_set: TrainSet
+) -> None:
+    made = import_image_tokenizer(store, "tokenizer_semseg", exported, ORIGIN)
+    card = store.read(f"{made.path}/card.md").decode()
+    for said in (
+        "- eats COCO panoptic class ids",
+        "- gives 8 x 8 tokens",
+        "- training data: not known here",
+        "- origin: a test",
+    ):
+        assert said in card
+    assert "## Figures" not in card
+    config = load_config(store, made.path).tokenizer
+
+    def scored() -> tuple[dict[str, Any], str]:
+        path = report_tokenizer(store, made.name, made.path, config, train_set.path, train_set.digest)
+        return json.loads(store.read(path)), store.read(f"{made.path}/card.md").decode()
+
+    report, with_figures = scored()
+    assert with_figures.startswith(card) and train_set.digest in with_figures
+    assert f"| miou | {report['figures']['miou']} | {report['baseline']['miou']} |" in with_figures
+    assert f"perplexity {report['perplexity']}" in with_figures
+    import_image_tokenizer(store, "tokenizer_semseg", exported, ORIGIN)
+    assert scored() == (report, with_figures)
 
 
 @pytest.mark.parametrize("label", RELEASED)

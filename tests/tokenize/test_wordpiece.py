@@ -83,8 +83,41 @@ def test_fitting_publishes_the_file_and_says_how_well_it_knows_the_captions(tmp_
     tokenizer = TextTokenizer(store.read(f"{report['path']}/tokenizer.json"))
     assert report["vocab_size"] == tokenizer.vocab_size
     assert report["known_share"] == 1.0
+    assert report["figures"]["round_trip_share"] == 1.0 and report["figures"]["unknown_token_share"] == 0.0
     with pytest.raises(TextError, match="no caption"):
         fit_wordpiece(store, [], CONFIG)
+
+
+def test_a_fitted_vocabulary_has_a_card(tmp_path):
+    store = LocalStore(tmp_path)
+    report = json.loads(store.read(fit_wordpiece(store, CAPTIONS, CONFIG)))
+    card = store.read(f"{report['path']}/card.md").decode()
+    for said in (
+        f"Fitted WordPiece vocabulary of {report['vocab_size']} ids",
+        f"- digest of tokenizer.json: {report['digest']}",
+        f"- fitted on 4 captions, digest {report['captions_digest']}",
+        "- eats captions as they are written",
+        "| 204..4203 | coordinates",
+        f"| 4284..{report['vocab_size'] - 1} | word pieces |",
+        "| round_trip_share | 1.0 |",
+        "| unknown_token_share | 0.0 |",
+        f"| tokens_per_caption | {report['figures']['tokens_per_caption']} |",
+    ):
+        assert said in card
+    (tmp_path / "own.json").write_bytes(store.read(f"{report['path']}/tokenizer.json"))
+    assert import_text_tokenizer(store, tmp_path / "own.json", Origin("a test", "ours")).digest == report["digest"]
+    assert store.read(f"{report['path']}/card.md").decode() == card
+
+
+def test_captions_that_do_not_come_back_are_counted(tmp_path):
+    store = LocalStore(tmp_path)
+    fitted = json.loads(store.read(fit_wordpiece(store, CAPTIONS, CONFIG)))
+    kept = ["A small DOG", "vases=12", "dogs " * 300, "wine  glass v0=3"]
+    lost = ["a \u2603", "[PAD] a dog"]  # unknown, and known all the same
+    report = json.loads(store.read(report_wordpiece(store, fitted["digest"], [*kept, *lost])))
+    assert report["figures"]["round_trip_share"] == round(4 / 6, 4)
+    assert report["figures"]["known_share"] == round(5 / 6, 4)
+    assert report["figures"]["unknown_token_share"] > 0
 
 
 def public_file(path: Path) -> Path:
@@ -162,6 +195,19 @@ def test_a_file_of_the_public_layout_is_taken_as_it_is_and_gives_the_worked_ids(
         assert tokenizer.encode(text) == [*ids, 3], text
     report = json.loads(store.read(report_wordpiece(store, made.digest, ["a small dog", "zzz"])))
     assert report["digest"] == made.digest and report["known_share"] == 0.5 and report["vocab_size"] == 30_000
+    card = store.read(f"{made.path}/card.md").decode()
+    for said in (
+        "Imported WordPiece vocabulary of 30000 ids",
+        "- eats captions",
+        "- origin: a test",
+        "- licence: ours",
+    ):
+        assert said in card
+    assert "- training data: not known here" in card
+    assert f"Of 2 captions, digest {report['captions_digest']}." in card and "| round_trip_share | 0.5 |" in card
+    report_wordpiece(store, made.digest, ["a small dog"])
+    again = store.read(f"{made.path}/card.md").decode()
+    assert again.count("## Figures") == 1 and "| round_trip_share | 1.0 |" in again
     with pytest.raises(TextError, match="add it again"):
         report_wordpiece(store, "0" * 64, ["a small dog"])
 

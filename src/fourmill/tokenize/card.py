@@ -1,8 +1,11 @@
 """The card of a tokenizer: what it eats, what it gives, what it was trained on, and how good it is. No torch."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from fourmill.tokenize.config import ImageLabel, TokenizerSpec
+from fourmill.core.modality import TEXT_MAX_TOKENS
+from fourmill.core.sequences import FIRST_CLASS, FIRST_COORDINATE, FIRST_SENTINEL, FIRST_WORD_PIECE
+from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TextTokenizerConfig, TokenizerSpec
 
 _EATS: dict[ImageLabel, str] = {
     "rgb": "8-bit RGB images (B, S, S, 3)",
@@ -11,6 +14,10 @@ _EATS: dict[ImageLabel, str] = {
     "semseg": "COCO panoptic class ids (B, S, S), uint8 0..132, 255 none",
     "clip": "dense CLIP features (B, h, w, C), float32",
 }
+
+
+_UNKNOWN_DATA = "- training data: not known here, ask its origin"
+_FIGURES = "## Figures"
 
 
 def card(spec: TokenizerSpec, report: dict[str, Any]) -> str:
@@ -29,9 +36,7 @@ def card(spec: TokenizerSpec, report: dict[str, Any]) -> str:
             f"Tokenizer of {config.label}: {config.input_px} pixel crops to {config.grid} x {config.grid} tokens of "
             f"{config.codebook_size} codewords. Encoder {config.encoder.kind}, decoder {config.decoder.kind}.",
             "",
-            f"- eats {_EATS[config.label]}",
-            f"- gives {config.grid} x {config.grid} tokens, 0..{config.codebook_size - 1}, int16 in raster order; sides that are "
-            f"multiples of {config.side_multiple} give other grids",
+            *_eats_and_gives(config),
             "- digest of weights and config: {digest}",
             f"- training set: {spec.train_set_digest} ({report['num_train']} samples, {report['num_eval']} held out)",
             f"- trained for {report['steps']} steps of {training.batch_size} (stage {training.name}; {skipped})",
@@ -62,4 +67,114 @@ def _stages(spec: TokenizerSpec) -> list[str]:
         "|---|---|---|---|---|---|",
         *rows,
         "",
+    ]
+
+
+def imported_card(name: str, config: ImageTokenizerConfig, file_digest: str, origin: Sequence[str]) -> str:
+    """The card of an imported image tokenizer, without figures until `with_figures`; `{digest}` as in `card`.
+
+    Args:
+        file_digest: of the file it was made from.
+        origin: lines that say where it is from and its licence.
+    """
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"Imported tokenizer of {config.label}: positions of {config.grid} x {config.grid} patches of {config.patch_px} pixels, "
+            f"{config.codebook_size} codewords. Encoder {config.encoder.kind}, decoder {config.decoder.kind}.",
+            "",
+            *_eats_and_gives(config),
+            "- digest of weights and config: {digest}",
+            f"- sha256 of the file it was made from: {file_digest}",
+            *origin,
+            _UNKNOWN_DATA,
+            "",
+        ]
+    )
+
+
+def fitted_text_card(report: dict[str, Any], config: TextTokenizerConfig) -> str:
+    """The card of a vocabulary that was fitted here, with its figures.
+
+    Args:
+        report: as `tokenize.wordpiece` makes it.
+    """
+    about = [
+        f"- fitted on {report['num_captions']} captions, digest {report['captions_digest']}",
+        f"- asked for {config.vocab_size} ids, of word pieces that occur {config.min_frequency} times or more",
+    ]
+    return with_figures(_text_card("Fitted", report["digest"], report["vocab_size"], about), report)
+
+
+def imported_text_card(digest: str, vocab_size: int, origin: Sequence[str]) -> str:
+    """The card of an imported vocabulary, without figures until `with_figures`.
+
+    Args:
+        origin: lines that say where it is from and its licence.
+    """
+    return _text_card("Imported", digest, vocab_size, [*origin, _UNKNOWN_DATA])
+
+
+def with_figures(text: str, report: dict[str, Any]) -> str:
+    """A card with the figures of a report, in the place of those of an earlier one."""
+    if "captions_digest" in report:
+        scored_on = f"{report['num_captions']} captions, digest {report['captions_digest']}"
+    else:
+        scored_on = f"the {report['num_eval']} held-out samples of the training set {report['train_set']}"
+    used = (
+        [f"- codebook in use: {report['usage']:.0%}, perplexity {report['perplexity']}", ""]
+        if "usage" in report
+        else []
+    )
+    baseline = report["baseline"]
+    return "\n".join(
+        [
+            text.partition(f"\n{_FIGURES}\n")[0].rstrip("\n"),
+            "",
+            _FIGURES,
+            "",
+            f"Of {scored_on}.",
+            "",
+            *used,
+            f"| figure | value |{' mean or most common map |' if baseline else ''}",
+            f"|---|---|{'---|' if baseline else ''}",
+            *(
+                f"| {name} | {value} |{f' {baseline[name]} |' if baseline else ''}"
+                for name, value in report["figures"].items()
+            ),
+            "",
+        ]
+    )
+
+
+def _text_card(made: str, digest: str, vocab_size: int, about: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            "# text",
+            "",
+            f"{made} WordPiece vocabulary of {vocab_size} ids for captions and boxes.",
+            "",
+            "- eats captions as they are written, and boxes as `v0=100 v1=0 v2=400 v3=300 person`",
+            f"- gives at most {TEXT_MAX_TOKENS} ids, [EOS] last unless they were cut",
+            f"- digest of tokenizer.json: {digest}",
+            *about,
+            "",
+            "| ids | are |",
+            "|---|---|",
+            f"| 0..{FIRST_SENTINEL - 1} | [PAD] [UNK] [SOS] [EOS] |",
+            f"| {FIRST_SENTINEL}..{FIRST_COORDINATE - 1} | sentinels [S_0] and so on |",
+            f"| {FIRST_COORDINATE}..{FIRST_CLASS - 1} | coordinates, a thousand each for v0, v1, v2, v3 |",
+            f"| {FIRST_CLASS}..{FIRST_WORD_PIECE - 1} | the 80 COCO things, by name |",
+            f"| {FIRST_WORD_PIECE}..{vocab_size - 1} | word pieces |",
+            "",
+        ]
+    )
+
+
+def _eats_and_gives(config: ImageTokenizerConfig) -> list[str]:
+    return [
+        f"- eats {_EATS[config.label]}",
+        f"- gives {config.grid} x {config.grid} tokens, 0..{config.codebook_size - 1}, int16 in raster order; sides that are "
+        f"multiples of {config.side_multiple} give other grids",
     ]

@@ -18,7 +18,7 @@ from fourmill.core.digest import digest_bytes, digest_file
 from fourmill.core.safe_load import read_checkpoint
 from fourmill.core.sequences import TextTokenizer
 from fourmill.core.store import Store
-from fourmill.tokenize.config import ImageTokenizerConfig
+from fourmill.tokenize.card import imported_card, imported_text_card
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, StoredConfig, load_image_tokenizer, make_tokenizer, save_image_tokenizer
 from fourmill.tokenize.public import OURS, PublicConfigError, from_arguments, from_metadata, from_public, to_public
@@ -64,7 +64,7 @@ def import_image_tokenizer(store: Store, name: str, source: Path, origin: Origin
     known = values.get(OURS)
     span = known.get("depth_span") if isinstance(known, Mapping) else None
     model = make_tokenizer(StoredConfig(config, _span(span, source)), _as_floats(state), str(file))
-    card = _card(name, config, file, origin)
+    card = imported_card(name, config, digest_file(file), _origin_lines(origin))
     digest, folder = save_image_tokenizer(store, name, model, card)
     _keep_origin(store, folder, origin)
     return Imported(name, digest, folder)
@@ -81,8 +81,8 @@ def import_text_tokenizer(store: Store, source: Path, origin: Origin) -> Importe
     size = TextTokenizer(data).vocab_size
     digest = digest_bytes(data)
     folder = f"models/{TEXT}/{digest}"
-    lines = [f"# {TEXT}", "", f"Imported WordPiece vocabulary of {size} ids.", "", f"- digest: {digest}"]
-    store.write(f"{folder}/card.md", "\n".join([*lines, *_origin_lines(origin), ""]).encode())
+    if read_origin(store, folder) or not store.exists(f"{folder}/card.md"):  # one that was fitted here keeps its own
+        store.write(f"{folder}/card.md", imported_text_card(digest, size, _origin_lines(origin)).encode())
     store.write(f"{folder}/tokenizer.json", data)
     _keep_origin(store, folder, origin)
     return Imported(TEXT, digest, folder)
@@ -181,20 +181,3 @@ def _keep_origin(store: Store, folder: str, origin: Origin) -> None:
 
 def _origin_lines(origin: Origin) -> list[str]:
     return [f"- origin: {origin.source}", f"- licence: {origin.licence}"]
-
-
-def _card(name: str, config: ImageTokenizerConfig, file: Path, origin: Origin) -> str:
-    digest = digest_file(file)
-    return "\n".join(
-        [
-            f"# {name}",
-            "",
-            f"Imported tokenizer of {config.label}: positions of {config.grid} x {config.grid} patches of {config.patch_px} pixels, "
-            f"{config.codebook_size} codewords. Encoder {config.encoder.kind}, decoder {config.decoder.kind}.",
-            "",
-            "- digest of weights and config: {digest}",
-            f"- sha256 of the file it was made from: {digest}",
-            *_origin_lines(origin),
-            "",
-        ]
-    )

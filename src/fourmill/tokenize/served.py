@@ -8,8 +8,9 @@ import torch
 from fourmill.core.digest import digest_json
 from fourmill.core.metrics import codebook_use
 from fourmill.core.store import Store
+from fourmill.tokenize.card import with_figures
 from fourmill.tokenize.config import TRAIN_VERSION, ImageTokenizerConfig
-from fourmill.tokenize.exchange import read_origin
+from fourmill.tokenize.exchange import Origin, read_origin
 from fourmill.tokenize.load import ModelError, load_image_tokenizer
 from fourmill.tokenize.preview import preview_png
 from fourmill.tokenize.score import baseline_figures, headline, score_model
@@ -36,7 +37,9 @@ def report_tokenizer(
     digest = folder.rpartition("/")[2]
     made_of = digest_json([TRAIN_VERSION, digest, train_set_digest, wanted.input_px])
     report_path = f"models/{name}/served/{made_of}/report.json"
+    origin = read_origin(store, folder)
     if store.exists(report_path):
+        _keep_on_card(store, folder, origin, json.loads(store.read(report_path)))
         return report_path
     model = load_image_tokenizer(store, folder, "cuda" if torch.cuda.is_available() else "cpu")
     _check_fits(model.config, wanted, folder)
@@ -45,7 +48,6 @@ def report_tokenizer(
     scored = score_model(model, labels, label)
     use = codebook_use(scored.tokens, model.config.codebook_size)
     baseline = baseline_figures(label, labels, scored.true)
-    origin = read_origin(store, folder)
     report: dict[str, Any] = {
         "name": name,
         "label": label,
@@ -63,8 +65,16 @@ def report_tokenizer(
         "preview": report_path.replace("report.json", "preview.png"),
     }
     store.write(report["preview"], preview_png(label, scored.true, scored.predicted))
+    _keep_on_card(store, folder, origin, report)
     store.write(report_path, json.dumps(report, indent=1).encode())
     return report_path
+
+
+def _keep_on_card(store: Store, folder: str, origin: Origin | None, report: dict[str, Any]) -> None:
+    """Importing it again has written a card without figures; one that was trained here has its training's."""
+    path = f"{folder}/card.md"
+    if origin is not None and store.exists(path):
+        store.write(path, with_figures(store.read(path).decode(), report).encode())
 
 
 def _check_fits(found: ImageTokenizerConfig, wanted: ImageTokenizerConfig, folder: str) -> None:

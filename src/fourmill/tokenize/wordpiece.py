@@ -14,12 +14,22 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 
 from fourmill.core.digest import digest_bytes, digest_json
-from fourmill.core.sequences import FIRST_CLASS, FIRST_SENTINEL, FIRST_WORD_PIECE, UNK, TextTokenizer, special_tokens
+from fourmill.core.sequences import (
+    EOS,
+    FIRST_CLASS,
+    FIRST_SENTINEL,
+    FIRST_WORD_PIECE,
+    UNK,
+    TextTokenizer,
+    special_tokens,
+)
 from fourmill.core.store import Store
+from fourmill.tokenize.card import fitted_text_card, with_figures
 from fourmill.tokenize.config import TEXT_VERSION, TextTokenizerConfig
 
 _PREFIX = "##"  # of a piece that continues a word
 _MAX_CHARS = 100  # of a word; longer ones are unknown
+_MOST_ROUND_TRIPS = 50_000  # captions that are decoded again; of more, as many evenly spread
 
 
 class TextError(ValueError):
@@ -27,13 +37,14 @@ class TextError(ValueError):
 
 
 def fit_wordpiece(store: Store, captions: Sequence[str], config: TextTokenizerConfig) -> str:
-    """Fit, publish `models/text/{digest}/tokenizer.json`, and say how well it knows the captions.
+    """Fit, publish `models/text/{digest}/tokenizer.json` with its card, and say how well it knows the captions.
 
     Args:
         captions: of the training split; their order does not matter.
 
     Returns:
-        Store path of the report: digest, path (the folder), vocab_size, known_share, tokens_per_caption.
+        Store path of the report: digest, path (the folder), vocab_size, and figures: shares of captions that are known and that
+        come back, share of [UNK] among tokens, tokens_per_caption.
 
     Raises:
         TextError: no caption.
@@ -47,6 +58,7 @@ def fit_wordpiece(store: Store, captions: Sequence[str], config: TextTokenizerCo
     folder = f"models/text/{digest}"
     store.write(f"{folder}/tokenizer.json", file)
     report = _report(file, captions)
+    store.write(f"{folder}/card.md", fitted_text_card(report, config).encode())
     store.write(f"{folder}/report.json", json.dumps(report, indent=1).encode())
     return f"{folder}/report.json"
 
@@ -70,14 +82,17 @@ def report_wordpiece(store: Store, digest: str, captions: Sequence[str]) -> str:
     except FileNotFoundError:
         raise TextError(f"no vocabulary at {folder}: add it again with `fourmill weights add text`") from None
     report = _report(file, captions)
-    path = f"{folder}/served/{report['captions_digest']}.json"
+    card, path = f"{folder}/card.md", f"{folder}/served/{report['captions_digest']}.json"
+    if store.exists(card):
+        store.write(card, with_figures(store.read(card).decode(), report).encode())
     store.write(path, json.dumps(report, indent=1).encode())
     return path
 
 
 def _report(file: bytes, captions: Sequence[str]) -> dict[str, Any]:
     digest, tokenizer = digest_bytes(file), TextTokenizer(file)
-    ids = tokenizer.encode_batch(sorted(captions))
+    captions = sorted(captions)
+    ids = tokenizer.encode_batch(captions)
     known = sum(UNK not in found for found in ids) / len(ids)
     pieces = Counter(chain.from_iterable(ids))
     return {
@@ -86,16 +101,42 @@ def _report(file: bytes, captions: Sequence[str]) -> dict[str, Any]:
         "path": f"models/text/{digest}",
         "vocab_size": tokenizer.vocab_size,
         "num_captions": len(captions),
-        "captions_digest": digest_json(sorted(captions)),
+        "captions_digest": digest_json(captions),
         "code_version": TEXT_VERSION,
         "known_share": round(known, 4),
         "figures": {
             "known_share": round(known, 4),
+            "round_trip_share": round(_round_trip_share(file, captions, ids), 4),
+            "unknown_token_share": round(pieces[UNK] / pieces.total(), 4),
             "tokens_per_caption": round(sum(map(len, ids)) / len(ids), 2),
             "word_pieces_used": sum(i >= FIRST_WORD_PIECE for i in pieces),
         },
         "baseline": {},
     }
+
+
+def _round_trip_share(file: bytes, captions: Sequence[str], ids: Sequence[Sequence[int]]) -> float:
+    """Captions whose ids decode to them, as the file's normaliser has them; of one that was cut, to its beginning.
+
+    Compared word by word: decoding sets a space around every punctuation mark.
+    """
+    tokenizer, pipeline = TextTokenizer(file), Tokenizer.from_buffer(file)
+    normalise = pipeline.normalizer.normalize_str if pipeline.normalizer else str
+
+    def words(text: str) -> str:
+        return " ".join(word for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(text))
+
+    step = -(-len(captions) // _MOST_ROUND_TRIPS)
+    came_back = [
+        words(normalise(caption)) == words(decoded)
+        if EOS in found
+        else words(normalise(caption)).startswith(words(decoded))
+        for caption, found, decoded in (
+            (caption, found, tokenizer.decode(found))
+            for caption, found in zip(captions[::step], ids[::step], strict=True)
+        )
+    ]
+    return sum(came_back) / len(came_back)
 
 
 def train_wordpiece(captions: Sequence[str], config: TextTokenizerConfig) -> bytes:
