@@ -1,7 +1,9 @@
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from fourmill.core.labels import decode_depth, decode_normal
 from fourmill.core.metrics import standardise_depth
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.conversions import standardised
@@ -73,6 +75,11 @@ def test_tokens_do_not_depend_on_what_else_is_in_the_batch(label):
             r"depth spans 1\.5\.\.1\.5, expected finite numbers in 0\.0\.\.1\.0",
         ),
         ("depth", np.full((1, 64, 64), np.nan, np.float32), "finite"),
+        (
+            "depth",
+            np.zeros((1, 64, 64), np.uint8),
+            r"depth is uint8 \(1, 64, 64\), expected float32 or uint16 \(B, S, S\)",
+        ),
         ("normal", np.full((1, 64, 64, 3), -2, np.float32), r"in -1\.0\.\.1\.0"),
         ("semseg", np.full((1, 64, 64), 133, np.uint8), r"class 133, expected 0\.\.132, or 255"),
         ("clip", np.zeros((1, 8, 8, 13), np.float32), r"\(B, S, S, 12\)"),
@@ -81,6 +88,24 @@ def test_tokens_do_not_depend_on_what_else_is_in_the_batch(label):
 def test_what_a_tokenizer_cannot_take_is_said_with_what_it_takes(label, batch, reason):
     with pytest.raises(LabelError, match=reason):
         _tokenizer(label).tokenize(batch)
+
+
+@pytest.mark.parametrize(("label", "kind"), [("depth", np.uint16), ("normal", np.uint8)])
+def test_labels_as_files_hold_them_have_the_tokens_of_their_floats(label, kind):
+    shape = (3, 64, 64) if label == "depth" else (3, 64, 64, 3)
+    stored = rng.integers(0, np.iinfo(kind).max + 1, shape).astype(kind)
+    png = [cv2.imencode(".png", one if label == "depth" else one[..., ::-1])[1].tobytes() for one in stored]
+    floats = np.stack([decode_depth(data) if label == "depth" else decode_normal(data) for data in png])
+    tokenizer = _tokenizer(label, kind="vit")
+    tokens = tokenizer.tokenize(stored)
+    assert np.array_equal(tokens, tokenizer.tokenize(floats))
+    assert tokenizer.detokenize(tokens).dtype == np.float32
+
+
+@pytest.mark.parametrize("tokens", [np.full((1, 64), 3.7), np.ones((1, 64), bool)])
+def test_tokens_that_are_no_integers_are_refused(tokens):
+    with pytest.raises(LabelError, match=rf"clip tokens are {tokens.dtype}, expected integers in 0\.\.511"):
+        _tokenizer("clip").detokenize(tokens)
 
 
 def test_tokens_outside_the_codebook_are_refused():

@@ -1,12 +1,14 @@
 """What the store holds to what networks eat, and back. Nobody outside knows a mean, a scale or a shift.
 
-| label  | store and API                              | network                                             |
-|--------|--------------------------------------------|-----------------------------------------------------|
-| rgb    | uint8 (B, S, S, 3)                         | [-1, 1]                                             |
-| depth  | float32 (B, S, S), 0..1                    | standardised per image without the outer tenths     |
-| normal | float32 (B, S, S, 3), components in [-1, 1] | as it is                                            |
-| semseg | uint8 (B, S, S), raw ids, 255 none         | class rows: ids + 1, 0 none                         |
-| clip   | float32 (B, h, w, C)                       | as it is                                            |
+| label  | API                                         | or as files hold it | network                                         |
+|--------|---------------------------------------------|---------------------|-------------------------------------------------|
+| rgb    | uint8 (B, S, S, 3)                          |                     | [-1, 1]                                         |
+| depth  | float32 (B, S, S), 0..1                     | uint16              | standardised per image without the outer tenths |
+| normal | float32 (B, S, S, 3), components in [-1, 1] | uint8               | as it is                                        |
+| semseg | uint8 (B, S, S), raw ids, 255 none          |                     | class rows: ids + 1, 0 none                     |
+| clip   | float32 (B, h, w, C)                        |                     | as it is                                        |
+
+Labels come back as the API has them, whichever way they were given.
 """
 
 from typing import Any
@@ -20,10 +22,19 @@ from torch.nn import functional as F
 from fourmill.core.metrics import DEPTH_EPS, DEPTH_TAIL, standardise_depth
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 from fourmill.core.streams import to_device
-from fourmill.tokenize.config import ImageTokenizerConfig
+from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig
 from fourmill.tokenize.samples import LabelError
+from fourmill.tokenize.train_set import unpack
 
 Batch = NDArray[Any]
+
+_KINDS: dict[ImageLabel, tuple[type[np.generic], ...]] = {
+    "rgb": (np.uint8,),
+    "depth": (np.float32, np.uint16),
+    "normal": (np.float32, np.uint8),
+    "semseg": (np.uint8,),
+    "clip": (np.float32,),
+}
 
 
 def check_batch(batch: Batch | Tensor, config: ImageTokenizerConfig) -> None:
@@ -43,13 +54,14 @@ def check_batch(batch: Batch | Tensor, config: ImageTokenizerConfig) -> None:
         _check_features(batch, config)
         return
     channels = {"rgb": (3,), "normal": (3,), "clip": (config.feature_dim,)}.get(label, ())
-    kind = np.uint8 if label in ("rgb", "semseg") else np.float32
+    kinds = _KINDS[label]
     square = batch.ndim == 3 + len(channels) and batch.shape[1] == batch.shape[2] and batch.shape[3:] == channels
-    if batch.dtype != kind or not square:
+    if batch.dtype not in kinds or not square:
         expected = ", ".join(map(str, ("B", "S", "S", *channels)))
-        raise LabelError(f"{label} is {batch.dtype} {batch.shape}, expected {np.dtype(kind)} ({expected})")
+        known = " or ".join(np.dtype(kind).name for kind in kinds)
+        raise LabelError(f"{label} is {batch.dtype} {batch.shape}, expected {known} ({expected})")
     grid_of(batch.shape[1] * config.patch_px if label == "clip" else batch.shape[1], config)
-    if kind is np.float32:
+    if batch.dtype == np.float32:
         _check_range(batch, label)
     elif label == "semseg":
         wrong = (batch >= NUM_SEMSEG_CLASSES) & (batch != SEMSEG_INVALID)
@@ -96,6 +108,8 @@ def to_network(batch: Batch | Tensor, label: str, device: torch.device | str = "
     It travels to the device as it is stored and is converted there: a GPU would wait longer for the host's arithmetic than
     for its own network.
     """
+    if isinstance(batch, np.ndarray) and label in ("depth", "normal") and batch.dtype != np.float32:
+        batch = unpack(batch, label)
     if label == "depth" and torch.device(device).type == "cpu":
         return torch.from_numpy(standardise_depth(np.asarray(batch)))[:, None]
     stored = batch.to(device) if isinstance(batch, Tensor) else to_device(batch, torch.device(device))

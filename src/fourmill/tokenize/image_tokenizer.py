@@ -224,12 +224,14 @@ class ImageTokenizer(nn.Module):
             sample_steps: DDIM steps; the config's by default.
 
         Raises:
-            LabelError: tokens of no square grid, of a size that does not fit, or outside the codebook.
+            LabelError: tokens that are no integers, of no square grid, of a size that does not fit, or outside the codebook.
             ValueError: the tokenizer was loaded without its decoder.
         """
         if not hasattr(self, "decoder"):
             raise ValueError(f"this {self.config.label} tokenizer was loaded without its decoder; load all of it")
         size = self.config.codebook_size
+        if not np.issubdtype(tokens_BN.dtype, np.integer):  # bool is none
+            raise LabelError(f"{self.config.label} tokens are {tokens_BN.dtype}, expected integers in 0..{size - 1}")
         grid = math.isqrt(tokens_BN.shape[-1]) if tokens_BN.ndim == 2 else 0
         if tokens_BN.ndim != 2 or tokens_BN.shape[1] != grid**2:
             raise LabelError(
