@@ -163,14 +163,19 @@ def _record(stage: TrainingConfig, report: Mapping[str, Any]) -> StageRecord:
 
 
 def fit_text(session: Session) -> ModelRef:
-    """Fit the vocabulary on the captions of the training split of the training set's blocks; an imported one is only scored."""
+    """Fit the vocabulary on the captions of the training split of the training set's blocks; an imported one is only scored.
+
+    Not on those of every block there is: a block that comes later would change the vocabulary, and with it every token of every
+    block before. Images whose list has no caption are passed over.
+    """
     from fourmill.tokenize.wordpiece import fit_wordpiece, report_wordpiece
 
     p, store = session.project, session.store
+    dataset = p.train_set.dataset or p.dataset
     captions: list[str] = []
     for block in p.train_set.blocks:
-        rows = read_ledger(store, p.dataset, "train", "images", block).select(["status", "caption"]).to_pylist()
-        captions += [row["caption"] for row in rows if row["status"] == "ok"]
+        rows = read_ledger(store, dataset, "train", "images", block).select(["status", "caption"]).to_pylist()
+        captions += [row["caption"] for row in rows if row["status"] == "ok" and row["caption"] is not None]
     served = p.served_tokenizers.get("text")
     report = report_wordpiece(store, served, captions) if served else fit_wordpiece(store, captions, p.text)
     return _serve(session, "text", report)
