@@ -184,3 +184,19 @@ def test_a_sample_without_one_label_is_not_in_the_training_set(store, tiny):
     made = build_train_set(store, tiny.dataset, tiny.layout, one_block, 64)
     others = [k for k, _ in read_members(store, ShardPlace(tiny.dataset, "train", "images", 1))]
     assert made.num_train == len(others)
+
+
+@pytest.mark.parametrize("folder", ["images", "semseg"])
+def test_a_tar_that_is_gone_under_a_training_set_says_what_to_make(store, tiny, folder):
+    place = ShardPlace(tiny.dataset, "train", folder, 1)
+    store.delete(place.tar)
+    one_block = TrainSetConfig(num_samples=50, num_eval=2, blocks=("block_00",))
+    with pytest.raises(MissingShardError, match=rf"{place.tar} is gone, though its receipt is there: delete"):
+        build_train_set(store, tiny.dataset, tiny.layout, one_block, 64)
+
+
+def test_boxes_whose_tar_is_gone_say_what_to_make(store, tiny):
+    path, digest = _text(store)
+    store.delete(ShardPlace(tiny.dataset, "train", "boxes", 1).tar)
+    with pytest.raises(MissingShardError, match="is gone, though its receipt is there"):
+        _run(store, tiny.dataset, "det", path, digest)

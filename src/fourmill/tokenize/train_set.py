@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from fourmill.core.crops import CropRow, crop_rgb, random_crop
 from fourmill.core.digest import digest_file
 from fourmill.core.names import Layout, SampleKey, Split
-from fourmill.core.shards import ShardPlace, need, read_members, read_rows
+from fourmill.core.shards import MissingShardError, ShardPlace, need, read_members, read_rows
 from fourmill.core.store import Store
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
 from fourmill.tokenize.packed import PackWriter, local_file, map_arrays
@@ -161,7 +161,7 @@ def _samples(
         for label, folder in FOLDERS.items():
             place = ShardPlace(dataset, split, folder, shard)
             need(store, place, f"{dataset}/images" if label == "rgb" else f"labels/{label}")
-            members[label] = dict(read_members(store, place))
+            members[label] = dict(members_of(store, place))
         sizes = image_sizes(store, ShardPlace(dataset, split, FOLDERS["rgb"], shard))
         for key in sorted(set.intersection(*(set(found) for found in members.values()))):
             try:
@@ -171,6 +171,20 @@ def _samples(
                 )
             except LabelError as error:  # one bad label: tokenizing rejects it too, by its own reason
                 _log.warning("train set: %s left out: %s", key, error)
+
+
+def members_of(store: Store, place: ShardPlace) -> Iterator[tuple[SampleKey, bytes]]:
+    """`read_members` of a shard that others stand on.
+
+    Raises:
+        MissingShardError: its tar is gone while its receipt is there; the message says what to do.
+    """
+    try:
+        yield from read_members(store, place)
+    except FileNotFoundError as error:
+        raise MissingShardError(
+            f"{place.tar} is gone, though its receipt is there: delete {place.receipt} and materialize the block again"
+        ) from error
 
 
 def image_sizes(store: Store, place: ShardPlace) -> dict[SampleKey, tuple[int, int]]:

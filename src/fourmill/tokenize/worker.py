@@ -24,13 +24,11 @@ from fourmill.core.names import SampleKey, Split
 from fourmill.core.sequences import CLASS_NAMES, TextTokenizer, detection_text
 from fourmill.core.shards import (
     Item,
-    MissingShardError,
     Receipt,
     Recipe,
     ShardPlace,
     finished,
     need,
-    read_members,
     read_rows,
     write_shard,
 )
@@ -39,7 +37,7 @@ from fourmill.core.work import ShardJob
 from fourmill.tokenize.align import CROPS, token_folder
 from fourmill.tokenize.config import TOKENS_VERSION, TokenizingConfig
 from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
-from fourmill.tokenize.train_set import image_sizes
+from fourmill.tokenize.train_set import image_sizes, members_of
 
 if TYPE_CHECKING:
     from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -211,13 +209,8 @@ class TokenWorker:
     def _members(self, sources: Sequence[ShardPlace]) -> Iterator["_Member"]:
         for i, source in enumerate(sources):
             sizes = image_sizes(self._store, source)
-            try:
-                for key, data in read_members(self._store, source):
-                    yield _Member(i, key, data, sizes[key])
-            except FileNotFoundError as error:
-                raise MissingShardError(
-                    f"{source.tar} is gone, though its receipt is there: delete {source.receipt} and materialize the block again"
-                ) from error
+            for key, data in members_of(self._store, source):
+                yield _Member(i, key, data, sizes[key])
 
     def _crop(self, member: "_Member") -> "_Cropped":
         rows = crop_rows(member.key, *member.size, self._config.crops)
@@ -352,7 +345,7 @@ def _caption_items(store: Store, source: ShardPlace, text: TextTokenizer) -> Ite
 
 def _box_items(store: Store, source: ShardPlace, text: TextTokenizer) -> Iterator[Item]:
     sizes = image_sizes(store, source)
-    for key, data in read_members(store, source):
+    for key, data in members_of(store, source):
         try:
             boxes = decode_boxes(data)
             unknown = sorted({box.class_name for box in boxes} - set(CLASS_NAMES))
