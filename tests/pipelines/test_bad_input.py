@@ -32,6 +32,16 @@ def test_a_missing_list(tmp_path: Path, fourmill: Run) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_of_two_sources_or_of_none(tmp_path: Path, fourmill: Run) -> None:
+    out = ("--out", str(tmp_path / "out"))
+    refused(
+        fourmill("run", *out, "--folder", str(tmp_path), "--tars", str(tmp_path)), "one of --list, --folder and --tars"
+    )
+    refused(fourmill("run", *out, "--num-blocks", "3"), "go with --list", "--set")
+    refused(fourmill("run", *out), "no project at", "fourmill run --list")
+    refused(fourmill("run", *out, "--folder", str(tmp_path / "none")), "no folder at")
+
+
 def test_labellers_that_are_neither_a_word_nor_a_folder(tmp_path: Path, fourmill: Run) -> None:
     (tmp_path / "list.tsv").write_text("http://a.example/1.jpg\ta dog\n")
     done = fourmill("run", "--list", str(tmp_path / "list.tsv"), "--out", str(tmp_path / "out"), "--labellers", "none")

@@ -14,6 +14,7 @@ from fourmill.core.names import SPLITS, Layout
 from fourmill.core.store import LocalStore
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.ingest.source import read_source_rows
+from fourmill.pipelines import runner
 from fourmill.pipelines.definitions import build_definitions
 from fourmill.pipelines.outside import changed_lists, changed_opt_outs
 from fourmill.pipelines.preflight import NotReadyError, check_source
@@ -182,3 +183,40 @@ def test_only_blocks_that_an_opt_out_list_names_are_to_be_made_again(
         assert (nodes[images, "block_00"], nodes[images, "block_01"]) == ("ok", "stale")
     (tmp_path / "have" / "00001.tar").write_bytes((tmp_path / "have" / "00000.tar").read_bytes())
     assert list(changed_lists(project, store)) == [(dg.AssetKey(["have", "source_index"]), None)]
+
+
+@pytest.mark.usefixtures("shards_here")
+def test_blocks_that_hold_copies_are_made_again_and_a_warning_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = with_datasets(smallest(tmp_path), ("imagenet", class_folders(tmp_path / "imagenet")))
+    backwards = [
+        ("ingest_imagenet", block) for block in reversed(LAYOUT.block_keys())
+    ]  # so later blocks know of no earlier
+    monkeypatch.setattr(runner, "_steps", lambda project: [("index_imagenet", None), *backwards])
+    monkeypatch.setattr(runner, "changed_outside", lambda project, store: {})  # of the main list, which is not there
+    announced: list[tuple[str, str | None]] = []
+    warnings: list[str] = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        runner.materialize_all(
+            build_definitions(project),
+            project,
+            instance,
+            lambda job, nodes: announced.append((job, nodes[0].partition)),
+            warn=warnings.append,
+        )
+        again = runner.materialize_all(build_definitions(project), project, instance)
+    rows = [
+        row
+        for block in LAYOUT.block_keys()
+        for split in SPLITS
+        for row in read_ledger(LocalStore(project.store), "imagenet", split, "images", block).to_pylist()
+    ]
+    (copy,) = [row for row in rows if row["status"] == "duplicate"]
+    block = LAYOUT.block_of_row(int(copy["key"]))
+    assert copy["duplicate_of"] == "000000000" and block != "block_00"
+    assert announced == [("index_imagenet", None), *backwards, ("ingest_imagenet", block)]
+    assert [line for line in warnings if "no_copies_in_later_blocks" in line] == [
+        f"block_00: imagenet/images, no_copies_in_later_blocks: materialize_again {block}, copies 1"
+    ]
+    assert again == 0

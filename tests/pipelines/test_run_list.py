@@ -1,5 +1,6 @@
 """Any list through the same assets: ordinary pictures behind real HTTP, and what the scene labellers say of them."""
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,7 +42,16 @@ def test_ordinary_pictures_run_through_the_whole_chain(pictures: Path, fourmill:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "labels/canny" in done.stdout
     assert (pictures.parent / "out" / "report" / "index.html").is_file()
-    assert "fourm/samples" in all_digests(pictures.parent / "out")
+    out = pictures.parent / "out"
+    assert "fourm/samples" in all_digests(out)
+    before = json.loads((out / "project.json").read_text())
+    before["ingest"]["per_host"] = 3
+    (out / "project.json").write_text(json.dumps(before))
+    on = fourmill("run", "--out", str(out), "--set", "ingest.lookups=7")
+    assert on.returncode == 0 and "everything is up to date" in on.stdout, on.stdout[-2000:] + on.stderr[-2000:]
+    after = json.loads((out / "project.json").read_text())
+    assert (after["ingest"].pop("per_host"), after["ingest"].pop("lookups")) == (3, 7)
+    assert after["ingest"].items() <= before["ingest"].items() and after["labellers"] == before["labellers"]
 
 
 def test_scene_labellers_refuse_them_and_say_what_to_choose(pictures: Path, fourmill: Run) -> None:

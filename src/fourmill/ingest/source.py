@@ -127,6 +127,16 @@ def count_rows(config: SourceConfig) -> int:
     return num_rows
 
 
+def numbered_rows(store: Store, dataset: str, config: SourceConfig) -> int | None:
+    """Rows of a list that the dataset has numbered and that has not changed since, without reading it; None for others."""
+    try:
+        index = read_source(store, dataset)
+        stamp = list_stamp(config) if config.kind == "list" else ""
+    except ValueError:
+        return None
+    return index.num_rows if stamp and _read_stamp(store, dataset) == _Stamp(digest=index.digest, stamp=stamp) else None
+
+
 def read_source(store: Store, dataset: str) -> SourceIndex:
     """The index that a dataset uses.
 

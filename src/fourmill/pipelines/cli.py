@@ -17,6 +17,7 @@ from fourmill.pipelines import environment, preflight, weights_cli
 from fourmill.pipelines.doctor import doctor
 from fourmill.pipelines.profiles import PROFILES
 from fourmill.pipelines.workspace import Workspace, routes
+from fourmill.pseudolabel.choices import Detector
 from fourmill.tokenize.released import RELEASED, TEXT
 
 app = typer.Typer(
@@ -51,24 +52,36 @@ def demo(
 
 @app.command()
 def run(
+    out: Out,
     list_place: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--list", help="Path, s3://... or https://... of a TSV (`URL<TAB>caption` a line), CSV or Parquet file."
         ),
-    ],
-    out: Out,
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="In place of a list: a tree of class folders with pictures (ImageNet's layout).")
+    ] = None,
+    tars: Annotated[
+        Path | None, typer.Option(help="In place of a list: a folder of webdataset tars, img2dataset's among them.")
+    ] = None,
     labellers: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="stored (real networks, see `fourmill weights`), seeded (tiny random ones), scene (the demo's pictures only), "
-            "or a folder of networks."
+            "or a folder of networks; by default the profile's, where it has real ones."
         ),
-    ],
+    ] = None,
+    detector: Annotated[
+        Detector | None,
+        typer.Option(help="Of the stored ones: ViTDet, or one of transformers'; by default the profile's."),
+    ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A host that may have a private or loopback address; repeat for more.")
     ] = None,
-    num_blocks: Annotated[int, typer.Option(help="Blocks to cut the list into.")] = 1,
+    num_blocks: Annotated[
+        int | None, typer.Option(help="Blocks to cut the list into; by default one a 200,000 rows.")
+    ] = None,
     train_minutes: Annotated[float, typer.Option(help="Length of 4M's training, as in `demo`.")] = 0.5,
     profile: Annotated[str, typer.Option(help="Sizes, as in `demo`.")] = "demo",
     opt_out: Annotated[
@@ -84,23 +97,56 @@ def run(
     labels: Annotated[
         list[str] | None, typer.Option(help="A label beside depth, normal, semseg and det: canny. Repeat for more.")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Any value of project.json: source.url_column=link, ingest.per_host=4. Repeat for more."
+        ),
+    ] = None,
 ) -> None:
-    """Any CC12M-style list through the same assets, at the demo's sizes."""
-    from fourmill.pipelines.demo import run_list
+    """Any CC12M-style list, or pictures at hand, through the same assets, at the demo's sizes.
 
+    The folder keeps the project as project.json. Without a source, `fourmill run --out FOLDER` goes on with what that says.
+    A command with a source changes what it names; what was edited by hand otherwise stays.
+    """
+    from fourmill.pipelines.demo import run_kept, run_list
+    from fourmill.pipelines.lists import Choice
+
+    sources = [
+        {"list": list_place if "://" in list_place else str(Path(list_place).resolve())} if list_place else None,
+        {"list": "", "kind": "folder", "root": str(folder.resolve())} if folder else None,
+        {"list": "", "kind": "webdataset", "root": str(tars.resolve())} if tars else None,
+    ]
+    given = [source for source in sources if source]
+    workspace = Workspace(out.resolve())
+    if len(given) > 1:
+        raise ValueError(
+            "give one of --list, --folder and --tars; more data sets go into project.json as more_datasets"
+        )
+    if not given:
+        if labellers or detector or allow_host or num_blocks or opt_out or store or labels:
+            raise ValueError(
+                "these options go with --list, --folder or --tars; change a project that is there with --set"
+            )
+        run_kept(workspace, _console, retry_failed=retry_failed, settings=settings or [])
+        return
     run_list(
-        Workspace(out.resolve()),
-        list_place if "://" in list_place else str(Path(list_place).resolve()),
-        labellers,
-        allow_host or [],
-        num_blocks,
-        train_minutes,
+        workspace,
+        given[0],
+        Choice(
+            labellers=labellers,
+            detector=detector,
+            allow_hosts=allow_host or [],
+            num_blocks=num_blocks,
+            opt_out=str(opt_out.resolve()) if opt_out else None,
+            labels=labels or [],
+        ),
         profile,
+        train_minutes,
         _console,
-        opt_out=str(opt_out.resolve()) if opt_out else None,
         store=store,
         retry_failed=retry_failed,
-        labels=labels or [],
+        settings=settings or [],
     )
 
 

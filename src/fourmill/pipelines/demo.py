@@ -1,24 +1,20 @@
 """`fourmill demo` and `fourmill run`: prepare, check, materialize, show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from fourmill.core.names import Layout
-from fourmill.core.store import open_store
 from fourmill.ingest.config import SourceConfig
 from fourmill.ingest.demo_source import DEMO_HOST, write_demo_list
-from fourmill.ingest.source import count_rows
 from fourmill.pipelines import environment, preflight, profiles
 from fourmill.pipelines.definitions import build_definitions
+from fourmill.pipelines.edits import with_settings
+from fourmill.pipelines.lists import Choice, list_project
 from fourmill.pipelines.live import live_progress
 from fourmill.pipelines.runner import close_orphans, materialize_all, open_instance
 from fourmill.pipelines.status import Node
 from fourmill.pipelines.summary import print_summary
 from fourmill.pipelines.workspace import Workspace, routes
-from fourmill.pseudolabel.choices import labellers_from
-from fourmill.pseudolabel.config import feature_dim
-from fourmill.pseudolabel.members import own_labellers
 from fourmill.runtime.labeller_weights import pinned_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import stop_ray
@@ -36,8 +32,7 @@ def run_demo(workspace: Workspace, profile: str, train_minutes: float | None, co
     """
     project = pinned_labellers(profiles.profile(profile, workspace.out, train_minutes))
     with preflight.only_one(workspace.out):
-        project = still_served(workspace, project)
-        workspace.keep(project)
+        project = workspace.keep(still_served(workspace, project))
         with live_progress(console) as listener:
             write_demo_list(
                 workspace.scenes,
@@ -53,40 +48,58 @@ def run_demo(workspace: Workspace, profile: str, train_minutes: float | None, co
 
 def run_list(
     workspace: Workspace,
-    list_place: str,
-    labellers: str,
-    allow_hosts: Sequence[str],
-    num_blocks: int,
-    train_minutes: float,
+    source: Mapping[str, str],
+    choice: Choice,
     profile: str,
+    train_minutes: float,
     console: Console,
     *,
-    opt_out: str | None = None,
     store: str | None = None,
     retry_failed: bool = False,
-    labels: Sequence[str] = (),
+    settings: Sequence[str] = (),
 ) -> None:
-    """Any list through the same assets, at the demo's sizes.
+    """Any list, or pictures at hand, through the same assets.
 
     Args:
-        opt_out: path of a list of domains, URLs and images to leave out.
+        source: the fields of a SourceConfig that say where it lies.
         store: root of the store, a folder or s3://bucket/prefix; below the workspace by default.
         retry_failed: ask again for images whose failure may have passed.
-        labels: labels beside 4M's own, as `pseudolabel.members.OWN` has them.
+        settings: values of the project, as `ingest.per_host=4`.
 
     Raises:
-        ValueError: the list, the labellers or the machine is not fit for it.
+        ValueError: the source, the labellers or the machine is not fit for it.
     """
-    preflight.check_source(SourceConfig(list=list_place))
     base = profiles.profile(profile, workspace.out, train_minutes)
     if store is not None:
         base = base.model_copy(update={"store": store, "scratch": str(workspace.out / "scratch")})
-    base = base.model_copy(update={"labellers": {**base.labellers, **own_labellers(labels)}})
-    project = list_project(base, list_place, labellers, allow_hosts, num_blocks, opt_out)
+    base = base.model_copy(update={"source": SourceConfig.model_validate({**base.source.model_dump(), **source})})
+    base = with_settings(base, settings)
+    preflight.check_source(base.source)
+    before = workspace.project() if workspace.project_file.exists() else None
+    project = with_settings(list_project(base, choice, before), settings)
     with preflight.only_one(workspace.out):
-        project = still_served(workspace, project)
+        project = workspace.keep(still_served(workspace, project))
         preflight.check_machine(project)
-        workspace.keep(project)
+        _materialize(workspace, project, console, retry_failed)
+
+
+def run_kept(
+    workspace: Workspace, console: Console, *, retry_failed: bool = False, settings: Sequence[str] = ()
+) -> None:
+    """The project that the folder holds, as its `project.json` says.
+
+    Args:
+        settings: values to change in it first.
+
+    Raises:
+        ValueError: there is none, or the machine is not fit for it.
+    """
+    with preflight.only_one(workspace.out):
+        project = workspace.project()
+        if settings:
+            project = with_settings(project, settings)
+            workspace.change(project)
+        preflight.check_machine(project)
         _materialize(workspace, project, console, retry_failed)
 
 
@@ -99,39 +112,6 @@ def still_served(workspace: Workspace, project: Project) -> Project:
     return project
 
 
-def list_project(
-    base: Project,
-    list_place: str,
-    labellers: str,
-    allow_hosts: Sequence[str],
-    num_blocks: int,
-    opt_out: str | None = None,
-) -> Project:
-    """A profile over another list: shards are cut so that the blocks hold all rows."""
-    source = base.source.model_copy(update={"list": list_place})
-    rows = count_rows(source)
-    shards_per_block = max(1, min(200, -(-rows // (num_blocks * 500))))
-    layout = Layout(
-        rows_per_shard=max(1, -(-rows // (num_blocks * shards_per_block))),
-        shards_per_block=shards_per_block,
-        num_blocks=num_blocks,
-    )
-    chosen = {**base.labellers, **labellers_from(labellers, store=open_store(base.store))}
-    features = feature_dim(chosen["clip"])
-    clip = base.tokenizers["clip"].model_copy(update={"feature_dim": features})
-    return base.model_copy(
-        update={
-            "profile": f"list-{labellers if labellers in ('seeded', 'scene') else 'weights'}",
-            "source": source,
-            "layout": layout,
-            "ingest": base.ingest.model_copy(update={"allow_hosts": tuple(allow_hosts), "opt_out": opt_out}),
-            "labellers": chosen,
-            "tokenizers": {**base.tokenizers, "clip": clip},
-            "train_set": base.train_set.model_copy(update={"blocks": tuple(layout.block_keys()[:6])}),
-        }
-    )
-
-
 def _materialize(workspace: Workspace, project: Project, console: Console, retry_failed: bool = False) -> None:
     instance = open_instance(workspace.home)
     orphans = close_orphans(instance)
@@ -140,7 +120,7 @@ def _materialize(workspace: Workspace, project: Project, console: Console, retry
     try:
         with routes(workspace, environment.connect_to()) as connect_to, live_progress(console) as listener:
             defs = build_definitions(project, connect_to, listener)
-            runs = materialize_all(defs, project, instance, _announce(console), retry_failed)
+            runs = materialize_all(defs, project, instance, _announce(console), retry_failed, _warn(console))
     finally:
         stop_ray()
     if not runs:
@@ -156,3 +136,10 @@ def _announce(console: Console):
         )
 
     return announce
+
+
+def _warn(console: Console):
+    def warn(warning: str) -> None:
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
+
+    return warn

@@ -6,12 +6,14 @@ UI shows the same history. State is read again before each run, so nothing is do
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
 import psutil
 
+from fourmill.pipelines.findings import blocks_with_copies, warnings_of
 from fourmill.pipelines.outside import changed_outside
 from fourmill.pipelines.status import Node, Place, read_status
 from fourmill.runtime.launch import warm_up
@@ -56,11 +58,13 @@ def materialize_all(
     instance: dg.DagsterInstance,
     announce: Callable[[str, list[Node]], None] = lambda job, nodes: None,
     retry_failed: bool = False,
+    warn: Callable[[str], None] = lambda warning: None,
 ) -> int:
     """Bring every asset of the project up to date; return the number of runs that were needed.
 
     Args:
         retry_failed: ask again for images whose failure may have passed; blocks that gain none stay as they are.
+        warn: is told of checks that failed without blocking.
 
     Raises:
         RunFailedError: a run failed; what was finished before stays finished.
@@ -70,7 +74,10 @@ def materialize_all(
     if retry_failed:
         changed |= _failed_images(project)
     runs = 0
-    for job_name, partition in _steps(project):
+    cleared: set[Place] = set()  # of copies, once a block: two that name each other would never end
+    steps = deque(_steps(project))
+    while steps:
+        job_name, partition = steps.popleft()
         job = defs.resolve_job_def(job_name)
         wanted = [
             node
@@ -83,10 +90,16 @@ def materialize_all(
             if job_name == "train_4m":
                 stop_ray()  # all shards are made; its processes would take memory and a share of every core
             announce(job_name, wanted)
-            _execute(job, [n.key for n in wanted], partition, instance, retry_failed)
+            result = _execute(job, [n.key for n in wanted], partition, instance, retry_failed)
             runs += 1
-        for node in wanted:
-            changed.pop((node.key, node.partition), None)
+            for node in wanted:
+                changed.pop((node.key, node.partition), None)
+            for warning in warnings_of(result):
+                warn(f"{partition or job_name}: {warning}")
+            again = {place: why for place, why in blocks_with_copies(result).items() if place not in cleared}
+            cleared |= again.keys()
+            changed |= again
+            steps.extendleft((job_name, block) for _, block in again if (job_name, block) not in steps)
     return runs
 
 
@@ -121,7 +134,7 @@ def _execute(
     partition: str | None,
     instance: dg.DagsterInstance,
     retry_failed: bool,
-) -> None:
+) -> dg.ExecuteInProcessResult:
     images = [key for key in keys if retry_failed and key.path[-1] == "images"]
     ops = {key.to_python_identifier(): {"config": {"retry_failed": True}} for key in images}
     result = job.execute_in_process(
@@ -134,6 +147,7 @@ def _execute(
     )
     if not result.success:
         raise RunFailedError(first_error(result, job.name, partition))
+    return result
 
 
 def first_error(result: dg.ExecuteInProcessResult, job: str, partition: str | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourmill.ingest.demo_source import DEMO_HOST, serve_folder
+from fourmill.pipelines.edits import with_edits
 from fourmill.runtime.project import Project, ProjectError, read_project, write_project
 
 
@@ -42,20 +43,56 @@ class Workspace:
         """
         return read_project(self.project_file)
 
-    def keep(self, project: Project) -> None:
-        """Keep a project's config here; a folder serves one list.
+    @property
+    def commanded_file(self) -> Path:
+        """The project as the last command made it, without what was edited since."""
+        return self.out / "commanded.json"
+
+    def keep(self, project: Project) -> Project:
+        """Keep the project that a command makes, with what was edited by hand; a folder serves one list.
+
+        Returns:
+            What is kept.
 
         Raises:
-            ProjectError: the folder belongs to another list or layout.
+            ProjectError: the folder belongs to another list or layout, or edits do not go with the command.
         """
+        commanded = project
         if self.project_file.exists():
             before = self.project()
-            if (before.source, before.layout, before.dataset) != (project.source, project.layout, project.dataset):
-                raise ProjectError(
-                    f"{self.out} holds a project for {before.source.where} ({before.layout.num_blocks} blocks of "
-                    f"{before.layout.shards_per_block} shards); choose another --out, or delete the folder"
-                )
+            if self.commanded_file.exists():
+                project = with_edits(commanded, before, read_project(self.commanded_file))
+            _require_same(self.out, before, project)
+        write_project(commanded, self.commanded_file)
         write_project(project, self.project_file)
+        return project
+
+    def change(self, project: Project) -> None:
+        """Change the project that is kept here, as an edit by hand would.
+
+        Raises:
+            ProjectError: it is one of another list or layout.
+        """
+        _require_same(self.out, self.project(), project)
+        write_project(project, self.project_file)
+
+
+def _require_same(out: Path, before: Project, project: Project) -> None:
+    if not _continues(before, project):
+        raise ProjectError(
+            f"{out} holds a project for {before.source.where} ({before.layout.num_blocks} blocks of "
+            f"{before.layout.shards_per_block} shards); choose another --out, or delete the folder"
+        )
+
+
+def _continues(before: Project, project: Project) -> bool:
+    """The same rows in the same blocks; a list may have grown by some."""
+    grown = before.layout.model_copy(update={"num_blocks": project.layout.num_blocks})
+    return (before.source, before.dataset, grown) == (
+        project.source,
+        project.dataset,
+        project.layout,
+    ) and project.layout.num_blocks >= before.layout.num_blocks
 
 
 @contextmanager

@@ -19,6 +19,9 @@ from fourmill.pseudolabel.config import (
 )
 from fourmill.pseudolabel.stored import CONFIG_FILE, WeightsMissingError, stored_ref
 
+Detector = Literal["vitdet", "detector"]
+Precision = Literal["fp32", "bf16"]
+
 
 def demo_labellers() -> dict[str, LabellerConfig]:
     """The demo's: exact labels of generated scenes, and a tiny seeded CLIP of 8x8x64 features for 64-pixel crops."""
@@ -28,8 +31,8 @@ def demo_labellers() -> dict[str, LabellerConfig]:
 def paper_labellers(
     folder: Path | None = None,
     *,
-    detector: Literal["vitdet", "detector"] = "vitdet",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    detector: Detector = "vitdet",
+    precision: Precision = "fp32",
 ) -> dict[str, LabellerConfig]:
     """The paper's networks and sizes (appendix B.1).
 
@@ -66,13 +69,22 @@ def seeded_labellers(seed: int = 0) -> dict[str, LabellerConfig]:
     }
 
 
-def labellers_from(choice: str, grid: int = 8, store: Store | None = None) -> dict[str, LabellerConfig]:
+def labellers_from(
+    choice: str,
+    grid: int = 8,
+    store: Store | None = None,
+    *,
+    detector: Detector = "detector",
+    precision: Precision = "fp32",
+) -> dict[str, LabellerConfig]:
     """The labellers behind `--labellers`: `scene`, `seeded`, `seeded:N`, `stored`, or a folder with one network a label.
 
     Args:
         choice: what was written on the command line.
         grid: tokens along a side of a crop; a real CLIP network gets crops of as many of its own patches.
         store: where `stored` weights are.
+        detector: which of the stored ones; that of a folder is what its config.json says.
+        precision: of real networks, see `paper_labellers`.
 
     Raises:
         WeightsMissingError: one of the networks is not there.
@@ -82,31 +94,41 @@ def labellers_from(choice: str, grid: int = 8, store: Store | None = None) -> di
     if choice == "seeded":
         return seeded_labellers()
     if choice == "stored":
-        return _stored_labellers(grid, store)
+        return _stored_labellers(grid, store, detector, precision)
     seed = seed_of(choice)
-    return seeded_labellers(seed) if seed is not None else _folder_labellers(Path(choice).expanduser().resolve(), grid)
+    if seed is not None:
+        return seeded_labellers(seed)
+    return _folder_labellers(Path(choice).expanduser().resolve(), grid, precision)
 
 
-def _stored_labellers(grid: int, store: Store | None) -> dict[str, LabellerConfig]:
+def _stored_labellers(
+    grid: int, store: Store | None, detector: Detector, precision: Precision
+) -> dict[str, LabellerConfig]:
     if store is None:
         raise WeightsMissingError("the labellers are in a store; say which")
-    made: dict[str, Any] = {
-        label: pinned(config, store) for label, config in paper_labellers(detector="detector").items()
-    }
+    named = paper_labellers(detector=detector, precision=precision)
+    made: dict[str, Any] = {label: pinned(config, store) for label, config in named.items()}
     for label, config in made.items():
         require_weights(label, config, store)
     clip = stored_ref(made["clip"].weights)
     assert clip is not None
     facts = json.loads(store.read(f"{clip.folder}/{CONFIG_FILE}"))
-    return {**made, "clip": clip_config(made["clip"].weights, facts, grid)}
+    return {**made, "clip": _fitting_clip(made["clip"], facts, grid)}
 
 
-def _folder_labellers(folder: Path, grid: int) -> dict[str, LabellerConfig]:
-    made = paper_labellers(folder, detector="vitdet" if _model_type(folder / "det") == "vitdet" else "detector")
+def _folder_labellers(folder: Path, grid: int, precision: Precision) -> dict[str, LabellerConfig]:
+    detector: Detector = "vitdet" if _model_type(folder / "det") == "vitdet" else "detector"
+    made: dict[str, Any] = dict(paper_labellers(folder, detector=detector, precision=precision))
     for label, config in made.items():
         require_weights(label, config)
     facts = json.loads((folder / "clip" / CONFIG_FILE).read_text())
-    return {**made, "clip": clip_config(str(folder / "clip"), facts, grid)}
+    return {**made, "clip": _fitting_clip(made["clip"], facts, grid)}
+
+
+def _fitting_clip(named: ClipConfig, facts: dict[str, Any], grid: int) -> ClipConfig:
+    """The config of a CLIP network, with precision and batches as named."""
+    sizes = clip_config(named.weights, facts, grid).model_dump(include={"input_px", "patch_px", "channels"})
+    return named.model_copy(update=sizes)
 
 
 def _model_type(folder: Path) -> str | None:
