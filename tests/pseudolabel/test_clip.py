@@ -133,3 +133,26 @@ def test_broken_weights_raise(crops: np.ndarray) -> None:
         extract._network.visual_projection.weight.fill_(float("inf"))
     with pytest.raises(NetworkError, match="not finite"):
         extract(crops)
+
+
+def test_a_network_without_weights_raises_even_for_one_crop(crops: np.ndarray) -> None:
+    extract: Any = make_features(DEMO)
+    with torch.no_grad():
+        extract._network.visual_projection.weight.zero_()
+    with pytest.raises(NetworkError, match="the same at every place of each of 1 crops"):
+        extract(crops[:1])
+
+
+def test_a_network_that_sees_positions_only_raises(crops: np.ndarray) -> None:
+    extract: Any = make_features(DEMO)
+    with torch.no_grad():
+        extract._network.vision_model.embeddings.patch_embedding.weight.zero_()
+    extract(crops[:1])
+    extract(crops[:1])  # the same crop again tells nothing
+    with pytest.raises(NetworkError, match="the same for two different images"):
+        extract(crops[1:2])
+
+
+def test_crops_of_one_colour_have_features() -> None:
+    extract = make_features(DEMO)
+    assert extract(np.zeros((2, 64, 64, 3), np.uint8)).std() > 0

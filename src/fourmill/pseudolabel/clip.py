@@ -19,8 +19,11 @@ from fourmill.pseudolabel.config import VERSION, ClipConfig, weights_digest
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.network import (
     Forward,
+    Watch,
     as_numpy,
-    check_output,
+    check_finite,
+    check_shape,
+    facts_of,
     load_network,
     on_own_stream,
     resize,
@@ -47,6 +50,7 @@ class ClipFeatures:
                 f"{config.weights} has patches of {found.patch_size} pixels and {found.projection_dim} channels, the clip "
                 f"config says {config.patch_px} and {config.channels}: change patch_px and channels, or the weights"
             )
+        self._watch = Watch("features", config.weights)
         self._forward = Forward(config, self._device, lambda pixels: (dense_features(self._network, pixels),))
 
     def __call__(self, crops_BSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -60,18 +64,31 @@ class ClipFeatures:
 
         Raises:
             ValueError: another shape or type, or a side that the patches do not divide.
-            NetworkError: the features are not finite.
+            NetworkError: the features are not finite, or tell nothing of the crops.
         """
         side = self._side(crops_BSSC)
         size, width = self._config.batch_size, side // self._config.patch_px
         parts = [torch.empty((0, width, width, self.channels), device=self._device)]
+        facts = [torch.empty((0, 5), device=self._device)]
         for start in range(0, len(crops_BSSC), size):
-            pictures = [Picture(crop) for crop in crops_BSSC[start : start + size]]
-            rgb_BCSS = resize(to_tensor(pictures, self._device), side, side)
+            batch = crops_BSSC[start : start + size]
+            rgb_BCSS = resize(to_tensor(batch, self._device), side, side)
             (features,) = self._forward(standardise(rgb_BCSS, self._config.mean, self._config.std))
-            check_output("features", features, (len(pictures), width, width, self.channels), self._config.weights)
+            check_shape("features", features, (len(batch), width, width, self.channels), self._config.weights)
             parts.append(features)
+            facts.append(facts_of(features.flatten(1, 2).transpose(1, 2)))
+        self._check(crops_BSSC, as_numpy(torch.cat(facts)), width)
         return torch.cat(parts)
+
+    def _check(self, crops_BSSC: NDArray[np.uint8], facts_BX: NDArray[np.float32], width: int) -> None:
+        """Positions are in the features, so those of one crop are never all alike, even if it has one colour."""
+        check_finite("features", facts_BX[:, 0], self._config.weights)
+        if width > 1 and len(facts_BX) and facts_BX[:, 1].all():
+            raise NetworkError(
+                f"features from {self._config.weights} are the same at every place of each of {len(facts_BX)} crops: the weights "
+                "are broken, or are of another network"
+            )
+        self._watch.check([Picture(crop) for crop in crops_BSSC], list(crops_BSSC), facts_BX)
 
     def _side(self, crops_BSSC: NDArray[np.uint8]) -> int:
         shape = crops_BSSC.shape

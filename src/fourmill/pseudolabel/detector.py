@@ -10,19 +10,23 @@ B images, Q queries, C classes.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fourmill.core.labels import COCO_THINGS, Box, Picture
 from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import VERSION, DetectorConfig, weights_digest
-from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
-    ConstantGuard,
     Forward,
-    check_output,
+    Watch,
+    check_finite,
+    check_shape,
+    facts_of,
     fed,
-    is_constant,
+    finite_share,
     load_network,
     on_own_stream,
     standardise,
@@ -59,6 +63,7 @@ class DetectorLabeller:
         self._names = thing_names(self._network.config.id2label, config.weights)
         self._threshold = threshold_of(config, self._network.config.model_type)
         self.streams = streams_of(self._device)
+        self._watch = Watch("class logits", config.weights)
         self._forward = Forward(config, self._device, self._logits)
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
@@ -71,16 +76,15 @@ class DetectorLabeller:
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Boxes of each image with a score of at least the threshold; an image may have none."""
-        guard = ConstantGuard(self.label, self._config.weights)
         labels: list[Label | Rejected] = []
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
             logits_BQC, boxes_BQ4 = self._predict(batch)
-            found = self._boxes(logits_BQC, boxes_BQ4)
-            for picture, boxes, constant in zip(batch, found, is_constant(logits_BQC), strict=True):
-                dead = guard.add(picture, constant)
-                labels.append(Rejected("the network's output is constant") if dead else boxes)
-        guard.finish()
+            facts = [finite_share(boxes_BQ4), facts_of(logits_BQC.transpose(1, 2))]
+            rows_BNX, finite_B, facts_BX = to_host([self._best(logits_BQC, boxes_BQ4), *facts])
+            check_finite("boxes", finite_B, self._config.weights)
+            dead = self._watch.check(batch, [picture.at(*self.bucket(picture)) for picture in batch], facts_BX)
+            labels += [CONSTANT if is_dead else self._boxes(rows) for rows, is_dead in zip(rows_BNX, dead, strict=True)]
         return labels
 
     def _predict(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
@@ -91,29 +95,34 @@ class DetectorLabeller:
         queries, classes = logits_BQC.shape[1], len(self._network.config.id2label)
         # Detectors trained with a softmax have one logit more, for "no object".
         classes += logits_BQC.shape[-1] == classes + 1
-        check_output("class logits", logits_BQC, (len(pictures), queries, classes), config.weights)
-        check_output("boxes", boxes_BQ4, (len(pictures), queries, 4), config.weights)
+        check_shape("class logits", logits_BQC, (len(pictures), queries, classes), config.weights)
+        check_shape("boxes", boxes_BQ4, (len(pictures), queries, 4), config.weights)
         return logits_BQC, boxes_BQ4
 
     def _logits(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         output = self._network(pixel_values=pixels_BCHW)
         return output.logits, output.pred_boxes
 
-    def _boxes(self, logits_BQC: Tensor, boxes_BQ4: Tensor) -> list[list[Box]]:
-        """Boxes of each image; all of a batch leave the device in one piece."""
+    @property
+    def _kept(self) -> list[int]:
+        """The network's ids of the classes that are things."""
+        return [class_id for class_id in self._names if class_id < len(self._network.config.id2label)]
+
+    def _best(self, logits_BQC: Tensor, boxes_BQ4: Tensor) -> Tensor:
+        """The surest boxes of each image, (B, N, 6) float64: score, place in `_kept`, centre and size."""
         scores_BQC = scores(logits_BQC, len(self._network.config.id2label))
-        kept = [class_id for class_id in self._names if class_id < scores_BQC.shape[-1]]
+        kept = self._kept
         flat_BN = scores_BQC[..., kept].flatten(1)
         best = flat_BN.topk(min(self._config.max_boxes, flat_BN.shape[1]))
         queries_BN = best.indices // len(kept)
         boxes_BN4 = boxes_BQ4.gather(1, queries_BN[..., None].expand(-1, -1, 4))
         columns = [best.values[..., None], (best.indices % len(kept))[..., None], boxes_BN4]
-        (rows_BNX,) = to_host([torch.cat([column.double() for column in columns], -1)])
-        sure = rows_BNX[..., 0] >= self._threshold
-        return [
-            [box for row in rows[keep].tolist() if (box := self._box(row, kept)) is not None]
-            for rows, keep in zip(rows_BNX, sure, strict=True)
-        ]
+        return torch.cat([column.double() for column in columns], -1)
+
+    def _boxes(self, rows_NX: NDArray[np.float64]) -> list[Box]:
+        kept = self._kept
+        sure = rows_NX[rows_NX[:, 0] >= self._threshold].tolist()
+        return [box for row in sure if (box := self._box(row, kept)) is not None]
 
     def _box(self, row: list[float], kept: list[int]) -> Box | None:
         score, which, x, y, width, height = row

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from fourmill.core.labels import Picture
 from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import VERSION, DptConfig, weights_digest
-from fourmill.pseudolabel.labeller import Answer, Labelled, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import CONSTANT, Answer, Labelled, NetworkError
 from fourmill.pseudolabel.network import (
-    ConstantGuard,
     Forward,
+    Watch,
     batches,
-    check_output,
+    check_shape,
+    facts_of,
     fed,
-    is_constant,
     load_network,
     on_own_stream,
     resize,
@@ -52,6 +52,7 @@ class DptLabeller:
                 f"{config.weights} is a plain DPT; the {label} labeller drives DPT-Hybrid (is_hybrid in config.json)"
             )
         self.streams = streams_of(self._device)
+        self._watch = Watch(label, config.weights)
         self._forward = Forward(config, self._device, lambda pixels: (forward(self._network, pixels),))
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
@@ -68,26 +69,23 @@ class DptLabeller:
         `clamped` beside it: the share of the network's outputs that lie at or outside of the bounds of [0, 1].
         """
         sizes = [self.bucket(p) for p in pictures]
-        guard = ConstantGuard(self.label, self._config.weights)
         labels: dict[int, Answer] = {}
         for indices in batches(sizes, self.batch_size):
-            output_BCHW = self._predict([pictures[i] for i in indices], *sizes[indices[0]])
+            batch, size = [pictures[i] for i in indices], sizes[indices[0]]
+            output_BCHW = self._predict(batch, *size)
             clamped_B = ((output_BCHW <= 0) | (output_BCHW >= 1)).flatten(1).float().mean(1)
-            found = to_host([self._label(output, pictures[i]) for output, i in zip(output_BCHW, indices, strict=True)])
-            of_each = zip(indices, found, clamped_B.tolist(), is_constant(output_BCHW), strict=True)
-            for i, label, clamped, constant in of_each:
-                if guard.add(pictures[i], constant):
-                    labels[i] = Rejected("the network's output is constant")
-                else:
-                    labels[i] = Labelled(label, {"clamped": clamped})
-        guard.finish()
+            made = [self._label(output_CHW, picture) for output_CHW, picture in zip(output_BCHW, batch, strict=True)]
+            facts_BX, clamped_B, *found = to_host([facts_of(output_BCHW.flatten(2)), clamped_B, *made])
+            dead = self._watch.check(batch, [picture.at(*size) for picture in batch], facts_BX)
+            for i, label, clamped, is_dead in zip(indices, found, clamped_B.tolist(), dead, strict=True):
+                labels[i] = CONSTANT if is_dead else Labelled(label, {"clamped": clamped})
         return [labels[i] for i in range(len(pictures))]
 
     def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> Tensor:
         rgb_BCHW = fed(pictures, self._device, height, width)
         (output,) = self._forward(rgb_BCHW * 2 - 1 if self.label == "depth" else rgb_BCHW)
         output_BCHW = output.reshape(len(pictures), -1, *output.shape[-2:])
-        check_output(self.label, output_BCHW, (len(pictures), self._channels, height, width), self._config.weights)
+        check_shape(self.label, output_BCHW, (len(pictures), self._channels, height, width), self._config.weights)
         return output_BCHW
 
     def _label(self, output_CHW: Tensor, picture: Picture) -> Tensor:

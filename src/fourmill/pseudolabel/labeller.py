@@ -33,6 +33,17 @@ Answer = Label | Labelled | Rejected
 """What a labeller says of one image."""
 
 
+CONSTANT = Rejected("the network's output is constant")
+"""Said of an image with content for which a network gave the same number everywhere."""
+
+_LEAST_PIXELS = 64  # of an image in which there is something to see
+
+
+def has_content(picture: Picture) -> bool:
+    """Whether there is something to see in an image: more than one value, and more than a few pixels."""
+    return picture.rgb_HWC.size >= 3 * _LEAST_PIXELS and picture.rgb_HWC.min() != picture.rgb_HWC.max()
+
+
 class NetworkError(RuntimeError):
     """A network that is wrong: NaN, the same output everywhere, another shape. It stops the work, no sample is to blame."""
 

@@ -17,14 +17,16 @@ from fourmill.core.labels import COCO_PANOPTIC, Picture
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import VERSION, Mask2FormerConfig, weights_digest
-from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
-    ConstantGuard,
     Forward,
+    Watch,
     batches,
-    check_output,
+    check_finite,
+    check_shape,
+    facts_of,
     fed,
-    is_constant,
+    finite_share,
     load_network,
     on_own_stream,
     shortest_edge,
@@ -51,6 +53,7 @@ class Mask2FormerLabeller:
         self._network, self._device = load_network("semseg", config, model_class, _seeded)
         _check_classes(self._network.config.id2label, config.weights)
         self.streams = streams_of(self._device)
+        self._watch = Watch("mask logits", config.weights)
         self._forward = Forward(config, self._device, self._logits)
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
@@ -63,36 +66,34 @@ class Mask2FormerLabeller:
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Classes (H, W) uint8 at each image's size."""
-        config = self._config
         sizes = [self.bucket(p) for p in pictures]
-        guard = ConstantGuard(self.label, config.weights)
         labels: dict[int, Label | Rejected] = {}
         for indices in batches(sizes, self.batch_size):
-            height, width = sizes[indices[0]]
-            classes_BQC, masks_BQHW, constant = self._predict([pictures[i] for i in indices], height, width)
-            masks_BQHW = masks_BQHW[..., :height, :width]
+            batch, (height, width) = [pictures[i] for i in indices], sizes[indices[0]]
+            classes_BQC, masks_BQhw, padded = self._predict(batch, height, width)
+            masks_BQHW = F.interpolate(masks_BQhw, padded, mode="bilinear", align_corners=False)[..., :height, :width]
             made = [
-                _semantic(classes_QC, masks_QHW, size_of(pictures[i]))
-                for classes_QC, masks_QHW, i in zip(classes_BQC, masks_BQHW, indices, strict=True)
+                _semantic(classes_QC, masks_QHW, size_of(picture))
+                for classes_QC, masks_QHW, picture in zip(classes_BQC, masks_BQHW, batch, strict=True)
             ]
-            for i, ids_HW, is_dead in zip(indices, to_host(made), constant, strict=True):
-                dead = guard.add(pictures[i], is_dead)
-                labels[i] = Rejected("the network's output is constant") if dead else ids_HW
-        guard.finish()
+            # Facts of the small masks: a sixteenth of the values.
+            finite_B, facts_BX, *found = to_host([finite_share(classes_BQC), facts_of(masks_BQhw.flatten(2)), *made])
+            check_finite("class logits", finite_B, self._config.weights)
+            dead = self._watch.check(batch, [picture.at(height, width) for picture in batch], facts_BX)
+            labels |= {i: CONSTANT if is_dead else ids for i, ids, is_dead in zip(indices, found, dead, strict=True)}
         return [labels[i] for i in range(len(pictures))]
 
-    def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> tuple[Tensor, Tensor, list[bool]]:
-        """Class logits (B, Q, C + 1), mask logits (B, Q, H, W) of the padded input, whether an image's are all one number."""
+    def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Class logits (B, Q, C + 1), small mask logits (B, Q, h, w) of the padded input, and its height and width."""
         config = self._config
         rgb_BCHW = fed(pictures, self._device, height, width)
         padding = (0, -width % _DIVISOR, 0, -height % _DIVISOR)
         pixels_BCHW = F.pad(standardise(rgb_BCHW, config.mean, config.std), padding)
         classes_BQC, masks_BQhw = self._forward(pixels_BCHW)
         queries = self._network.config.num_queries
-        check_output("class logits", classes_BQC, (len(pictures), queries, NUM_SEMSEG_CLASSES + 1), config.weights)
-        check_output("mask logits", masks_BQhw, (len(pictures), queries, *masks_BQhw.shape[2:]), config.weights)
-        masks_BQHW = F.interpolate(masks_BQhw, pixels_BCHW.shape[-2:], mode="bilinear", align_corners=False)
-        return classes_BQC, masks_BQHW, is_constant(masks_BQhw)  # of the small ones: a sixteenth of the values
+        check_shape("class logits", classes_BQC, (len(pictures), queries, NUM_SEMSEG_CLASSES + 1), config.weights)
+        check_shape("mask logits", masks_BQhw, (len(pictures), queries, *masks_BQhw.shape[2:]), config.weights)
+        return classes_BQC, masks_BQhw, (pixels_BCHW.shape[2], pixels_BCHW.shape[3])
 
     def _logits(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         output = self._network(pixel_values=pixels_BCHW)

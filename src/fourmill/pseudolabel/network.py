@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
+from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -24,12 +25,15 @@ from fourmill.core.precision import fast_products
 from fourmill.core.safe_load import UnsafeFileError, refusal
 from fourmill.core.streams import own_stream, to_device, to_host
 from fourmill.pseudolabel.config import Colour, NetworkSettings, WeightsMissingError, seed_of
-from fourmill.pseudolabel.labeller import NetworkError
+from fourmill.pseudolabel.labeller import NetworkError, has_content
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_SAME = 1e-5  # relative: the same computation, in other rows of a batch
+_FIRST_SIZES = 32  # of images whose answers are remembered until a network has shown that it is alive
 
 # A file of the whole CLIP serves too; its text side is not needed.
 _OTHER_PARTS = ("text_model.", "text_projection.", "logit_scale")
@@ -116,9 +120,14 @@ class Forward:
         return tuple(output.float() for output in outputs)
 
 
-def to_tensor(pictures: Sequence[Picture], device: torch.device) -> Tensor:
-    """Images of one size as (B, 3, H, W) float32 in [0, 1]."""
-    rgb_BHWC = to_device(np.stack([picture.rgb_HWC for picture in pictures]), device)
+def to_tensor(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], device: torch.device) -> Tensor:
+    """RGB images (H, W, 3) of one size, or (B, H, W, 3) of them, as (B, 3, H, W) float32 in [0, 1]."""
+    if device.type == "cuda":  # put together once, in memory that the GPU reaches by itself
+        there = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
+        np.stack(list(images), out=there.numpy())
+        rgb_BHWC = there.to(device, non_blocking=True)
+    else:
+        rgb_BHWC = to_device(images if isinstance(images, np.ndarray) else np.stack(images), device)
     return rgb_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
@@ -138,7 +147,7 @@ def shortest_edge(size: tuple[int, int], shorter_px: int, longer_px: int) -> tup
 
 def fed(pictures: Sequence[Picture], device: torch.device, height: int, width: int) -> Tensor:
     """Images as (B, 3, height, width) float32 in [0, 1], in 256 levels still, as Pillow resizes them."""
-    return to_tensor([Picture(picture.at(height, width)) for picture in pictures], device)
+    return to_tensor([picture.at(height, width) for picture in pictures], device)
 
 
 def resize(x_BCHW: Tensor, height: int, width: int) -> Tensor:
@@ -163,50 +172,106 @@ def batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[
             yield indices[start : start + batch_size]
 
 
-def check_output(what: str, output: Tensor, shape: tuple[int, ...], weights: str) -> None:
-    """A network's output has the right shape and is finite.
+def check_shape(what: str, output: Tensor, shape: tuple[int, ...], weights: str) -> None:
+    """A network's output has the right shape.
 
     Raises:
-        NetworkError: it has not, or is not.
+        NetworkError: it has not.
     """
     if tuple(output.shape) != shape:
         raise NetworkError(
             f"{what} from {weights} has shape {tuple(output.shape)}, expected {shape}: another architecture?"
         )
-    if not bool(torch.isfinite(output).all()):
-        share = 1 - float(torch.isfinite(output).float().mean())
+
+
+def finite_share(output_B: Tensor) -> Tensor:
+    """Share of each image's values that are finite, (B,) float32, left on the device; for `check_finite`."""
+    return torch.isfinite(output_B).flatten(1).float().mean(1)
+
+
+def check_finite(what: str, share_B: NDArray[np.float32], weights: str) -> None:
+    """A network's output is finite, by `finite_share` of it.
+
+    Raises:
+        NetworkError: it is not.
+    """
+    if (share_B < 1).any():
         raise NetworkError(
-            f"{what} from {weights} is not finite in {share:.1%} of its values: broken weights or precision"
+            f"{what} from {weights} is not finite in {1 - share_B.mean():.1%} of its values: broken weights or precision"
         )
 
 
-def is_constant(output_B: Tensor) -> list[bool]:
-    """For each image of a batch: is the output the same number everywhere?"""
-    flat = output_B.flatten(1)
-    return (flat.amax(1) == flat.amin(1)).tolist()
+def facts_of(output_BCN: Tensor) -> Tensor:
+    """What `Watch` wants to know of each image's output: (B, 5) float32, left on the device, to be fetched with the labels.
+
+    Share of finite values; whether each channel is one number over all places; least, greatest and mean value.
+
+    Args:
+        output_BCN: C channels at N places.
+    """
+    least_BC, most_BC = output_BCN.amin(2), output_BCN.amax(2)
+    constant_B = (least_BC == most_BC).all(1)
+    columns = [constant_B.float(), least_BC.amin(1), most_BC.amax(1), output_BCN.flatten(1).mean(1)]
+    return torch.stack([finite_share(output_BCN), *columns], 1)
 
 
-class ConstantGuard:
-    """Tells a dead network from an odd image: one is seen on every image that has content, the other now and then."""
+class Watch:
+    """Tells a dead network from an odd image: one sees nothing in any image that has content, the other is met now and then.
+
+    A network whose last layer is dead gives the same number everywhere; one that is dead further inside may give a pattern, of
+    borders or positions, but the same for every image. It counts as alive once two images have had different answers. Until
+    then, two images in which it saw nothing stop the work; whoever knows where a shard ends asks again there (`items`).
+    """
 
     def __init__(self, what: str, weights: str) -> None:
         self._what, self._weights = what, weights
-        self._verdicts: list[bool] = []
+        self._lock = Lock()
+        self._is_alive = False
+        self._num_constant = 0
+        self._first: dict[tuple[int, ...], tuple[NDArray[np.uint8], NDArray[np.float32]]] = {}  # by size fed
 
-    def add(self, picture: Picture, constant: bool) -> bool:
-        """Note one output; true when this image, which has content, got a constant one."""
-        rgb = picture.rgb_HWC
-        if rgb.min() == rgb.max() or rgb.shape[0] * rgb.shape[1] < 64:  # nothing to see in it
-            return False
-        self._verdicts.append(constant)
-        return constant
+    def check(
+        self, pictures: Sequence[Picture], fed: Sequence[NDArray[np.uint8]], facts_BX: NDArray[np.float32]
+    ) -> list[bool]:
+        """For each image, whether the output is constant though the image is not: then it has no label.
 
-    def finish(self) -> None:
-        """Raises NetworkError when every image with content got a constant output, and there were several."""
-        if len(self._verdicts) > 1 and all(self._verdicts):
+        Args:
+            fed: the images as the network saw them, of one size.
+            facts_BX: `facts_of` the output.
+
+        Raises:
+            NetworkError: the output is not finite, or the network sees nothing in any image.
+        """
+        check_finite(self._what, facts_BX[:, 0], self._weights)
+        dead: list[bool] = []
+        for picture, rgb_HWC, facts in zip(pictures, fed, facts_BX, strict=True):
+            is_constant = bool(facts[1])
+            relevant = (is_constant or not self._is_alive) and has_content(picture)
+            dead.append(is_constant and relevant)
+            if relevant and not self._is_alive:
+                with self._lock:
+                    self._learn(rgb_HWC, is_constant, facts)
+        return dead
+
+    def _learn(self, rgb_HWC: NDArray[np.uint8], is_constant: bool, facts: NDArray[np.float32]) -> None:
+        if is_constant:
+            self._num_constant += 1
+            if self._num_constant > 1 and not self._is_alive:
+                raise NetworkError(
+                    f"{self._what} from {self._weights} is constant over each of {self._num_constant} images: "
+                    "the weights are broken, or are of another network"
+                )
+            return
+        first_rgb_HWC, first = self._first.setdefault(rgb_HWC.shape, (rgb_HWC, facts))
+        if len(self._first) > _FIRST_SIZES:
+            self._first.pop(next(iter(self._first)))
+        if not np.allclose(first[2:], facts[2:], rtol=_SAME, atol=_SAME * np.abs(facts[2:]).max()):
+            self._is_alive = True
+            self._first.clear()
+        elif np.abs(rgb_HWC.astype(np.int16) - first_rgb_HWC).mean() > 1:  # of 255 levels: not the same image again
             raise NetworkError(
-                f"{self._what} from {self._weights} is constant over each of {len(self._verdicts)} images: "
-                "the weights are broken, or are of another network"
+                f"{self._what} from {self._weights} is the same for two different images: the weights are broken, or are of "
+                "another network"
             )
 
 

@@ -16,20 +16,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fourmill.core.coco import COCO_THINGS
 from fourmill.core.labels import Box, Picture
 from fourmill.core.safe_load import read_weights
-from fourmill.core.streams import streams_of, to_device
+from fourmill.core.streams import streams_of, to_device, to_host
 from fourmill.pseudolabel.config import VERSION, VitDetConfig, weights_digest
-from fourmill.pseudolabel.labeller import Label, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
-    ConstantGuard,
     Forward,
-    check_output,
-    is_constant,
+    Watch,
+    check_finite,
+    facts_of,
+    finite_share,
     on_own_stream,
     placed,
     shortest_edge,
@@ -61,6 +64,7 @@ class VitDetLabeller:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = placed(_load(folder, self._architecture), config, self._device)
         self.streams = streams_of(self._device)
+        self._watch = Watch("features", config.weights)
         self._forward = Forward(config, self._device, self._features, self._model.backbone.net.blocks)
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
@@ -76,19 +80,17 @@ class VitDetLabeller:
     @torch.inference_mode()
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
         """Boxes of each image with a score of at least the threshold; an image may have none."""
-        guard = ConstantGuard(self.label, self._config.weights)
         labels: list[Label | Rejected] = []
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
-            found, constant_B = self._predict(batch)
-            for picture, instances, constant in zip(batch, found, constant_B, strict=True):
-                dead = guard.add(picture, constant)
-                labels.append(Rejected("the network's output is constant") if dead else self._boxes(instances))
-        guard.finish()
+            found, facts_BX = self._predict(batch)
+            dead = self._watch.check(batch, [picture.rgb_HWC for picture in batch], facts_BX)
+            for instances, is_dead in zip(found, dead, strict=True):
+                labels.append(CONSTANT if is_dead else self._boxes(instances))
         return labels
 
-    def _predict(self, pictures: Sequence[Picture]) -> tuple[list[Any], list[bool]]:
-        """detectron2's instances of each image at the size fed, and whether the network saw the same thing everywhere."""
+    def _predict(self, pictures: Sequence[Picture]) -> tuple[list[Any], NDArray[np.float32]]:
+        """detectron2's instances of each image at the size fed, and `facts_of` what the backbone saw."""
         side = self._architecture.image_px
         sizes = [self.fed_size(picture) for picture in pictures]
         pixels_BCHW = torch.zeros(len(pictures), 3, side, side, device=self._device)
@@ -97,7 +99,7 @@ class VitDetLabeller:
             pixels_BCHW[place, :, :height, :width] = (rgb_CHW - self._model.pixel_mean) / self._model.pixel_std
         return self.detect(pixels_BCHW, sizes)
 
-    def detect(self, pixels_BCHW: Tensor, sizes: list[tuple[int, int]]) -> tuple[list[Any], list[bool]]:
+    def detect(self, pixels_BCHW: Tensor, sizes: list[tuple[int, int]]) -> tuple[list[Any], NDArray[np.float32]]:
         """The network alone: standardised pixels, padded to its square, to what `_predict` says.
 
         Args:
@@ -106,14 +108,16 @@ class VitDetLabeller:
         from detectron2.structures import ImageList
 
         maps = self._forward(pixels_BCHW)
-        for level in maps:
-            check_output("features", level, tuple(level.shape), self._config.weights)
+        # Fetched before the heads, which wait for the device themselves and drop what is not finite.
+        facts_BX, *finite = to_host([facts_of(maps[2].flatten(2)), *map(finite_share, maps)])
+        for share_B in finite:
+            check_finite("features", share_B, self._config.weights)
         images = ImageList(pixels_BCHW, sizes)
         features = dict(zip(self._levels, maps, strict=True))
         with torch.autocast(self._device.type, enabled=False):  # the heads cost little, and boxes are coordinates
             proposals, _ = self._model.proposal_generator(images, features)
             found, _ = self._model.roi_heads(images, features, proposals)
-        return found, is_constant(maps[2])
+        return found, facts_BX
 
     @property
     def _levels(self) -> list[str]:
