@@ -1,13 +1,15 @@
 """What a failing batch costs: halves for memory, the sample at fault for anything else, the block for a wrong network."""
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from fourmill.core.labels import Picture
-from fourmill.pseudolabel.attempts import Attempts, is_broken_device, is_out_of_memory
+from fourmill.pseudolabel.attempts import Attempts, Turns, is_broken_device, is_out_of_memory
 from fourmill.pseudolabel.labeller import Answer, NetworkError, Rejected
 
 
@@ -79,7 +81,45 @@ def test_an_image_that_never_has_room_is_rejected_for_that() -> None:
         if 1 in numbers:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    assert numbers_of(Attempts(Scripted(act)).label(pictures(3), "bucket")) == [0, "out_of_memory", 2]
+    labeller = Scripted(act)
+    attempts = Attempts(labeller)
+    assert numbers_of(attempts.label(pictures(3), "bucket")) == [0, "out_of_memory", 2]
+    labeller.batches.clear()
+    attempts.label([pictures(4)[i] for i in (0, 2, 3)], "bucket")
+    assert labeller.batches == [[0, 2, 3]]  # one image was too large, not the batch
+
+
+def test_several_images_without_room_are_rejected_and_stop_nothing() -> None:
+    attempts = Attempts(Scripted(room_for(0, torch.OutOfMemoryError)))
+    assert numbers_of(attempts.label(pictures(4), "bucket")) == ["out_of_memory"] * 4
+
+
+def test_an_image_that_has_room_alone_is_not_rejected_for_another_threads_batch() -> None:
+    """Picture 0 waits in the first thread while picture 1 is tried beside it: there is room for one."""
+    inside, tried = threading.Semaphore(0), threading.Event()
+    at_once = 0
+
+    def act(numbers: list[int]) -> None:
+        nonlocal at_once
+        at_once += 1
+        try:
+            if numbers == [0]:
+                inside.release()
+                assert tried.wait(60)
+            elif at_once > 1:
+                tried.set()
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        finally:
+            at_once -= 1
+
+    labeller, turns = Scripted(act), Turns()
+    first, second = (Attempts(labeller, turns) for _ in range(2))
+    with ThreadPoolExecutor(2) as threads:
+        waiting = threads.submit(first.label, pictures(1), "bucket")
+        assert inside.acquire(timeout=60)
+        found = threads.submit(second.label, pictures(2)[1:], "bucket")
+        assert numbers_of(found.result()) == [1] and numbers_of(waiting.result()) == [0]
+    assert labeller.batches == [[0], [1], [1]]
 
 
 def test_a_network_that_fails_on_each_image_is_at_fault_itself() -> None:

@@ -1,6 +1,7 @@
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image
 from fourmill.core.flow import Threads
 from fourmill.core.labels import Box, Picture
 from fourmill.core.names import SampleKey, sample_key
+from fourmill.pseudolabel.attempts import Attempts
 from fourmill.pseudolabel.items import Effort, LabelShapeError, all_items, label_items
-from fourmill.pseudolabel.labeller import Answer, Label, Labelled, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import CONSTANT, Answer, Label, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.members import FORMATS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,10 +98,74 @@ def test_values_that_cannot_be_stored_stop_the_shard(threads: Threads) -> None:
 
 
 def test_a_network_that_rejects_a_whole_shard_is_wrong(threads: Threads) -> None:
-    dead = Broken(lambda picture: Rejected("the network's output is constant"))
+    dead = Broken(lambda picture: Rejected("too hard"))
     assert len(list(label_items(threads, members(7), dead, FORMATS["depth"]))) == 7
     with pytest.raises(NetworkError, match="every one of 8 images of a shard was rejected"):
         list(label_items(threads, members(8), dead, FORMATS["depth"]))
+
+
+def test_a_network_that_sees_nothing_in_any_image_of_a_shard_is_wrong(threads: Threads) -> None:
+    """Whatever the batches: those of one image each tell nothing by themselves. An image of one colour proves nothing."""
+
+    def image(seed: int, colours: int) -> bytes:
+        sink = io.BytesIO()
+        values = np.random.default_rng(seed).integers(0, colours, (10, 10, 3), np.uint8)
+        Image.fromarray(values).save(sink, "PNG")
+        return sink.getvalue()
+
+    def answer(picture: Picture) -> Answer:
+        sees = picture.rgb_HWC.max() == 0 or picture.rgb_HWC.max() > 100
+        return np.zeros(picture.rgb_HWC.shape[:2], np.float32) if sees else CONSTANT
+
+    def label(colours: Sequence[int]) -> list[str]:
+        data = ((sample_key(i), image(i, num)) for i, num in enumerate(colours))
+        one_by_one = Broken(answer)
+        one_by_one.batch_size = 1
+        return [item.status for item in label_items(threads, data, one_by_one, FORMATS["depth"])]
+
+    assert label([1, 50, 250, 50]) == ["ok", "rejected", "ok", "rejected"]
+    assert label([1, 50]) == ["ok", "rejected"]
+    with pytest.raises(NetworkError, match=r"every image of a shard in which there is something to see \(2\)"):
+        label([1, 50, 50])
+
+
+def test_what_was_learnt_of_the_memory_is_kept_from_shard_to_shard(threads: Threads) -> None:
+    batches: list[int] = []
+
+    class Large(EverySecond):
+        def bucket(self, picture: Picture) -> tuple[int, int]:
+            return (0, 0)
+
+        def label_pictures(self, pictures: Sequence[Picture]) -> list[Label | Rejected]:
+            batches.append(len(pictures))
+            if len(pictures) > 1:
+                raise MemoryError
+            return super().label_pictures(pictures)
+
+    attempts = Attempts(Large(batch_size=2))
+    for _ in range(2):
+        made = list(all_items(threads, members(2), [(attempts, FORMATS["det"])], Effort()))
+        assert [items[0].status for items in made] == ["ok", "rejected"]
+    assert batches == [2, 1, 1, 1, 1]
+
+
+def test_decoding_does_not_wait_behind_encoding(threads: Threads) -> None:
+    """The first labels are only encoded once an image has been decoded that is asked for later."""
+    later = threading.Event()
+
+    class Fed(Broken):
+        def fed_size(self, picture: Picture) -> tuple[int, int]:
+            if picture.rgb_HWC.shape[1] == 11:
+                later.set()
+            return (1, 1)
+
+    def encode(label: np.ndarray) -> bytes:
+        assert later.wait(60)
+        return b"label"
+
+    one = Fed(lambda picture: np.zeros(picture.rgb_HWC.shape[:2], np.float32))
+    form = replace(FORMATS["depth"], encode=encode)
+    assert len(list(label_items(threads, members(24), one, form))) == 24
 
 
 def test_figures_that_only_the_labeller_knows_reach_the_row(threads: Threads) -> None:
@@ -145,7 +211,7 @@ class TwoAtATime(EverySecond):
 
 def test_two_batches_are_under_way_at_a_time_and_items_stay_in_order() -> None:
     threads, effort = Threads(2, TwoAtATime.streams), Effort()
-    made = list(all_items(threads, members(24), [(TwoAtATime(), FORMATS["det"])], effort))
+    made = list(all_items(threads, members(24), [(Attempts(TwoAtATime()), FORMATS["det"])], effort))
     threads.close()
     assert [items[0].key for items in made] == [sample_key(i) for i in range(24)]
     assert [items[0].status for items in made] == ["ok", "rejected"] * 12

@@ -1,6 +1,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fourmill.pseudolabel.checks import check_block
 from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig, WeightsMissingError
 from fourmill.pseudolabel.labeller import NotASceneError
+from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.preview import label_preview
 from fourmill.pseudolabel.worker import LabelWorker, label_recipe
@@ -292,4 +294,27 @@ def test_labels_made_together_are_those_made_apart(
     assert other.counts == {"ok": 4, "undecodable": 1}
     worker.run(ShardJob("train", 0, recipes["depth"], "another run"))
     assert finished(store, ShardPlace(DATASET, "train", "normal", 0), recipes["normal"]) == other  # done is left alone
+    worker.close()
+
+
+def test_weights_that_changed_under_a_label_made_beside_another_are_refused(
+    store: Store,
+    layout: Layout,
+    fill: Fill,
+    jpeg: Callable[..., bytes],
+    photo: Callable[..., np.ndarray],
+    tmp_path: Path,
+) -> None:
+    """Else an old network's labels are recorded as those of the new weights."""
+    fill("block_00", {0: jpeg(photo(40, 48))})
+    seeded = seeded_labellers()
+    normal = seeded["normal"].model_copy(update={"weights": str(tmp_path / "normal")})
+    made: Any = make_labeller("normal", seeded["normal"])
+    made._network.save_pretrained(tmp_path / "normal")
+    worker = LabelWorker(store.root, DATASET, "depth", seeded["depth"], also={"normal": normal})
+    (tmp_path / "normal" / "config.json").write_text((tmp_path / "normal" / "config.json").read_text() + " ")
+    job = ShardJob("train", 0, label_recipe(store, DATASET, "train", 0, "depth", seeded["depth"]), "run")
+    with pytest.raises(ValueError, match=r"normal of .*weights have changed since the work was planned"):
+        worker.run(job)
+    assert not store.exists(ShardPlace(DATASET, "train", "normal", 0).receipt)
     worker.close()

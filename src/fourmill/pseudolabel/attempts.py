@@ -5,7 +5,10 @@ No torch here: whatever library a labeller uses, its errors are told by name.
 
 import gc
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Condition
 
 from fourmill.core.labels import Picture
 from fourmill.pseudolabel.labeller import Answer, Labeller, NetworkError, NotASceneError, Rejected
@@ -17,39 +20,102 @@ _OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate")
 _OF_A_DEVICE = ("cuda error", "cublas_status", "cudnn_status", "device-side assert")
 
 
+class Turns:
+    """Who may use the device: several at a time, or one alone."""
+
+    def __init__(self) -> None:
+        self._changed, self._num_sharing, self._num_alone = Condition(), 0, 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Beside others; waits for one that is, or wants to be, alone."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._num_alone)
+            self._num_sharing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_sharing -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """With nobody else; those who want to be alone come one after the other, too."""
+        with self._changed:
+            self._num_alone += 1
+            self._changed.wait_for(lambda: not self._num_sharing)
+            self._num_sharing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_sharing -= 1
+                self._num_alone -= 1
+                self._changed.notify_all()
+
+
 class Attempts:
     """Labels batch after batch with one labeller, so that a failure costs no more samples than it must.
 
-    A batch that runs out of memory is halved, and later batches of its bucket start at the size that was left. One that
-    fails for another reason is bisected down to the sample at fault, which is rejected with its reason.
+    A batch that runs out of memory is halved, and later batches of its bucket start at the size that went through. One that
+    fails for another reason is bisected down to the sample at fault, which is rejected with its reason. A single image
+    without room is tried once more with the device to itself, so that it is not rejected for what another thread does.
     """
 
-    def __init__(self, labeller: Labeller) -> None:
-        self._labeller = labeller
-        self.label_name = labeller.label
+    def __init__(self, labeller: Labeller, turns: Turns | None = None) -> None:
+        """Nothing has failed yet.
+
+        Args:
+            turns: shared with the other labellers that use the device.
+        """
+        self.labeller = labeller
+        self._turns = turns or Turns()
         self._fits: dict[Hashable, int] = {}  # images at once, of the buckets that ran out of memory
 
     def label(self, pictures: Sequence[Picture], bucket: Hashable) -> list[Answer]:
         """One answer an image, in order.
 
         Raises:
-            NetworkError: the network is wrong: it said so, or it fails on each of several images alone.
+            NetworkError: the network is wrong: it said so, or it fails on each of several images alone, not for lack of memory.
         """
         size = self._fits.get(bucket, len(pictures))
         answers: list[Answer] = []
         for start in range(0, len(pictures), size):
             answers += self._try(pictures[start : start + size], bucket)
-        failed = [one for one in answers if isinstance(one, Rejected) and one.status in (OUT_OF_MEMORY, FAILED)]
+        failed = [one.reason for one in answers if isinstance(one, Rejected) and one.status == FAILED]
         if len(failed) == len(answers) > 1:
             raise NetworkError(
-                f"{self._labeller.label}: each of {len(answers)} images failed, alone too ({failed[0].reason}); if memory is "
-                "short, give each actor a larger share of the GPU or feed smaller images, else look at the weights"
+                f"{self.labeller.label}: each of {len(answers)} images failed, alone too ({failed[0]}); look at the weights"
             )
         return answers
 
     def _try(self, pictures: Sequence[Picture], bucket: Hashable) -> list[Answer]:
+        with self._turns.shared():
+            answers, failure = self._attempt(pictures)
+        if failure is not None and failure.is_of_memory and len(pictures) == 1:
+            with self._turns.alone():
+                give_memory_back()
+                answers, failure = self._attempt(pictures)
+        if failure is None:
+            return answers
+        if failure.is_of_memory:
+            give_memory_back()
+        if len(pictures) == 1:
+            height, width = pictures[0].rgb_HWC.shape[:2]
+            status = OUT_OF_MEMORY if failure.is_of_memory else FAILED
+            return [Rejected(f"{width} x {height} pixels: {failure.reason}", status)]
+        half = len(pictures) // 2
+        answers = [*self._try(pictures[:half], bucket), *self._try(pictures[half:], bucket)]
+        if failure.is_of_memory and not any(_is_rejected_for(OUT_OF_MEMORY, one) for one in answers):
+            # No one image is to blame, so it was their number.
+            self._fits[bucket] = min(half, self._fits.get(bucket, half))
+        return answers
+
+    def _attempt(self, pictures: Sequence[Picture]) -> tuple[list[Answer], "_Failure | None"]:
+        """Answers, or what may be a sample's fault; not the error itself, whose traceback keeps the batch's arrays alive."""
         try:
-            return self._checked(pictures)
+            return self._checked(pictures), None
         except (
             NetworkError,
             NotASceneError,
@@ -59,22 +125,23 @@ class Attempts:
         except Exception as error:
             if is_broken_device(error):
                 raise
-            is_memory, reason = is_out_of_memory(error), f"{type(error).__name__}: {_first_line(error)}"
-        # Outside of the handler, since a traceback keeps the failed batch's arrays alive.
-        if is_memory:
-            give_memory_back()
-            self._fits[bucket] = max(1, len(pictures) // 2)
-        if len(pictures) == 1:
-            height, width = pictures[0].rgb_HWC.shape[:2]
-            return [Rejected(f"{width} x {height} pixels: {reason}", OUT_OF_MEMORY if is_memory else FAILED)]
-        half = len(pictures) // 2
-        return [*self._try(pictures[:half], bucket), *self._try(pictures[half:], bucket)]
+            return [], _Failure(is_out_of_memory(error), f"{type(error).__name__}: {_first_line(error)}")
 
     def _checked(self, pictures: Sequence[Picture]) -> list[Answer]:
-        answers = list(self._labeller.label_pictures(pictures))
+        answers = list(self.labeller.label_pictures(pictures))
         if len(answers) != len(pictures):
-            raise NetworkError(f"{self._labeller.label}: {len(answers)} labels for {len(pictures)} images")
+            raise NetworkError(f"{self.labeller.label}: {len(answers)} labels for {len(pictures)} images")
         return answers
+
+
+@dataclass(frozen=True)
+class _Failure:
+    is_of_memory: bool
+    reason: str
+
+
+def _is_rejected_for(status: str, answer: Answer) -> bool:
+    return isinstance(answer, Rejected) and answer.status == status
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -4,9 +4,8 @@ Images wait a little, in bounded numbers, until enough of one size are there for
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -20,11 +19,12 @@ from fourmill.core.names import SampleKey
 from fourmill.core.shards import Item
 from fourmill.pseudolabel.attempts import Attempts
 from fourmill.pseudolabel.format import LabelFormat
-from fourmill.pseudolabel.labeller import Answer, Labelled, Labeller, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import CONSTANT, Answer, Labelled, Labeller, NetworkError, Rejected, has_content
 
 _WINDOW_BATCHES = 16  # images that wait for others of their size, in batches
 _WINDOW_PIXELS = 64_000_000  # 192 MB of decoded images; the larger wait in smaller numbers
 _BATCHES_AHEAD = 2  # handed to the network's threads besides those they work on: the next begins without anybody's help
+_SEVERAL = 2  # images of a shard for which a network gave the same number everywhere: one may be odd
 _ENOUGH = 8  # images of a shard that tell a network that rejects everything from odd images
 
 Member = tuple[SampleKey, Picture | Rejected]
@@ -53,34 +53,40 @@ def label_items(
     Raises:
         NetworkError: the network is wrong; what was yielded before is of no use.
     """
-    return first_of(all_items(threads, members, [(labeller, form)], effort or Effort()), [])
+    return first_of(all_items(threads, members, [(Attempts(labeller), form)], effort or Effort()), [])
 
 
 def all_items(
     threads: Threads,
     members: Iterator[tuple[SampleKey, bytes]],
-    labellers: Sequence[tuple[Labeller, LabelFormat]],
+    labellers: Sequence[tuple[Attempts, LabelFormat]],
     effort: Effort,
 ) -> Iterator[tuple[Item, ...]]:
     """One item an image for each of the labellers, in order; the first one's batches and buckets are those of all.
 
+    Args:
+        labellers: they keep what they have learnt of the memory from shard to shard.
+
     Raises:
         NetworkError: a network is wrong; what was yielded before is of no use.
     """
-    first, forms = labellers[0][0], [form for _, form in labellers]
+    attempts, forms = [one for one, _ in labellers], [form for _, form in labellers]
+    first = attempts[0].labeller
     size = first.batch_size
-    fed_sizes = [labeller.fed_size for labeller, _ in labellers if isinstance(labeller, _FedLabeller)]
+    fed_sizes = [one.labeller.fed_size for one in attempts if isinstance(one.labeller, _FedLabeller)]
     decoded = ahead(threads.coders, partial(_decode, fed_sizes), members, num=size + threads.num)
     groups = gather(decoded, _bucket_of(first), size, _WINDOW_BATCHES * size, _pixels, _WINDOW_PIXELS)
-    networks = _Networks([labeller for labeller, _ in labellers], effort, threads.networks)
+    networks = _Networks(attempts, effort, threads.networks)
     answered = ahead(threads.network, networks.answer, groups, num=threads.networks + _BATCHES_AHEAD)
 
-    def encoding() -> Iterator[tuple[int, Future[tuple[Item, ...]]]]:
+    def encoding(encoders: ThreadPoolExecutor) -> Iterator[tuple[int, Future[tuple[Item, ...]]]]:
         for group, answers in answered:
             for place, (key, picture), said in zip(group.places, group.items, answers, strict=True):
-                yield place, threads.coders.submit(_items, key, picture, said, forms)
+                yield place, encoders.submit(_items, key, picture, said, forms)
 
-    yield from in_order(encoding(), most_unread=2 * size + threads.num)
+    # A queue of its own: decoding for the next batch does not stand behind a batch of labels that all come at once.
+    with ThreadPoolExecutor(threads.num, thread_name_prefix="encoder") as encoders:
+        yield from in_order(encoding(encoders), most_unread=2 * size + threads.num)
     networks.finish()
 
 
@@ -95,10 +101,11 @@ def first_of(made: Iterator[tuple[Item, ...]], others: Sequence[list[Item]]) -> 
 class _Networks:
     """The labellers, as their threads call them."""
 
-    def __init__(self, labellers: Sequence[Labeller], effort: Effort, num_threads: int) -> None:
-        self._attempts, self._effort = [Attempts(labeller) for labeller in labellers], effort
+    def __init__(self, attempts: Sequence[Attempts], effort: Effort, num_threads: int) -> None:
+        self._attempts, self._effort = attempts, effort
         self._num_threads, self._lock = num_threads, Lock()
-        self._tried, self._rejected = 0, Counter[str]()
+        self._num_tried = 0
+        self._tallies = [_Tally() for _ in attempts]
 
     def answer(self, group: Group[Member]) -> tuple[Group[Member], list[tuple[Answer, ...]]]:
         """What each labeller says of each image."""
@@ -111,20 +118,44 @@ class _Networks:
             for _, picture in group.items
         ]
         with self._lock:
-            self._tried += len(pictures)
-            for attempts, its_answers in zip(self._attempts, answers, strict=True):
-                self._rejected[attempts.label_name] += sum(isinstance(one, Rejected) for one in its_answers)
+            self._num_tried += len(pictures)
+            for tally, its_answers in zip(self._tallies, answers, strict=True):
+                tally.add(pictures, its_answers)
             self._effort.network_s += (time.monotonic() - start) / self._num_threads
         return group, merged
 
     def finish(self) -> None:
-        """Raise NetworkError for a labeller that rejected whatever it saw."""
-        for label, rejected in self._rejected.items():
-            if rejected == self._tried >= _ENOUGH:
+        """Raise NetworkError for a labeller that rejected whatever it saw, or whose network saw nothing in any image."""
+        for attempts, tally in zip(self._attempts, self._tallies, strict=True):
+            if tally.num_constant >= _SEVERAL and not tally.sees:
                 raise NetworkError(
-                    f"{label}: every one of {rejected} images of a shard was rejected; the network is wrong, or was trained "
-                    "for other images"
+                    f"{attempts.labeller.label}: the network's output is constant for every image of a shard in which there is "
+                    f"something to see ({tally.num_constant}); the weights are broken, or are of another network"
                 )
+            if tally.num_rejected == self._num_tried >= _ENOUGH:
+                raise NetworkError(
+                    f"{attempts.labeller.label}: every one of {tally.num_rejected} images of a shard was rejected; the network is "
+                    "wrong, or was trained for other images; or memory is short, if they say so: give each actor a larger share "
+                    "of the GPU, or feed smaller images"
+                )
+
+
+@dataclass
+class _Tally:
+    """What one labeller has said of a shard so far."""
+
+    num_rejected: int = 0
+    num_constant: int = 0  # of those: for the same output everywhere
+    sees: bool = False  # an image with content got a label
+
+    def add(self, pictures: Sequence[Picture], answers: Sequence[Answer]) -> None:
+        self.num_rejected += sum(isinstance(one, Rejected) for one in answers)
+        self.num_constant += sum(one is CONSTANT for one in answers)
+        self.sees = self.sees or any(
+            has_content(picture)
+            for picture, one in zip(pictures, answers, strict=True)
+            if not isinstance(one, Rejected)
+        )
 
 
 class _BucketOf(Protocol):

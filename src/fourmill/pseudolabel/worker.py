@@ -22,6 +22,7 @@ from fourmill.core.shards import (
 )
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import ShardJob
+from fourmill.pseudolabel.attempts import Attempts, Turns
 from fourmill.pseudolabel.config import (
     AnyLabellerConfig,
     config_digest,
@@ -30,7 +31,6 @@ from fourmill.pseudolabel.config import (
     weights_digest,
 )
 from fourmill.pseudolabel.items import Effort, all_items, first_of
-from fourmill.pseudolabel.labeller import Labeller
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import ROW_EXTRA, LabelFormat, label_format
 
@@ -77,9 +77,13 @@ class LabelWorker:
         self._store = open_store(store_root)
         self._dataset = dataset
         self._format = label_format(label)
-        self._labeller = make_labeller(label, config, self._store)
-        self._also = {other: (more, make_labeller(other, more, self._store)) for other, more in (also or {}).items()}
-        labellers = [self._labeller, *(labeller for _, labeller in self._also.values())]
+        turns = Turns()
+        self._attempts = Attempts(make_labeller(label, config, self._store), turns)
+        self._also = {
+            other: (more, Attempts(make_labeller(other, more, self._store), turns))
+            for other, more in (also or {}).items()
+        }
+        labellers = [self._attempts.labeller, *(attempts.labeller for _, attempts in self._also.values())]
         self._threads = Threads(threads, min(getattr(labeller, "streams", 1) for labeller in labellers))
         self.shares: dict[str, float] = {}  # of the last shard's time: `network` is the network's own
 
@@ -94,16 +98,13 @@ class LabelWorker:
         """
         images = ShardPlace(self._dataset, job.split, _IMAGES, job.shard)
         found = {_IMAGES: need(self._store, images, f"{self._dataset}/images").content}
-        if found != job.recipe.inputs or self._labeller.weights_digest != job.recipe.weights:
-            raise ValueError(
-                f"{self._labeller.label} of {images.tar}: its images or the labeller's weights have changed since the work "
-                "was planned; start the run again"
-            )
+        if found != job.recipe.inputs or self._attempts.labeller.weights_digest != job.recipe.weights:
+            raise _changed(self._attempts.labeller.label, images)
         place = ShardPlace(self._dataset, job.split, self._format.folder, job.shard)
         start, effort = time.monotonic(), Effort()
         more = self._missing(job)
         made: list[list[Item]] = [[] for _ in more]
-        labellers = [(self._labeller, self._format), *((one.labeller, one.form) for one in more)]
+        labellers = [(self._attempts, self._format), *((one.attempts, one.form) for one in more)]
         items = first_of(all_items(self._threads, self._members(images), labellers, effort), made)
         receipt = write_shard(self._store, place, job.recipe, items, job.run_id, ROW_EXTRA)
         for one, its_items in zip(more, made, strict=True):
@@ -114,12 +115,15 @@ class LabelWorker:
     def _missing(self, job: ShardJob) -> "list[_More]":
         """What else this shard lacks of the labels that are made together."""
         found: list[_More] = []
-        for label, (config, labeller) in self._also.items():
+        for label, (config, attempts) in self._also.items():
             form = label_format(label)
             place = ShardPlace(self._dataset, job.split, form.folder, job.shard)
             recipe = label_recipe(self._store, self._dataset, job.split, job.shard, label, config)
-            if recipe.inputs == job.recipe.inputs and finished(self._store, place, recipe) is None:
-                found.append(_More(place, recipe, labeller, form))
+            if recipe.inputs != job.recipe.inputs or finished(self._store, place, recipe) is not None:
+                continue
+            if recipe.weights != attempts.labeller.weights_digest:
+                raise _changed(label, ShardPlace(self._dataset, job.split, _IMAGES, job.shard))
+            found.append(_More(place, recipe, attempts, form))
         return found
 
     def close(self) -> None:
@@ -136,11 +140,18 @@ class LabelWorker:
             ) from error
 
 
+def _changed(label: str, images: ShardPlace) -> ValueError:
+    return ValueError(
+        f"{label} of {images.tar}: its images or the labeller's weights have changed since the work was planned; start the run "
+        "again"
+    )
+
+
 @dataclass(frozen=True)
 class _More:
     """A shard of another label that is made from the same decoded images."""
 
     place: ShardPlace
     recipe: Recipe
-    labeller: Labeller
+    attempts: Attempts
     form: LabelFormat
