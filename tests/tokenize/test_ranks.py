@@ -1,17 +1,23 @@
 """Two processes over gloo against one: equal weights within what the order of sums changes."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fourmill.core.checkpoint import save_checkpoint
 from fourmill.core.ranks import Ranks, RanksError
 from fourmill.core.work import no_progress
 from fourmill.runtime.launch import run_program
 from fourmill.tokenize.batches import Batches
 from fourmill.tokenize.load import load_image_tokenizer
+from fourmill.tokenize.state import start
 from fourmill.tokenize.train import train_tokenizer
 from fourmill.tokenize.train_set import read_label
 
@@ -30,6 +36,29 @@ def test_two_processes_train_the_tokenizer_that_one_does(spec, store, read_repor
         # A latent between two codewords may fall to either.
         assert close.float().mean() > 0.98 if key.startswith("quantize") else close.all(), key
     assert report["figures"].keys() == alone["figures"].keys()
+
+
+def test_processes_that_do_not_see_one_checkpoint_are_refused(spec, store, tmp_path: Path):
+    specs = [spec("clip", folder=f"disk{rank}", steps=4).model_copy(update={"processes": 2}) for rank in (0, 1)]
+    labels = read_label(store, specs[0].train_set, specs[0].train_set_digest, "clip")
+    state = start(specs[0].config, labels)
+    state.step = 2
+    save_checkpoint(Path(specs[0].run_folder), specs[0].input_digest, state.snapshot())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank, one in enumerate(specs):
+        file = tmp_path / f"spec{rank}.json"
+        file.write_text(one.model_dump_json())
+        place = {"OMP_NUM_THREADS": 1, "RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
+        command = [sys.executable, "-m", "fourmill.tokenize", "--spec", str(file)]
+        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    for process in running:
+        said = process.communicate(timeout=300)[0].decode()
+        assert process.returncode != 0 and "rank 0 at 2, rank 1 at 0" in said, said
+        assert "Use a folder that all machines share" in said
 
 
 def test_processes_see_the_rows_of_one_batch(spec, store):

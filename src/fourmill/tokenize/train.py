@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.core.program import prepare_torch
-from fourmill.core.ranks import ALONE, Ranks, join_ranks
+from fourmill.core.ranks import ALONE, Ranks, RanksError, join_ranks
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
 from fourmill.tokenize.batches import Batches
@@ -55,7 +55,7 @@ def train_tokenizer(spec: TokenizerSpec, progress: Progress) -> str:
         TrainSetError: the training set is not the one that the spec names.
         ModelError: the stage before left no tokenizer, or one of another shape.
         TrainingError: loss or gradients are no numbers any more.
-        RanksError: the processes are not as many as the spec says.
+        RanksError: the processes are not as many as the spec says, or do not see the same checkpoint.
     """
     store = open_store(spec.store)
     if _is_done(store, report_path(spec)):
@@ -80,7 +80,10 @@ def _train(store: Store, spec: TokenizerSpec, ranks: Ranks, progress: Progress) 
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Linear warm-up to the peak, then cosine decay to 0 (Table 3)."""
+    """Linear warm-up to the peak, then cosine decay to 0 (Table 3).
+
+    Not timm's: its warm-up ends one step apart from this one, and its values round otherwise, so weights would be others.
+    """
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
     share = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
@@ -158,8 +161,20 @@ class Training:
         if snapshot is not None:
             state.restore(snapshot)
             _log.info("resumed at step %d", state.step)
+        self._check_alike(state)
         self._journal.open(state.step)
         return state
+
+    def _check_alike(self, state: State) -> None:
+        """Only the first process keeps checkpoints: the others find them where they see its folder."""
+        own = torch.tensor([state.step], device=self._ranks.device)
+        steps = self._ranks.gather(own).tolist()
+        if len(set(steps)) > 1:
+            found = ", ".join(f"rank {rank} at {step}" for rank, step in enumerate(steps))
+            raise RanksError(
+                f"{self._spec.name}: the processes would go on from different steps ({found}): not all of them see the "
+                f"checkpoint in {self._spec.run_folder}. Use a folder that all machines share (the project's `scratch`)"
+            )
 
     def _go_back(self, failed: State, figures: Figures) -> State:
         state = self._last_good()
