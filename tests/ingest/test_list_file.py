@@ -14,7 +14,7 @@ from fourmill.core.store import LocalStore
 from fourmill.ingest.config import SourceConfig
 from fourmill.ingest.list_file import list_stamp, local_list
 from fourmill.ingest.rows import open_rows
-from fourmill.ingest.source import build_source_index, is_current
+from fourmill.ingest.source import build_source_index, is_current, numbered_rows
 
 BODY = b"".join(b"http://h.test/%d.jpg\tpicture %d\n" % (i, i) for i in range(4000))
 LAYOUT = Layout(rows_per_shard=1000, shards_per_block=2, num_blocks=4)
@@ -168,6 +168,13 @@ def test_a_list_in_a_store_is_read_through_its_opener(tmp_path: Path, monkeypatc
     stores.register_opener("cellar", lambda root: LocalStore(tmp_path / root.removeprefix("cellar://")))
     with open_rows(SourceConfig(list="cellar://bucket/lists/a.tsv")) as rows:
         assert sum(batch.num_rows for batch in rows()) == 4000
+    store, config = LocalStore(tmp_path / "store"), SourceConfig(list="cellar://bucket/lists/a.tsv")
+    assert build_source_index(store, "pics", config, LAYOUT).num_rows == numbered_rows(store, "pics", config) == 4000
+    with monkeypatch.context() as still:
+        still.setattr("fourmill.ingest.list_file._copy", lambda place, file: pytest.fail("the list was fetched again"))
+        assert is_current(store, "pics", config)
+    (tmp_path / "bucket" / "lists" / "a.tsv").write_bytes(BODY + BODY)
+    assert not is_current(store, "pics", config) and numbered_rows(store, "pics", config) is None
     with pytest.raises(ValueError, match=r"no list at 'cellar://bucket/lists/b\.tsv'"):
         fetched("cellar://bucket/lists/b.tsv")
     with pytest.raises(ValueError, match=r"attic:// is not served"):

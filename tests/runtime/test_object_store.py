@@ -13,6 +13,7 @@ import pytest
 from fourmill.core.store import StoreError, StoreFullError, open_store
 from fourmill.runtime import s3_client
 from fourmill.runtime.s3_client import ask, forget_client, make_client
+from fourmill.runtime.s3_streams import ObjectWriter
 
 MB = 1024**2
 _CONTENT = bytes(range(251)) * (3 * MB // 251)
@@ -251,3 +252,16 @@ def test_errors_say_what_to_do(code: str, status: int, kind: type[Exception], wo
     with pytest.raises(kind, match=words) as caught:
         ask("s3://bucket/key", fail, patience_s=0)
     assert type(caught.value) is kind
+
+
+def test_a_full_store_is_said_with_the_size_of_what_it_has_no_room_for() -> None:
+    from botocore.exceptions import ClientError
+
+    class Full:
+        def put_object(self, **request: object) -> None:
+            raise ClientError({"Error": {"Code": "QuotaExceeded"}}, "PutObject")  # pyright: ignore[reportArgumentType]
+
+    writer = ObjectWriter("s3://bucket/shard.tar", Full, "bucket", "shard.tar")
+    writer.write(bytes(12_345))
+    with pytest.raises(StoreFullError, match=r"no room for s3://bucket/shard\.tar .*at least 12,345 bytes"):
+        writer.publish()

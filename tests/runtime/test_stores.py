@@ -30,8 +30,16 @@ def test_what_is_written_is_read_and_replaced_and_deleted(store: Store) -> None:
     assert store.list("") == []
 
 
+def test_a_stamp_tells_whether_a_file_is_another_one(store: Store) -> None:
+    store.write("list.tsv", b"one row")
+    stamp = store.stamp("list.tsv")
+    assert store.stamp("list.tsv") == stamp
+    store.write("list.tsv", b"two row")
+    assert store.stamp("list.tsv") != stamp
+
+
 def test_what_is_missing_is_said_so(store: Store) -> None:
-    for attempt in (store.read, store.open, lambda path: store.copy(path, "copy")):
+    for attempt in (store.read, store.open, store.stamp, lambda path: store.copy(path, "copy")):
         with pytest.raises(FileNotFoundError, match=r"none\.tar"):
             attempt("deep/none.tar")
     assert store.list("") == []

@@ -39,6 +39,10 @@ class Store(Protocol):
 
     def exists(self, path: str) -> bool: ...
 
+    def stamp(self, path: str) -> list[str]:
+        """What tells that a file is still the one it was, without reading it. Raises FileNotFoundError."""
+        ...
+
     def read(self, path: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
         ...
@@ -115,6 +119,10 @@ class LocalStore:
 
     def exists(self, path: str) -> bool:
         return self.path(path).is_file()
+
+    def stamp(self, path: str) -> list[str]:
+        stat = self.path(path).stat()
+        return [str(fact) for fact in (stat.st_size, stat.st_mtime_ns, stat.st_ino)]
 
     def read(self, path: str) -> bytes:
         return self.path(path).read_bytes()

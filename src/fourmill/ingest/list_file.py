@@ -63,8 +63,8 @@ def local_list(place: str, retry_waits_s: Sequence[float] = RETRY_WAITS_S) -> It
 def list_stamp(config: SourceConfig) -> str | None:
     """What tells that a list is still the one that was read, without reading it; "" where nothing does.
 
-    A file's size and time of change; a server's ETag or Last-Modified, with the length. None when the server
-    cannot be asked now.
+    A file's size and time of change; an object's size and ETag; a server's ETag or Last-Modified, with the length. None
+    when the server cannot be asked now.
 
     Raises:
         ValueError: the list is missing.
@@ -76,7 +76,7 @@ def list_stamp(config: SourceConfig) -> str | None:
         except _BROKEN:
             return None
     elif "://" in place and not place.startswith("file://"):
-        facts = None
+        facts = _stored_facts(place)
     else:
         stat = _checked(Path(place.removeprefix("file://")), place).stat()
         facts = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
@@ -105,7 +105,19 @@ def _copy(place: str, file: BinaryIO) -> None:
         with open_store(folder).open(name) as source:
             shutil.copyfileobj(source, file, _CHUNK_BYTES)
     except FileNotFoundError:
-        raise ValueError(f"no list at {place!r}; give the address of a TSV, CSV or Parquet file") from None
+        raise _no_list(place) from None
+
+
+def _stored_facts(place: str) -> list[Json]:
+    folder, _, name = place.rpartition("/")
+    try:
+        return [*open_store(folder).stamp(name)]
+    except FileNotFoundError:
+        raise _no_list(place) from None
+
+
+def _no_list(place: str) -> ValueError:
+    return ValueError(f"no list at {place!r}; give the address of a TSV, CSV or Parquet file")
 
 
 def _download(url: str, file: BinaryIO, retry_waits_s: Sequence[float]) -> None:

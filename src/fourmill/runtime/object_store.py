@@ -51,6 +51,10 @@ class ObjectStore:
             return False
         return True
 
+    def stamp(self, path: str) -> list[str]:
+        found = self._ask(path, lambda: process_client().head_object(**self._object(path)))
+        return [str(found["ContentLength"]), str(found["ETag"])]
+
     def read(self, path: str) -> bytes:
         with self._reader(path) as reader:
             return reader.readall()

@@ -9,7 +9,7 @@ from typing import Any
 import urllib3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fourmill.core.store import StoreError
+from fourmill.core.store import StoreError, StoreFullError
 from fourmill.runtime.s3_client import AWAY, ask, error_code
 
 _log = logging.getLogger(__name__)
@@ -194,4 +194,7 @@ class ObjectWriter(io.BufferedIOBase):
             raise
 
     def _ask(self, operation: Callable[[], Any]) -> Any:
-        return ask(self._where, operation)
+        try:
+            return ask(self._where, operation)
+        except StoreFullError as error:
+            raise StoreFullError(f"{error}; it needs at least {self._at:,} bytes") from error
