@@ -1,12 +1,15 @@
 """Stages of tokenizers' trainings in a project: their training sets, other data sets' labels, bounds."""
 
+import re
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from pydantic import ValidationError
 
-from fourmill.pipelines.definitions import build_definitions
+from fourmill.pipelines import runner
+from fourmill.pipelines.definitions import build_definitions, build_jobs
+from fourmill.pipelines.edits import with_settings
 from fourmill.pipelines.profiles import cc12m_4m7, demo
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
@@ -78,3 +81,27 @@ def test_a_tokenizer_serves_when_it_reaches_its_modalitys_bounds(tmp_path: Path)
     assert is_good_enough(project.model_copy(update={"tokenizer_bounds": bounds}), "semseg", ref)
     strict = {"semseg": TokenizerBounds(error_share=0.8, min_usage=0.7)}
     assert not is_good_enough(project.model_copy(update={"tokenizer_bounds": strict}), "semseg", ref)
+
+
+def test_a_run_labels_the_blocks_that_training_sets_of_other_data_sets_name(tmp_path: Path) -> None:
+    project = staged(demo(tmp_path), blocks=["block_01"])
+    steps = runner._steps(project)
+    jobs = {job.name for job in build_jobs(project)}
+    assert {name for name, _ in steps} <= jobs
+    labelled = [block for name, block in steps if name == "label_imagenet"]
+    assert labelled == ["block_01"]
+    order = [name for name, _ in steps]
+    assert order.index("ingest_imagenet") < order.index("label_imagenet") < order.index("train_tokenizers")
+
+
+def test_imagenet_is_the_first_stage_of_the_paper_s_tokenizers_by_settings(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "imagenet.md").read_text()
+    settings = re.findall(r"--set '(.+?)'", page)
+    assert len(settings) == 4
+    project = with_settings(cc12m_4m7(tmp_path), settings)
+    first = project.tokenizers["depth"].earlier_stages[0]
+    train_set = project.train_set_of(first.train_set)
+    assert (first.train_set, train_set.dataset) == ("imagenet", "imagenet")
+    assert set(train_set.blocks) == set(project.for_dataset("imagenet").layout.block_keys())
+    keys = {key.to_user_string() for key in build_definitions(project).resolve_asset_graph().get_all_asset_keys()}
+    assert {"imagenet/images", "imagenet/labels/depth", "tokenizers/train_set_imagenet"} <= keys

@@ -40,7 +40,12 @@ def build_definitions(
             *ingest_assets(project, blocks),
             *(asset for other in others for asset in ingest_assets(other, _blocks(other))),
             *label_assets(project, blocks),
-            *(asset for other in others if other.dataset in _labelled(project) for asset in _labels_of(other)),
+            *(
+                asset
+                for other in others
+                if other.dataset in project.train_blocks_beside()
+                for asset in _labels_of(other)
+            ),
             *tokenizer_assets(project),
             *token_assets(project, blocks),
             *training_assets(project),
@@ -85,14 +90,9 @@ def build_jobs(project: Project) -> list[UnresolvedAssetJobDefinition]:
                 dg.AssetSelection.key_prefixes([name, "labels"]),
                 description=f"Label one block of {name}, for tokenizers.",
             )
-            for name in sorted(_labelled(project))
+            for name in project.train_blocks_beside()
         ),
     ]
-
-
-def _labelled(project: Project) -> set[str]:
-    """The data sets beside the main one that tokenizers are trained on, which takes labels."""
-    return {config.dataset for config in project.more_train_sets.values() if config.dataset} - {project.dataset}
 
 
 def _labels_of(other: Project) -> list[dg.AssetsDefinition]:

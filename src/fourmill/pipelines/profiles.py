@@ -121,9 +121,9 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         layout=Layout(rows_per_shard=1000, shards_per_block=200, num_blocks=62),
         ingest=IngestConfig(),
         labellers=paper_labellers(precision="bf16"),
-        # Stage one of the tokenizers is ImageNet-1K's; whoever has it names its list here instead of CC12M's, in
-        # more_datasets. Packed sets lie on disk: 1.4 MB a sample of 256 pixels, so 280 GB each, 2.6 MB of 448, 52 GB. The
-        # paper's 1.28 million are 1.8 TB.
+        # Stage one of the tokenizers is ImageNet-1K's; whoever has it gives it in place of CC12M's blocks (docs/imagenet.md).
+        # Packed sets lie on disk: 1.4 MB a sample of 256 pixels, so 280 GB each, 2.6 MB of 448, 52 GB. The paper's 1.28
+        # million are 1.8 TB.
         train_set=TrainSetConfig(
             num_samples=200_000, num_eval=1_000, blocks=("block_00", "block_01"), side_px=256, clip_crops=4
         ),

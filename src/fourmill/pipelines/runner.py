@@ -116,6 +116,7 @@ def _steps(project: Project) -> list[tuple[str, str | None]]:
     return [
         ("index_list", None),
         *(step for dataset in project.more_datasets for step in _ingest_steps(dataset)),
+        *((f"label_{name}", block) for name, named in project.train_blocks_beside().items() for block in named),
         *(("label_block", block) for block in blocks),
         ("train_tokenizers", None),
         *(("tokenize_block", block) for block in blocks),

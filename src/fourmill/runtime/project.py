@@ -237,6 +237,14 @@ class Project(BaseModel):
         main = DatasetConfig(name=self.dataset, source=self.source, layout=self.layout, ingest=self.ingest)
         return (main, *self.more_datasets)
 
+    def train_blocks_beside(self) -> dict[str, list[str]]:
+        """The data sets beside the main one that tokenizers are trained on, which takes labels: their blocks that are named."""
+        found: dict[str, set[str]] = {}
+        for config in self.more_train_sets.values():
+            if config.dataset and config.dataset != self.dataset:
+                found.setdefault(config.dataset, set()).update(config.blocks)
+        return {name: sorted(blocks) for name, blocks in sorted(found.items())}
+
     def for_dataset(self, name: str) -> "Project":
         """This project with one of its data sets in the place of the main one: what that set's ingest stages are given.
 
