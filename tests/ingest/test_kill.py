@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,15 @@ from fourmill.runtime.stages import images_stage, publish_ledger, run_block
 LAYOUT = Layout(rows_per_shard=30, shards_per_block=2, num_blocks=1)
 DRIVER = Path(__file__).parents[1] / "data" / "ingest_driver.py"
 DEADLINE_S = 180
+LATE = {
+    ("delete", "shard-.json"),  # marking duplicates: the shard is not done
+    ("write", "shard-.parquet"),
+    ("write", "shard-.tar"),
+    ("write", "shard-.json"),
+    ("write", "block_.digests"),  # the index
+    ("write", "block_.parquet"),  # the ledger
+    ("write", "block_.shards.parquet"),
+}
 
 
 @pytest.fixture
@@ -63,16 +73,22 @@ def tars(project: Project) -> dict[str, bytes]:
     return {path: store.read(path) for path in store.list(project.dataset) if path.endswith(".tar")}
 
 
-def start(folder: Path, mode: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(DRIVER), str(folder / "project.json"), str(folder / "connect_to.json"), mode]
+def start(folder: Path, *mode: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(DRIVER), str(folder / "project.json"), str(folder / "connect_to.json"), *mode]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(folder: Path, mode: str = "here") -> str:
+    return finish_and_tell(folder, mode)[0]
+
+
+def finish_and_tell(folder: Path, mode: str = "here") -> tuple[str, list[tuple[str, str]]]:
+    """The digest, and the changes of the store after the last shard."""
     process = start(folder, mode)
     said, complaint = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, complaint[-3000:]
-    return said.strip()
+    digest, changes = said.splitlines()
+    return digest, [(change, path) for change, path in json.loads(changes)]
 
 
 @contextmanager
@@ -116,6 +132,25 @@ def test_a_killed_driver_changes_nothing(tmp_path: Path, block, site) -> None:
         assert process.returncode == -signal.SIGKILL
         assert finish(tmp_path / f"wild{number}") == digest
         assert tars(project) == tars(calm)
+
+
+def test_a_driver_killed_after_its_last_shard_changes_nothing(tmp_path: Path, block, site) -> None:
+    """In the midst of marking duplicates, of the index and of the ledger: once in each kind of change that it makes there."""
+    calm = block(tmp_path / "calm")
+    digest, changes = finish_and_tell(tmp_path / "calm")
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for number, (change, path) in enumerate(changes):
+        kinds.setdefault((change, re.sub(r"\d+", "", Path(path).name)), []).append(number)
+    assert kinds.keys() >= LATE
+    rng = random.Random(7)
+    for wild, kind in enumerate(sorted(LATE)):
+        project = block(tmp_path / f"wild{wild}")
+        process = start(tmp_path / f"wild{wild}", "here", str(rng.choice(kinds[kind])))
+        process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == -signal.SIGKILL
+        asked = len(site.asked)
+        assert finish(tmp_path / f"wild{wild}") == digest
+        assert tars(project) == tars(calm) and len(site.asked) == asked
 
 
 @pytest.mark.ray
