@@ -19,7 +19,6 @@ from fourmill.runtime.training import fit_text, make_train_set, train_set_asset,
 from fourmill.tokenize.config import TEXT_VERSION, TRAIN_SET_VERSION, TRAIN_VERSION
 
 MIN_ROUND_TRIPS = 0.9
-_COMES_BACK = "are what their ids decode to, in lower case and word by word"
 TRAIN_SET = dg.AssetKey(["tokenizers", "train_set"])
 
 
@@ -160,6 +159,7 @@ def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSp
 def _text(project: Project) -> dg.AssetsDefinition:
     key = dg.AssetKey(["tokenizers", "text"])
     served = project.served_tokenizers.get("text")
+    asked = f"At least {MIN_ROUND_TRIPS:.0%} of the captions are what their ids decode to, in lower case, word by word."
     about = "One WordPiece vocabulary for captions and boxes, "
 
     @dg.asset(
@@ -170,7 +170,7 @@ def _text(project: Project) -> dg.AssetsDefinition:
         owners=OWNERS,
         code_version=f"served-{served[:12]}" if served else f"{TEXT_VERSION}-{digest_config(project.text)[:8]}",
         description=about + ("imported." if served else "fitted on the training split's captions."),
-        check_specs=[check_spec(key, "round_trip", f"At least {MIN_ROUND_TRIPS:.0%} of the captions {_COMES_BACK}.")],
+        check_specs=[check_spec(key, "round_trip", asked)],
     )
     def text(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         with timed() as seconds:
