@@ -288,6 +288,14 @@ def test_clamped_outputs_are_counted_before_they_are_clamped(photo: Photo) -> No
     assert (after.label == 1).all()
 
 
+def test_a_pixel_is_clamped_when_one_component_of_its_normal_is(photo: Photo) -> None:
+    labeller: Any = make_labeller("normal", SMALL["normal"])
+    with torch.no_grad():
+        labeller._network.head.head[4].bias[1] += 10
+    (found,) = labeller.label_pictures([Picture(photo(64, 64))])
+    assert found.figures == {"clamped": 1.0}
+
+
 def test_mask2former_weights_with_other_classes_are_refused(tmp_path: Path) -> None:
     seeded: Any = make_labeller("semseg", SMALL["semseg"])
     seeded._network.config.id2label = {**seeded._network.config.id2label, 3: "moped"}

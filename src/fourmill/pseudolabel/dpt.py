@@ -2,7 +2,7 @@
 
 Depth is fed in [-1, 1], normals in [0, 1]; both outputs are clamped to [0, 1]. Depth is stored as it comes (far is
 large, no inversion), normals as n = 2 o - 1 without making them unit vectors, as Omnidata stores them. What the clamp
-takes away cannot be had back, so the share of clamped values is kept beside each label.
+takes away cannot be had back, so the share of clamped pixels is kept beside each label.
 """
 
 import math
@@ -66,14 +66,14 @@ class DptLabeller:
     def label_pictures(self, pictures: Sequence[Picture]) -> list[Answer]:
         """Depth (H, W) float32 in [0, 1] or normals (H, W, 3) float32 in [-1, 1] at each image's size.
 
-        `clamped` beside it: the share of the network's outputs that lie at or outside of the bounds of [0, 1].
+        `clamped` beside it: the share of the network's pixels with an output at or outside of the bounds of [0, 1].
         """
         sizes = [self.bucket(p) for p in pictures]
         labels: dict[int, Answer] = {}
         for indices in batches(sizes, self.batch_size):
             batch, size = [pictures[i] for i in indices], sizes[indices[0]]
             output_BCHW = self._predict(batch, *size)
-            clamped_B = ((output_BCHW <= 0) | (output_BCHW >= 1)).flatten(1).float().mean(1)
+            clamped_B = ((output_BCHW <= 0) | (output_BCHW >= 1)).any(1).flatten(1).float().mean(1)
             made = [self._label(output_CHW, picture) for output_CHW, picture in zip(output_BCHW, batch, strict=True)]
             facts_BX, clamped_B, *found = to_host([facts_of(output_BCHW.flatten(2)), clamped_B, *made])
             dead = self._watch.check(batch, [picture.at(*size) for picture in batch], facts_BX)
