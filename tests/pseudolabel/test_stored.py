@@ -1,14 +1,18 @@
 """Weights in the store: added once, found by digest, verified when they are loaded; and what is said when they are not there."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from fourmill.core.labels import Picture
-from fourmill.core.names import Layout
+from fourmill.core.ledger import ledger_path, write_ledger
+from fourmill.core.names import SPLITS, Layout
+from fourmill.core.shards import Recipe, ShardPlace, write_shard
 from fourmill.core.store import LocalStore, Store
 from fourmill.pseudolabel.choices import labellers_from, paper_labellers, seeded_labellers
 from fourmill.pseudolabel.config import (
@@ -17,6 +21,7 @@ from fourmill.pseudolabel.config import (
     DptConfig,
     Mask2FormerConfig,
     at_hand,
+    network_name,
     pinned,
     require_weights,
     weights_digest,
@@ -205,3 +210,19 @@ def test_a_hugging_face_folder_with_a_malicious_pickle_is_refused(
     with pytest.raises(ValueError, match="refused, and nothing in it was run"):
         add_weights(store, "clip", tmp_path / "net", "here")
     assert not (tmp_path / "it ran").exists()
+
+
+def test_which_detector_made_a_label_is_in_the_ledger_and_on_the_page(filled: Store, tmp_path: Path) -> None:
+    pointer = read_pointer(filled, "det")
+    assert pointer is not None
+    config = DetectorConfig(weights=f"stored:det/{pointer.digest}")
+    assert network_name(config, filled) == "detector rt_detr_v2"
+    assert network_name(DetectorConfig(weights="seeded:0"), filled) == "detector rt_detr_v2"
+    assert network_name(DetectorConfig(weights=str(tmp_path)), filled) == "detector of an unknown type"
+    assert network_name(DptConfig(weights="seeded:0"), filled) == "dpt"
+    recipe = Recipe(stage="labels/det", code_version="detector-1", weights=weights_digest(config))
+    for split in SPLITS:
+        write_shard(filled, ShardPlace("tiny", split, "boxes", 0), recipe, [], "run")
+    write_ledger(filled, "tiny", "boxes", "block_00", range(1), "labels/det", 2)
+    path = ledger_path("tiny", "train", "boxes", "block_00").replace(".parquet", ".shards.parquet")
+    assert pq.read_table(io.BytesIO(filled.read(path)))["network"].to_pylist() == ["rt_detr_v2"]

@@ -1,9 +1,11 @@
 """The ledger of a block and stage: what became of every sample and every shard, and the digest Dagster keeps of it.
 
 `{dataset}/{split}/_ledger/{folder}/block_03.parquet` has a row a sample, `block_03.shards.parquet` a row a shard.
+`network` in the latter is the architecture of weights of the store: which detector made a label, say.
 """
 
 import io
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -20,6 +22,7 @@ _SHARD_SCHEMA = pa.schema(
         ("shard", pa.int32()),
         ("inputs", pa.map_(pa.string(), pa.string())),
         ("weights", pa.string()),
+        ("network", pa.string()),
         ("config", pa.string()),
         ("code_version", pa.string()),
         ("tar_sha256", pa.string()),
@@ -77,7 +80,9 @@ def write_ledger(
         samples = pa.concat_tables([read_rows(store, place) for place in places])
         path = ledger_path(dataset, split, folder, block)
         store.write(path, parquet_bytes(samples))
-        store.write(path.replace(".parquet", ".shards.parquet"), parquet_bytes(_shard_table(shards, receipts)))
+        networks = _networks(store, {receipt.recipe.weights for receipt in receipts})
+        table = _shard_table(shards, receipts, networks)
+        store.write(path.replace(".parquet", ".shards.parquet"), parquet_bytes(table))
         paths.append(path)
         contents.append([receipt.content for receipt in receipts])
         for receipt in receipts:
@@ -102,12 +107,26 @@ def read_ledger(store: Store, dataset: str, split: Split, folder: str, block: st
     return pq.read_table(io.BytesIO(store.read(ledger_path(dataset, split, folder, block))))
 
 
-def _shard_table(shards: range, receipts: list[Receipt]) -> pa.Table:
+def _networks(store: Store, weights: set[str]) -> dict[str, str]:
+    """The architecture (`rt_detr_v2`) behind each digest of weights that are kept in the store and say it."""
+    found: dict[str, str] = {}
+    for path in store.list("weights") if weights - {""} else []:
+        folder, _, name = path.rpartition("/")
+        digest = folder.rpartition("/")[2]
+        if name == "config.json" and digest in weights:
+            architecture = json.loads(store.read(path)).get("model_type")
+            if isinstance(architecture, str):
+                found[digest] = architecture
+    return found
+
+
+def _shard_table(shards: range, receipts: list[Receipt], networks: dict[str, str]) -> pa.Table:
     rows = [
         {
             "shard": shard,
             "inputs": sorted(receipt.recipe.inputs.items()),
             "weights": receipt.recipe.weights,
+            "network": networks.get(receipt.recipe.weights),
             "config": receipt.recipe.config,
             "code_version": receipt.recipe.code_version,
             "tar_sha256": receipt.tar_sha256,

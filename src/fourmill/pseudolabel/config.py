@@ -5,6 +5,7 @@ writes it; or `seeded:7`: a tiny network of the same architecture with random we
 images and for nothing else, so it is only ever chosen by name.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +18,7 @@ from fourmill.core.store import Store
 from fourmill.pseudolabel.format import OwnConfig
 from fourmill.pseudolabel.members import OWN, own_config, own_label
 from fourmill.pseudolabel.stored import (
+    CONFIG_FILE,
     WeightsMissingError,
     add_command,
     digest_folder,
@@ -27,6 +29,8 @@ from fourmill.pseudolabel.stored import (
 )
 
 VERSION = "1"  # of what labellers make of the same image, weights and config
+
+_SEEDED_DETECTOR = "rt_detr_v2"  # as `detector` builds it
 
 _NETWORKS_OF = {
     "depth": ("dpt",),
@@ -212,6 +216,23 @@ def config_digest(config: AnyLabellerConfig) -> str:
 def label_version(config: AnyLabellerConfig) -> str:
     """Which labeller, and the version of what it makes of the same image, weights and config: `vitdet-1`."""
     return f"{config.kind}-{OWN[own_label(config)].version if isinstance(config, OwnConfig) else VERSION}"
+
+
+def network_name(config: AnyLabellerConfig, store: Store) -> str:
+    """What makes a label, for people: its kind, and of a detector which one: `detector rt_detr_v2`."""
+    if not isinstance(config, DetectorConfig):
+        return config.kind
+    stored = stored_ref(config.weights)
+    try:
+        if seed_of(config.weights) is not None:
+            kind = _SEEDED_DETECTOR
+        elif stored is not None:
+            kind = json.loads(store.read(f"{stored.folder}/{CONFIG_FILE}"))["model_type"]
+        else:
+            kind = json.loads((Path(config.weights) / CONFIG_FILE).read_bytes())["model_type"]
+    except (OSError, ValueError, KeyError):
+        kind = "of an unknown type"
+    return f"{config.kind} {kind}"
 
 
 def require_weights(label: str, config: AnyLabellerConfig, store: Store | None = None) -> None:
