@@ -8,7 +8,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from fourmill.assets.labels import DRIFT, label_assets
+from fourmill.assets.labels import DRIFT, _figures, _how_it_went, label_assets
 from fourmill.assets.workshop import Workshop
 from fourmill.core.ledger import ledger_path, write_ledger
 from fourmill.core.names import SPLITS, Layout, sample_key
@@ -18,10 +18,14 @@ from fourmill.core.store import Store
 from fourmill.pipelines.definitions import build_definitions
 from fourmill.pipelines.profiles import smallest
 from fourmill.pseudolabel.canny import CannyConfig
+from fourmill.pseudolabel.checks import CheckReport
 from fourmill.pseudolabel.config import DptConfig
 from fourmill.pseudolabel.members import own_labellers
+from fourmill.pseudolabel.statistics import Statistics
 from fourmill.runtime import stages
 from fourmill.runtime.project import Project
+from fourmill.runtime.ray_session import RayConfig
+from fourmill.runtime.session import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # backfill_policy, as `build_definitions` does
 
@@ -96,12 +100,28 @@ def test_a_block_shows_its_figures_and_pictures(images, materialize: Materialize
         assert result.success and all(check.passed for check in checks(result).values())
         shown = metadata(result)
         assert figure in shown and "images" in shown
+        assert shown["labeller"].value == "scene"
         (reason,) = rows(shown["rejected"])
         assert "not a readable image" in reason["reason"] and reason["rejected"] == 1
         for picture in ("preview", "contact_sheet"):
             assert "data:image/jpeg;base64," in str(shown[picture].value)
     classes = rows(metadata(materialize("semseg", "block_00"))["share of pixels"])
     assert {"sky-other-merged", "floor-other-merged"} <= {row["class"] for row in classes}
+
+
+def test_a_histogram_shows_every_class() -> None:
+    shares = {f"class {i}": 1 / 133 for i in range(133)}
+    shown = _figures(CheckReport({}, Statistics(), {"share of pixels": shares}))
+    assert len(rows(shown["share of pixels"])) == 133
+
+
+def test_the_page_says_how_to_have_rays_dashboard(tmp_path: Path) -> None:
+    base = smallest(tmp_path)
+    assert _how_it_went(Session(base)) == {}  # nothing was made
+    shown = _how_it_went(Session(base, measured={"images_per_second": 2.0}))
+    assert shown["images_per_second"] == 2.0 and "ray.dashboard: true" in shown["ray_dashboard"]
+    there = base.model_copy(update={"ray": RayConfig(dashboard_url="http://there")})
+    assert _how_it_went(Session(there, measured={"images_per_second": 2.0}))["ray_dashboard"].value == "http://there"
 
 
 def test_a_block_unlike_the_one_before_is_a_warning(images, materialize: Materialize, jpeg, photo) -> None:

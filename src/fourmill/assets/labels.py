@@ -8,12 +8,12 @@ from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.pseudolabel import drift
 from fourmill.pseudolabel.checks import CHECKS, CheckReport, check_block
-from fourmill.pseudolabel.config import config_digest, label_version, weights_digest
+from fourmill.pseudolabel.config import config_digest, label_version, network_name, weights_digest
 from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.preview import contact_sheet, label_preview
 from fourmill.pseudolabel.statistics import write_statistics
 from fourmill.runtime.project import Project
-from fourmill.runtime.ray_session import dashboard_url
+from fourmill.runtime.ray_session import dashboard_url, no_dashboard
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import label_stage
 
@@ -22,7 +22,7 @@ _DRIFT_TEXT = (
     f"No figure's mean lies more than {drift.MIN_DEVIATIONS:g} of an image's standard deviations, and {drift.MIN_ERRORS:g} "
     f"standard errors, from that of the blocks published already ({drift.MIN_IMAGES} images or more on each side)."
 )
-_MOST_ROWS = 25  # of a table on the asset's page
+_MOST_ROWS = 25  # of what is wrong, on the asset's page
 
 
 def label_assets(project: Project, blocks: dg.PartitionsDefinition, is_main: bool = True) -> list[dg.AssetsDefinition]:
@@ -47,7 +47,7 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str, 
     def inspect(session: Session, block: str) -> Inspection:
         report = check_block(session.store, project.dataset, project.layout, block, label)
         return [*_verdicts(report, block), _drift_verdict(session, report, block, label)], {
-            "labeller": config.kind,
+            "labeller": network_name(config, session.store),
             "weights": weights_digest(config),
             **_how_it_went(session),
             **_figures(report),
@@ -121,8 +121,9 @@ def _how_it_went(session: Session) -> dict[str, Any]:
     """Throughput of this run, and where to look at its Ray; nothing where every shard was there already."""
     if not session.measured:
         return {}
-    where = dashboard_url(session.project.ray)
-    return {**session.measured, **({"ray_dashboard": dg.MetadataValue.url(where)} if where else {})}
+    ray = session.project.ray
+    where = dashboard_url(ray)
+    return {**session.measured, "ray_dashboard": dg.MetadataValue.url(where) if where else no_dashboard(ray)}
 
 
 def _figures(report: CheckReport) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def _figures(report: CheckReport) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, value in report.figures.items():
         if isinstance(value, dict):
-            rows = [[key, count] for key, count in value.items()][:_MOST_ROWS]
+            rows = [[key, count] for key, count in value.items()]
             shown[name] = table(["reason" if name == "rejected" else "class", name], rows)
         elif isinstance(value, int | float):
             shown[name] = value

@@ -105,15 +105,30 @@ def check_reachable(config: RayConfig, timeout_s: float = 5.0) -> None:
     Raises:
         RayUnreachableError: nobody listens there.
     """
-    if config.address in (None, "auto", "local"):
+    if config.address in (None, "local"):
         return
-    host, _, port = str(config.address).rpartition(":")
+    address = _running_here(config) if config.address == "auto" else str(config.address)
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=timeout_s).close()
     except (OSError, ValueError) as error:
         raise RayUnreachableError(
-            f"no Ray cluster answers at {config.address!r} ({error}); start one with `ray start --head --port=6379`, "
-            "give its host:port, or leave the address out for a local Ray"
+            f"no Ray cluster answers at {address!r}{' (address auto)' if config.address == 'auto' else ''} ({error}); start one "
+            "with `ray start --head --port=6379`, give its host:port, or leave the address out for a local Ray"
+        ) from error
+
+
+def _running_here(config: RayConfig) -> str:
+    """What `auto` means, as Ray finds it: RAY_ADDRESS, a cluster that runs on this machine, or the last one started here."""
+    _prepare_environment(config)
+    from ray._private.services import get_ray_address_from_environment
+
+    try:
+        return get_ray_address_from_environment("auto", None)
+    except ConnectionError as error:
+        raise RayUnreachableError(
+            "no Ray runs on this machine, where address auto looks for one, and RAY_ADDRESS is not set; start one with "
+            "`ray start --head`, give a cluster's host:port, or leave the address out for a local Ray"
         ) from error
 
 
@@ -196,6 +211,13 @@ def dashboard_url(config: RayConfig) -> str | None:
         return config.dashboard_url
     found = _session.get("dashboard_url")
     return f"http://{found}" if found else None
+
+
+def no_dashboard(config: RayConfig) -> str:
+    """How to have a dashboard, where `dashboard_url` finds none."""
+    if config.address in (None, "local"):
+        return "off; `ray.dashboard: true` in the project file starts it with the next run, on loopback (350 MB more)"
+    return "Ray names none; start its head with `--include-dashboard=true`, or say where it is in `ray.dashboard_url`"
 
 
 def _prepare_environment(config: RayConfig) -> None:
