@@ -43,7 +43,13 @@ def rows(urls: list, captions: list | None = None, faults: dict[int, str] | None
 
 def test_a_good_row() -> None:
     assert rows([" https://Example.com:80/a.jpg?b "], [" a red ball \r"]) == [
-        {"url": "https://Example.com:80/a.jpg?b", "caption": "a red ball", "host": "example.com", "reason": None}
+        {
+            "url": "https://Example.com:80/a.jpg?b",
+            "caption": "a red ball",
+            "host": "example.com",
+            "reason": None,
+            "origin": None,
+        }
     ]
 
 

@@ -1,10 +1,12 @@
 """Webdataset tars as a source, img2dataset's output among them: every sample is a row, in the tars' own order."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -12,7 +14,7 @@ from fourmill.ingest.at_hand import IMAGE_ENDINGS, AtHandError, ending, open_ins
 from fourmill.ingest.at_hand_captions import MAX_CAPTION_BYTES, CaptionError, json_caption, text_caption
 from fourmill.ingest.at_hand_tar import BrokenTarError, Member, scan_tar
 from fourmill.ingest.config import SourceConfig
-from fourmill.ingest.listing import BATCH_ROWS, at_hand_rows
+from fourmill.ingest.listing import BATCH_ROWS, MAX_URL_CHARS, at_hand_rows
 
 _MAX_MEMBERS = 64  # of a sample that are looked at
 
@@ -23,6 +25,7 @@ class _Row:
     size: int
     caption: bytes = b""
     fault: str | None = None
+    origin: str | None = None
 
 
 @dataclass
@@ -41,9 +44,9 @@ def read_webdataset(config: SourceConfig) -> Iterator[pa.RecordBatch]:
     """Rows of all tars below the root, by the tars' paths, then as they lie in each.
 
     A sample is the members that follow each other and whose names are equal up to the first dot. Its picture is the
-    first member with a picture's ending, its caption the `.txt`, or `caption` of the `.json`. A sample without either,
-    a link, a compressed tar, and the place where a broken tar ends are bad rows; the other tars are still read. Only
-    headers and captions are read.
+    first member with a picture's ending, its caption the `.txt`, or `caption` of the `.json`, its origin the `url` of the
+    `.json`. A sample without caption, a link, a compressed tar, and the place where a broken tar ends are bad rows; the
+    other tars are still read. Only headers, texts and JSON are read.
 
     Raises:
         ValueError: the root or a folder in it cannot be read.
@@ -69,6 +72,7 @@ def _batch(relative: str, rows: list[_Row]) -> pa.RecordBatch:
         [row.caption for row in rows],
         [place] * len(rows),
         {number: row.fault for number, row in enumerate(rows) if row.fault},
+        [row.origin for row in rows],
     )
 
 
@@ -128,7 +132,8 @@ def _row(file: BinaryIO, sample: _Sample, captions: str, length: int) -> _Row:
     if picture.offset + picture.size > length:
         return _Row(picture.offset, picture.size, fault=f"the tar ends at byte {length}, inside the picture")
     try:
-        return _Row(picture.offset, picture.size, _caption(file, sample, captions))
+        caption = _caption(file, sample, captions)
+        return _Row(picture.offset, picture.size, caption, origin=_origin(file, sample))
     except CaptionError as error:
         return _Row(picture.offset, picture.size, fault=str(error))
 
@@ -145,3 +150,25 @@ def _caption(file: BinaryIO, sample: _Sample, captions: str) -> bytes:
         file.seek(member.offset)
         return read(file.read(member.size))
     raise CaptionError("no caption: " + ("neither .txt nor .json" if captions == "auto" else f"no .{captions}"))
+
+
+def _origin(file: BinaryIO, sample: _Sample) -> str | None:
+    """Where img2dataset downloaded the picture, without credentials and cut like a URL; None when no JSON tells."""
+    member = sample.members.get("json")
+    if member is None or not member.is_file or member.size > MAX_CAPTION_BYTES:
+        return None
+    file.seek(member.offset)
+    try:
+        described = json.loads(file.read(member.size))
+    except (ValueError, RecursionError):
+        return None
+    url = described.get("url") if isinstance(described, dict) else None
+    if not isinstance(url, str):
+        return None
+    url = url.strip().encode(errors="backslashreplace").decode()[:MAX_URL_CHARS]
+    try:
+        parts = urlsplit(url)
+        _, at, host = parts.netloc.rpartition("@")
+    except ValueError:
+        return url
+    return (parts._replace(netloc=host).geturl() if at else url) or None

@@ -90,7 +90,7 @@ class Gatherer:
 
     async def _one(self, row: dict[str, Any]) -> Item:
         key, url = sample_key(row["row"]), row["url"]
-        listed = {"url": url, "caption": row["caption"]}
+        listed = {"url": url, "caption": row["caption"], **origin_of(row)}
         if is_at_hand(url):
             return await self._in_thread(self._at_hand, key, url, listed)
         downloader = self._open.downloader
@@ -140,6 +140,11 @@ class _Open:
     loop: LoopThread = field(default_factory=lambda: LoopThread("downloads"))
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_DECODERS, "decode"))
     downloader: Downloader | None = None
+
+
+def origin_of(row: dict[str, Any]) -> dict[str, str]:
+    """The `final_url` of a picture at hand whose source says where it was downloaded from; nothing for other rows."""
+    return {"final_url": row["origin"]} if row.get("origin") else {}
 
 
 def _close(opened: _Open) -> None:

@@ -18,10 +18,19 @@ import pyarrow.compute as pc
 MAX_URL_CHARS = 2000
 MAX_CAPTION_CHARS = 100_000  # also what Python's CSV reader takes as a field, less a margin
 BATCH_ROWS = 4096
-ROWS = pa.schema([("url", pa.string()), ("caption", pa.string()), ("host", pa.string()), ("reason", pa.string())])
+ROWS = pa.schema(
+    [
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("host", pa.string()),
+        ("reason", pa.string()),
+        ("origin", pa.string()),
+    ]
+)
 """A batch of rows: `reason` is null for a good row and says what is wrong with a bad one; `host` is null for those.
 
-A bad row keeps what can be shown of it in `url` and `caption`.
+A bad row keeps what can be shown of it in `url` and `caption`. `origin` is where a picture at hand was once downloaded
+from, as far as its source says so.
 """
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -53,7 +62,11 @@ def url_rows(url: pa.Array, caption: pa.Array, faults: Mapping[int, str] | None 
 
 
 def at_hand_rows(
-    urls: Sequence[str], captions: Sequence[bytes], places: Sequence[str], faults: Mapping[int, str]
+    urls: Sequence[str],
+    captions: Sequence[bytes],
+    places: Sequence[str],
+    faults: Mapping[int, str],
+    origins: Sequence[str | None] | None = None,
 ) -> pa.RecordBatch:
     """A batch of `ROWS` of pictures at hand.
 
@@ -61,12 +74,14 @@ def at_hand_rows(
         urls: as `at_hand` makes them.
         places: what stands for a host in tables: the folder or tar that a picture lies in.
         faults: reasons of bad rows, by position.
+        origins: URLs that the pictures were downloaded from; None where no row has one.
     """
     reasons = dict(faults)
     url, caption = _texts(pa.array(urls, pa.string()), pa.array(captions, pa.binary()), reasons)
     for row in _positions(pc.greater(pc.utf8_length(url), MAX_URL_CHARS)):
         reasons.setdefault(row, f"its address is over {MAX_URL_CHARS} characters long; shorten the folder's names")
-    return _batch(url, caption, pa.array(places, pa.string()), reasons)
+    origin = None if origins is None else pa.array(origins, pa.string())
+    return _batch(url, caption, pa.array(places, pa.string()), reasons, origin)
 
 
 def url_fault(url: str) -> str | None:
@@ -139,12 +154,15 @@ def _text(column: pa.Array, name: str, reasons: dict[int, str]) -> pa.StringArra
         return pa.array(texts, pa.string())
 
 
-def _batch(url: pa.Array, caption: pa.Array, host: pa.Array, reasons: Mapping[int, str]) -> pa.RecordBatch:
+def _batch(
+    url: pa.Array, caption: pa.Array, host: pa.Array, reasons: Mapping[int, str], origin: pa.Array | None = None
+) -> pa.RecordBatch:
     url = _replaced(url, {row: url[row].as_py()[:MAX_URL_CHARS] for row in reasons})
     caption = _replaced(caption, {row: caption[row].as_py()[:MAX_CAPTION_CHARS] for row in reasons})
     host = _replaced(host, dict.fromkeys(reasons))
     reason = _replaced(pa.nulls(len(url), pa.string()), reasons)
-    return pa.RecordBatch.from_arrays([url, caption, host, reason], schema=ROWS)
+    origin = pa.nulls(len(url), pa.string()) if origin is None else origin
+    return pa.RecordBatch.from_arrays([url, caption, host, reason, origin], schema=ROWS)
 
 
 def _replaced(column: pa.Array, values: Mapping[int, str | None]) -> pa.Array:

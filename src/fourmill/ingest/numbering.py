@@ -21,6 +21,7 @@ SOURCE_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("reason", pa.string()),
         ("url_duplicate_of", pa.string()),
+        ("origin", pa.string()),
     ]
 )
 _NONE = np.iinfo(np.int64).max
@@ -68,6 +69,7 @@ class Numberer:
             pc.if_else(good, "ok", "bad_row"),
             rows["reason"],
             self._duplicates(numbers, hashes, good.to_numpy(zero_copy_only=False)),
+            rows["origin"],
         ]
         return pa.RecordBatch.from_arrays(columns, schema=SOURCE_SCHEMA)
 

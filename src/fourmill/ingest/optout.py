@@ -3,6 +3,7 @@
 A text file, one entry a line: `domain:example.org` (its subdomains too), `url:https://example.org/a.jpg` (http or
 https), `sha256:` and 64 hex digits (of the image as stored, or as it was received). The bare forms `example.org`,
 `https://example.org/a.jpg` and 64 hex digits mean the same. Empty lines and lines that begin with `#` say nothing.
+Of tars that img2dataset made, domains and URLs name what was downloaded from there.
 
 What a shard depends on is only the entries that match its rows: `entries_of` finds them, and their digest is an input of
 the shard's recipe when there are any. So a changed list makes stale just the shards that hold what it names. All of the
@@ -137,7 +138,7 @@ def entries_of(
     """Which entry names which row, by sample key.
 
     Args:
-        listed: rows of the source index.
+        listed: rows of the source index; the `origin` of a picture at hand counts as its URL does.
         ledger: by key, rows of an earlier run (`url`, `final_url`, `sha256`, `source_sha256`); those whose URL is not
             the listed one any more do not count.
     """
@@ -151,6 +152,8 @@ def entries_of(
         before = ledger.get(key, {})
         if before.get("url") != row["url"]:
             before = {}
+        if row.get("origin"):
+            before = {**before, "final_url": row["origin"]}
         entry = entry_of(opt_out, row["url"], before)
         if entry:
             found[key] = entry

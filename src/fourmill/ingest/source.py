@@ -179,7 +179,8 @@ def is_current(store: Store, dataset: str, config: SourceConfig) -> bool:
 def read_source_rows(store: Store, dataset: str, shard: int) -> pa.Table:
     """Rows of one shard, both splits, in order; no rows past the end of the list.
 
-    Columns: row int64, url, caption, split, status ("ok" or "bad_row"), reason, url_duplicate_of (a sample key).
+    Columns: row int64, url, caption, split, status ("ok" or "bad_row"), reason, url_duplicate_of (a sample key), origin
+    (where a picture at hand was downloaded from).
 
     Raises:
         ValueError: the dataset has no numbered list.

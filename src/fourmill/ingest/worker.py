@@ -25,7 +25,7 @@ from fourmill.ingest.at_hand import is_at_hand
 from fourmill.ingest.config import NO_EFFECT_ON_CONTENT, VERSION, IngestConfig, SourceConfig
 from fourmill.ingest.download import Downloader
 from fourmill.ingest.duplicates import FOLDER, finish_block
-from fourmill.ingest.gather import Gatherer
+from fourmill.ingest.gather import Gatherer, origin_of
 from fourmill.ingest.hosts import HostLimits
 from fourmill.ingest.kept import KeptShard, Members, item_of
 from fourmill.ingest.optout import INPUT, OptOut, entries_of, entry_of, input_digest, published_opt_out
@@ -39,7 +39,7 @@ IMAGE_COLUMNS = pa.schema(
     [
         ("url", pa.string()),
         ("caption", pa.string()),
-        ("final_url", pa.string()),  # after redirects
+        ("final_url", pa.string()),  # after redirects; of a picture at hand where it once came from, if its tar says so
         ("http_status", pa.int32()),
         ("content_type", pa.string()),  # as the server claims it
         ("bytes", pa.int64()),  # received
@@ -171,7 +171,7 @@ class ImageWorker:
     def _settled(self, row: dict[str, Any], kept: KeptShard, entries: Mapping[str, str]) -> dict[str, Any] | None:
         """A row that needs no fetching, as the ledger will have it; None for one that does."""
         key = sample_key(row["row"])
-        listed = {"key": key, "url": row["url"], "caption": row["caption"], "digest": None}
+        listed = {"key": key, "url": row["url"], "caption": row["caption"], "digest": None, **origin_of(row)}
         before = kept.rows.get(key)
         if before is not None and before["url"] != row["url"]:
             before = None
