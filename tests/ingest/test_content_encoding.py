@@ -8,7 +8,7 @@ import pytest
 
 from fourmill.core.digest import digest_bytes
 from fourmill.ingest.config import IngestConfig
-from fourmill.ingest.download import Downloader, Fetched, _Inflater
+from fourmill.ingest.download import Downloader, Fetched, Inflater
 
 PLAIN = b"\xff\xd8 a picture " * 5000
 
@@ -35,7 +35,7 @@ def test_a_compressed_body_is_decoded(site, answer, quick_config, encoding, pack
     url = site.put("/a", answer(pack(PLAIN), headers={"Content-Encoding": encoding}))
     got = fetch(quick_config(), site, url)
     assert (got.status, got.data, got.http_status) == ("ok", PLAIN, 200)
-    inflater = _Inflater(encoding.lower().removeprefix("x-"), 200)  # however it is cut into packets
+    inflater = Inflater(encoding.lower().removeprefix("x-"), 200)  # however it is cut into packets
     pieces = [inflater.feed(bytes([byte]), 1000) for byte in pack(PLAIN)]
     assert b"".join([*pieces, inflater.end()]) == PLAIN
 

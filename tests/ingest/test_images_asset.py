@@ -189,16 +189,30 @@ def test_a_block_that_lacks_a_tar_is_not_passed_on(
 
 
 @pytest.mark.parametrize("ending", ["json", "tar"])
-def test_a_block_whose_check_cannot_look_is_not_passed_on(
+def test_a_block_that_has_lost_a_shard_is_not_passed_on(
     materialize, site, answer, jpeg, store: LocalStore, lose_after_the_stage, ending: str
 ) -> None:
-    """The check reads receipts, and the preview the tars of a small block: what they miss ends the run."""
     lines = [f"{site.put(f'/{row}', answer(jpeg(row)))}\tc" for row in range(6)]
     lose_after_the_stage(f"cc12m/train/images/shard-00000.{ending}")
     result = materialize(lines, "block_00", assets=[IMAGES, EDGES])
     assert not result.success and has_begun(result, IMAGES) and not has_begun(result, EDGES)
+    assert verdicts(result)["all_shards_there"] is False
     assert refused(materialize(lines, "block_00", assets=[EDGES]))
     assert published(store, "images") == published(store, "canny") == []
+
+
+def test_a_block_that_cannot_be_read_any_more_is_withdrawn(
+    materialize, site, answer, jpeg, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{site.put(f'/{row}', answer(jpeg(row)))}\tc" for row in range(6)]
+    assert materialize(lines, "block_00", assets=[IMAGES]).success and published(store, "images")
+
+    def broken(*arguments: object) -> None:
+        raise OSError("the disk does not answer")
+
+    monkeypatch.setattr("fourmill.assets.ingest.preview.survey_block", broken)
+    assert not materialize(lines, "block_00", assets=[IMAGES]).success
+    assert published(store, "images") == []
 
 
 def test_a_block_with_a_shard_that_cannot_be_made_is_not_passed_on(

@@ -56,7 +56,11 @@ def materialize_block(
     stage = make_stage(session)
     with timed() as seconds:
         made = run_block(session, stage, block)
-    verdicts, shown = inspect(session, block)
+    try:
+        verdicts, shown = inspect(session, block)
+    except Exception:
+        withdraw_ledger(session, stage, block)  # of an earlier run: what cannot be read is not passed on
+        raise
     if all(v.passed or not v.blocking for v in verdicts):
         report = publish_ledger(session, stage, block, made)
         version, facts = report.digest, block_metadata(report)

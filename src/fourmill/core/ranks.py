@@ -18,7 +18,7 @@ _PATIENCE = timedelta(minutes=10)  # for a process that does not come: reading t
 
 
 class RanksError(RuntimeError):
-    """A training whose processes are not as many as it wants."""
+    """A training whose processes are not as many as it wants, or not at the same step."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,24 @@ class Ranks:
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.stack(parts, 1).flatten(0, 1)
+
+    def check_alike(self, step: int, what: str, folder: str) -> None:
+        """Make sure that all go on from the same step: only the first keeps checkpoints, the others find them where they look.
+
+        Args:
+            what: the model that they train, and
+            folder: where its checkpoints are, for the message.
+
+        Raises:
+            RanksError: they would not; the same on all of them.
+        """
+        steps = self.gather(torch.tensor([step], device=self.device)).tolist()
+        if len(set(steps)) > 1:
+            found = ", ".join(f"rank {rank} at {step}" for rank, step in enumerate(steps))
+            raise RanksError(
+                f"{what}: the processes would go on from different steps ({found}): not all of them see the checkpoint in "
+                f"{folder}. Use a folder that all machines share (the project's `scratch`)"
+            )
 
     def take(self, values_BNX: Tensor, picks: Tensor) -> Tensor:
         """Some of a batch's values, wherever their rows are: `gather(values).flatten(0, 1)[picks]`, sending only what is picked.

@@ -77,7 +77,11 @@ def grid_jpeg(
     """
     sink = io.BytesIO()
     sheet = _grid(rows, column_titles, None, cell_px)
-    sheet.save(sink, "JPEG", quality=quality, subsampling=0, optimize=True)
+    try:
+        sheet.save(sink, "JPEG", quality=quality, subsampling=0, optimize=True)
+    except OSError:  # Pillow's buffer for optimizing holds a byte a pixel, and noise takes more
+        sink = io.BytesIO()
+        sheet.save(sink, "JPEG", quality=quality, subsampling=0)
     return sink.getvalue()
 
 

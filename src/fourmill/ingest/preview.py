@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fourmill.core.labels import decode_image
 from fourmill.core.names import SPLITS, Layout
-from fourmill.core.shards import ShardPlace, need, read_receipt, read_rows
+from fourmill.core.shards import ShardPlace, read_receipt, read_rows
 from fourmill.core.sheet import fit_picture, grid_png
 from fourmill.core.store import Store
 from fourmill.core.tar import read_tar
@@ -51,10 +51,10 @@ class BlockSurvey:
 
 
 def survey_block(store: Store, dataset: str, layout: Layout, block: str) -> BlockSurvey:
-    """Read the rows of a block once and count. Memory: the rows of one shard, and the block's host names.
+    """Read the rows of a block once and count; a shard that is not done has none. Memory: the rows of one shard, and the
+    block's host names.
 
     Raises:
-        MissingShardError: a shard of the block is not done.
         ValueError: the dataset has no numbered list.
     """
     counts: Counter[str] = Counter()
@@ -63,7 +63,9 @@ def survey_block(store: Store, dataset: str, layout: Layout, block: str) -> Bloc
     images_of: Counter[str] = Counter()
     shards, arrived, broken = 0, 0, 0
     for place in _places(dataset, layout, block):
-        receipt = need(store, place, f"{dataset}/images")
+        receipt = read_receipt(store, place)
+        if receipt is None or not store.exists(place.rows):
+            continue
         shards += receipt.tar_sha256 is None or store.exists(place.tar)
         table = read_rows(store, place)
         columns = (table[name].to_pylist() for name in ("status", "reason", "url", "source_sha256"))
@@ -123,7 +125,7 @@ def images_preview(store: Store, dataset: str, layout: Layout, block: str, num: 
 def _pictures(store: Store, dataset: str, layout: Layout, block: str, num: int) -> list[NDArray[np.uint8]]:
     """The first few images of shards spread evenly over the block; tars are read only as far as needed."""
     receipts = ((place, read_receipt(store, place)) for place in _places(dataset, layout, block))
-    filled = [(place, receipt.num_ok) for place, receipt in receipts if receipt and receipt.num_ok]
+    filled = [(at, made.num_ok) for at, made in receipts if made and made.num_ok and store.exists(at.tar)]
     chosen = filled[:: max(1, len(filled) // num)] if filled else []
     shares = [0] * len(chosen)
     while sum(shares) < num and any(share < ok for share, (_, ok) in zip(shares, chosen, strict=True)):

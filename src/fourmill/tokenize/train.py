@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.core.program import prepare_torch
-from fourmill.core.ranks import ALONE, Ranks, RanksError, join_ranks
+from fourmill.core.ranks import ALONE, Ranks, join_ranks
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
 from fourmill.tokenize.batches import Batches
@@ -161,20 +161,9 @@ class Training:
         if snapshot is not None:
             state.restore(snapshot)
             _log.info("resumed at step %d", state.step)
-        self._check_alike(state)
+        self._ranks.check_alike(state.step, self._spec.name, self._spec.run_folder)
         self._journal.open(state.step)
         return state
-
-    def _check_alike(self, state: State) -> None:
-        """Only the first process keeps checkpoints: the others find them where they see its folder."""
-        own = torch.tensor([state.step], device=self._ranks.device)
-        steps = self._ranks.gather(own).tolist()
-        if len(set(steps)) > 1:
-            found = ", ".join(f"rank {rank} at {step}" for rank, step in enumerate(steps))
-            raise RanksError(
-                f"{self._spec.name}: the processes would go on from different steps ({found}): not all of them see the "
-                f"checkpoint in {self._spec.run_folder}. Use a folder that all machines share (the project's `scratch`)"
-            )
 
     def _go_back(self, failed: State, figures: Figures) -> State:
         state = self._last_good()

@@ -77,6 +77,7 @@ def _train(store: Store, spec: TrainSpec, ranks: Ranks, progress: Progress) -> N
     rows = ranks.rows(config.batch_size)
     state = start(store, manifest, config, spec.init_from, ranks.device)
     _resume(state, load_checkpoint(Path(spec.run_folder), spec.input_digest))
+    ranks.check_alike(state.step, spec.name, spec.run_folder)
     mixture = Mixture(config.masking, state.model.modalities)
     train = read_samples(store, manifest, "train", modalities=state.model.modalities)
     loader = Loader(train, mixture, config.batch_size, config.seed, manifest.patch_px, rows)
