@@ -8,7 +8,8 @@ import pytest
 
 from fourmill.core.digest import digest_bytes
 from fourmill.ingest.config import IngestConfig
-from fourmill.ingest.download import Downloader, Fetched, Inflater
+from fourmill.ingest.download import Downloader, Fetched
+from fourmill.ingest.inflate import Inflater
 
 PLAIN = b"\xff\xd8 a picture " * 5000
 
