@@ -13,7 +13,7 @@ from fourmill.core.flow import Threads
 from fourmill.core.labels import Box, Picture
 from fourmill.core.names import SampleKey, sample_key
 from fourmill.pseudolabel.attempts import Attempts
-from fourmill.pseudolabel.items import Effort, LabelShapeError, all_items, label_items
+from fourmill.pseudolabel.items import Effort, LabelShapeError, all_items, covered_s, label_items
 from fourmill.pseudolabel.labeller import CONSTANT, Answer, Label, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.members import FORMATS
 
@@ -227,3 +227,8 @@ def test_a_labeller_that_rejects_everything_is_found_by_two_threads_too() -> Non
     with pytest.raises(NetworkError, match="every one of 12 images"):
         list(label_items(threads, members(12), Never(), FORMATS["det"]))
     threads.close()
+
+
+def test_time_that_several_spans_cover_counts_once() -> None:
+    assert covered_s([]) == 0
+    assert covered_s([(5, 6), (0, 2), (1, 3), (1.5, 2)]) == 4

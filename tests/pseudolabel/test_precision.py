@@ -22,6 +22,7 @@ from fourmill.pseudolabel.config import VitDetConfig, at_hand
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.labeller import Labelled
 from fourmill.pseudolabel.make import make_features, make_labeller
+from fourmill.pseudolabel.network import Forward
 from fourmill.pseudolabel.seeding import probe
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, vitdet_shapes
 
@@ -162,6 +163,26 @@ def test_features_agree(precision: str, photo: Callable[..., np.ndarray]) -> Non
     crops = np.stack([photo(64, 64, seed) for seed in range(3)])
     exact, less = (make_features(seeded("clip", change))(crops) for change in ({}, {"precision": precision}))
     assert 0 < np.sqrt(np.mean((exact - less) ** 2) / np.mean(exact**2)) < FEATURES
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("label", ["depth", "normal", "semseg", "det", "clip"])
+def test_weights_made_smaller_once_give_the_same_numbers(
+    label: str, precision: str, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As autocast makes them smaller for each batch."""
+
+    def made() -> list[Any]:
+        config = seeded(label, {"precision": precision})
+        if label == "clip":
+            return list(make_features(config)(np.stack([picture.at(64, 64) for picture in pictures])))
+        labeller: Any = trained_like({"precision": precision}) if label == "det" else make_labeller(label, config)
+        return [one.label if isinstance(one, Labelled) else one for one in labeller.label_pictures(pictures)]
+
+    found = made()
+    monkeypatch.setattr(Forward, "_shrink", lambda self: None)
+    for a, b in zip(found, made(), strict=True):
+        assert a == b if label == "det" else np.array_equal(a, b)
 
 
 @pytest.mark.parametrize("label", ["depth", "semseg", "det"])

@@ -1,4 +1,5 @@
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,26 @@ def test_the_worker_says_how_long_its_network_was_at_work(store: Store, layout: 
     worker = LabelWorker(store.root, DATASET, "depth", SceneConfig())
     worker.run(ShardJob("train", 0, label_recipe(store, DATASET, "train", 0, "depth", SceneConfig()), "run"))
     assert 0 < worker.shares["network"] <= 1
+    worker.close()
+
+
+class HalfOfTheTime:
+    """A clock whose GPU is at work for as long as the shard takes, on two streams of which each works half of the time."""
+
+    def begin(self) -> None:
+        self._start = time.monotonic()
+
+    def spans(self) -> list[tuple[float, float]]:
+        now = time.monotonic()
+        middle = (self._start + now) / 2
+        return [(self._start, middle), (middle, now), (middle, now)]
+
+
+def test_a_gpus_share_is_by_its_own_clock(store: Store, layout: Layout, scenes: list[int]) -> None:
+    worker: Any = LabelWorker(store.root, DATASET, "depth", SceneConfig())
+    worker._attempts.labeller.clock = HalfOfTheTime()
+    worker.run(ShardJob("train", 0, label_recipe(store, DATASET, "train", 0, "depth", SceneConfig()), "run"))
+    assert list(worker.shares) == ["gpu_forward"] and 0.5 < worker.shares["gpu_forward"] <= 1
     worker.close()
 
 

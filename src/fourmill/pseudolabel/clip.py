@@ -19,6 +19,7 @@ from fourmill.pseudolabel.config import VERSION, ClipConfig, weights_digest
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.network import (
     Forward,
+    Standardise,
     Watch,
     as_numpy,
     check_finite,
@@ -27,7 +28,6 @@ from fourmill.pseudolabel.network import (
     load_network,
     on_own_stream,
     resize,
-    standardise,
     to_tensor,
 )
 
@@ -51,7 +51,10 @@ class ClipFeatures:
                 f"config says {config.patch_px} and {config.channels}: change patch_px and channels, or the weights"
             )
         self._watch = Watch("features", config.weights)
-        self._forward = Forward(config, self._device, lambda pixels: (dense_features(self._network, pixels),))
+        self._standardise = Standardise(config.mean, config.std, self._device)
+        self._forward = Forward(
+            config, self._device, self._network, lambda pixels: (dense_features(self._network, pixels),)
+        )
 
     def __call__(self, crops_BSSC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """`on_device`, as an array."""
@@ -73,7 +76,7 @@ class ClipFeatures:
         for start in range(0, len(crops_BSSC), size):
             batch = crops_BSSC[start : start + size]
             rgb_BCSS = resize(to_tensor(batch, self._device), side, side)
-            (features,) = self._forward(standardise(rgb_BCSS, self._config.mean, self._config.std))
+            (features,) = self._forward(self._standardise(rgb_BCSS))
             check_shape("features", features, (len(batch), width, width, self.channels), self._config.weights)
             parts.append(features)
             facts.append(facts_of(features.flatten(1, 2).transpose(1, 2)))

@@ -67,8 +67,8 @@ class NetworkSettings(_Config):
     weights: Weights
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32",
-        description="What the network computes in; inputs, weights and what becomes of its outputs stay float32. Bounds on "
-        "the difference to fp32 that tests/pseudolabel/test_precision.py holds on random networks: depth 0.01 of its range on "
+        description="What the network computes in, where that is safe; its inputs and what becomes of its outputs stay float32. "
+        "Bounds on the difference to fp32 that tests/pseudolabel/test_precision.py holds on random networks: depth 0.01 of its range on "
         "average, normals 0.02 a component, classes of 15 % of pixels (near ties), 85 % of boxes found again within 0.03 of the "
         "image (ViTDet: 70 %) and half of those within 0.01, CLIP features 3 %.",
     )

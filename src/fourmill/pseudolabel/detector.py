@@ -21,6 +21,7 @@ from fourmill.pseudolabel.config import VERSION, DetectorConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     Forward,
+    Standardise,
     Watch,
     check_finite,
     check_shape,
@@ -29,7 +30,6 @@ from fourmill.pseudolabel.network import (
     finite_share,
     load_network,
     on_own_stream,
-    standardise,
 )
 from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
 
@@ -64,7 +64,9 @@ class DetectorLabeller:
         self._threshold = threshold_of(config, self._network.config.model_type)
         self.streams = streams_of(self._device)
         self._watch = Watch("class logits", config.weights)
-        self._forward = Forward(config, self._device, self._logits)
+        self._standardise = Standardise(config.mean, config.std, self._device)
+        self._forward = Forward(config, self._device, self._network, self._logits)
+        self.clock = self._forward.clock
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed: the same for all images."""
@@ -91,7 +93,7 @@ class DetectorLabeller:
         """Logits (B, Q, C), boxes (B, Q, 4) as centre and size in shares of the image."""
         config, side = self._config, self._config.input_px
         rgb_BCHW = fed(pictures, self._device, side, side)
-        logits_BQC, boxes_BQ4 = self._forward(standardise(rgb_BCHW, config.mean, config.std))
+        logits_BQC, boxes_BQ4 = self._forward(self._standardise(rgb_BCHW))
         queries, classes = logits_BQC.shape[1], len(self._network.config.id2label)
         # Detectors trained with a softmax have one logit more, for "no object".
         classes += logits_BQC.shape[-1] == classes + 1

@@ -53,7 +53,8 @@ class DptLabeller:
             )
         self.streams = streams_of(self._device)
         self._watch = Watch(label, config.weights)
-        self._forward = Forward(config, self._device, lambda pixels: (forward(self._network, pixels),))
+        self._forward = Forward(config, self._device, self._network, lambda pixels: (forward(self._network, pixels),))
+        self.clock = self._forward.clock
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed for an image."""

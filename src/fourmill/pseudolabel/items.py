@@ -36,9 +36,18 @@ class LabelShapeError(ValueError):
 
 @dataclass
 class Effort:
-    """How long a network was at work, for whoever watches; the mean of its threads, where there are several."""
+    """How long the networks' threads were at work, waiting for a device included; their mean, where there are several."""
 
     network_s: float = 0.0
+
+
+def covered_s(spans: Sequence[tuple[float, float]]) -> float:
+    """How long at least one of some spans, begin and end in seconds, was under way."""
+    total, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 def label_items(

@@ -60,7 +60,8 @@ class Labeller(Protocol):
     weights_digest: str
     batch_size: int  # images at once
     # Where it has them: `streams`, batches that it may be asked about at a time, each from a thread; and `fed_size(picture)`,
-    # the height and width at which it will ask a picture for itself (`Picture.at`), so that others resize it beforehand.
+    # the height and width at which it will ask a picture for itself (`Picture.at`), so that others resize it beforehand; and
+    # `clock`, a `gpu_clock.GpuClock` or None, which knows when a GPU computed for it.
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width at which the network sees an image: those of one bucket can share a batch."""

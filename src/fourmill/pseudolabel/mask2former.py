@@ -20,6 +20,7 @@ from fourmill.pseudolabel.config import VERSION, Mask2FormerConfig, weights_dige
 from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     Forward,
+    Standardise,
     Watch,
     batches,
     check_finite,
@@ -31,7 +32,6 @@ from fourmill.pseudolabel.network import (
     on_own_stream,
     shortest_edge,
     size_of,
-    standardise,
 )
 from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
 
@@ -54,7 +54,9 @@ class Mask2FormerLabeller:
         _check_classes(self._network.config.id2label, config.weights)
         self.streams = streams_of(self._device)
         self._watch = Watch("mask logits", config.weights)
-        self._forward = Forward(config, self._device, self._logits)
+        self._standardise = Standardise(config.mean, config.std, self._device)
+        self._forward = Forward(config, self._device, self._network, self._logits)
+        self.clock = self._forward.clock
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed for an image, before padding."""
@@ -88,7 +90,7 @@ class Mask2FormerLabeller:
         config = self._config
         rgb_BCHW = fed(pictures, self._device, height, width)
         padding = (0, -width % _DIVISOR, 0, -height % _DIVISOR)
-        pixels_BCHW = F.pad(standardise(rgb_BCHW, config.mean, config.std), padding)
+        pixels_BCHW = F.pad(self._standardise(rgb_BCHW), padding)
         classes_BQC, masks_BQhw = self._forward(pixels_BCHW)
         queries = self._network.config.num_queries
         check_shape("class logits", classes_BQC, (len(pictures), queries, NUM_SEMSEG_CLASSES + 1), config.weights)

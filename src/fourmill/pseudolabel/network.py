@@ -9,6 +9,7 @@ B images, H and W pixels.
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from threading import Lock
@@ -25,6 +26,7 @@ from fourmill.core.precision import fast_products
 from fourmill.core.safe_load import UnsafeFileError, refusal
 from fourmill.core.streams import own_stream, to_device, to_host
 from fourmill.pseudolabel.config import Colour, NetworkSettings, WeightsMissingError, seed_of
+from fourmill.pseudolabel.gpu_clock import GpuClock
 from fourmill.pseudolabel.labeller import NetworkError, has_content
 
 Given = ParamSpec("Given")
@@ -85,24 +87,29 @@ def placed(network: Any, settings: NetworkSettings, device: torch.device) -> Any
 class Forward:
     """A network's forward pass as its settings want it: in their precision, layout, and compiled or not.
 
-    Weights stay float32; torch's autocast chooses per operation what is safe to compute in less.
+    torch's autocast chooses per operation what is safe to compute in less than float32. It would make the weights of layers
+    smaller for every batch again, so those that it always makes smaller stay so from the first batch on: the same numbers.
     """
 
     def __init__(
         self,
         settings: NetworkSettings,
         device: torch.device,
+        network: nn.Module,
         function: Callable[[Tensor], tuple[Tensor, ...]],
         blocks: Iterable[nn.Module] = (),
     ) -> None:
         """A function that asks a network.
 
         Args:
+            network: all that the function asks, and nothing that others ask in float32.
             blocks: parts of the network that are alike, to be compiled instead of the whole: the first one's code serves all.
         """
         self._device, self._dtype = device, _PRECISIONS[settings.precision]
         self._channels_last = settings.channels_last
-        self._function = function
+        self._network, self._function = network, function
+        self._first, self._known_sizes = Lock(), set[tuple[int, ...]]()
+        self.clock = GpuClock() if device.type == "cuda" else None
         blocks = list(blocks)
         if settings.compile_backend is not None and blocks:
             for block in blocks:
@@ -112,12 +119,34 @@ class Forward:
 
     def __call__(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
         """The function's outputs, float32."""
+        size = tuple(pixels_BCHW.shape[2:])
+        if size in self._known_sizes:
+            return self._run(pixels_BCHW)
+        # What a network makes for a size and keeps (RT-DETR's anchors) must be there before another stream reads it.
+        with self._first:
+            if not self._known_sizes:
+                self._shrink()
+            outputs = self._run(pixels_BCHW)
+            if self._device.type == "cuda":
+                torch.cuda.current_stream(self._device).synchronize()
+            self._known_sizes.add(size)
+        return outputs
+
+    def _run(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
         if self._channels_last:
             pixels_BCHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)
         is_half = self._dtype != torch.float32
-        with fast_products(is_half), torch.autocast(self._device.type, self._dtype, enabled=is_half):
+        noted = self.clock.around() if self.clock is not None else nullcontext()
+        with fast_products(is_half), noted, torch.autocast(self._device.type, self._dtype, enabled=is_half):
             outputs = self._function(pixels_BCHW)
         return tuple(output.float() for output in outputs)
+
+    def _shrink(self) -> None:
+        """Not subclasses: a convolution that standardises its weights does so in float32."""
+        with torch.inference_mode(False):
+            for module in self._network.modules() if self._dtype != torch.float32 else ():
+                if type(module) in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d):
+                    module.to(self._dtype)
 
 
 def to_tensor(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -157,9 +186,15 @@ def resize(x_BCHW: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(x_BCHW, (height, width), mode="bilinear", align_corners=False, antialias=True)
 
 
-def standardise(rgb_BCHW: Tensor, mean: Colour, std: Colour) -> Tensor:
-    """Subtract a colour's mean and divide by its deviation, channel by channel."""
-    return (rgb_BCHW - rgb_BCHW.new_tensor(mean)[:, None, None]) / rgb_BCHW.new_tensor(std)[:, None, None]
+class Standardise:
+    """Subtracts a colour's mean and divides by its deviation, channel by channel; both stay on the device."""
+
+    def __init__(self, mean: Colour, std: Colour, device: torch.device) -> None:
+        self._mean_CHW, self._std_CHW = (torch.tensor(one, device=device)[:, None, None] for one in (mean, std))
+
+    def __call__(self, rgb_BCHW: Tensor) -> Tensor:
+        """Standardised pixels of RGB in [0, 1]."""
+        return (rgb_BCHW - self._mean_CHW) / self._std_CHW
 
 
 def batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> Iterator[list[int]]:

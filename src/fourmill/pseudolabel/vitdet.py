@@ -65,7 +65,10 @@ class VitDetLabeller:
         self._model = placed(_load(folder, self._architecture), config, self._device)
         self.streams = streams_of(self._device)
         self._watch = Watch("features", config.weights)
-        self._forward = Forward(config, self._device, self._features, self._model.backbone.net.blocks)
+        self._forward = Forward(
+            config, self._device, self._model.backbone, self._features, self._model.backbone.net.blocks
+        )
+        self.clock = self._forward.clock
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width fed: the same for all images, since all are padded to a square."""

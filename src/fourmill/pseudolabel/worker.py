@@ -4,8 +4,9 @@ Labels of networks that are fed alike can be made together, so that an image is 
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from fourmill.core.flow import Threads
 from fourmill.core.names import SampleKey, Split
@@ -30,7 +31,7 @@ from fourmill.pseudolabel.config import (
     require_weights,
     weights_digest,
 )
-from fourmill.pseudolabel.items import Effort, all_items, first_of
+from fourmill.pseudolabel.items import Effort, all_items, covered_s, first_of
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import ROW_EXTRA, LabelFormat, label_format
 
@@ -85,7 +86,7 @@ class LabelWorker:
         }
         labellers = [self._attempts.labeller, *(attempts.labeller for _, attempts in self._also.values())]
         self._threads = Threads(threads, min(getattr(labeller, "streams", 1) for labeller in labellers))
-        self.shares: dict[str, float] = {}  # of the last shard's time: `network` is the network's own
+        self.shares: dict[str, float] = {}  # of the last shard's time; see `_shares`
 
     def run(self, job: ShardJob) -> Receipt:
         """Label one shard of one split.
@@ -105,11 +106,13 @@ class LabelWorker:
         more = self._missing(job)
         made: list[list[Item]] = [[] for _ in more]
         labellers = [(self._attempts, self._format), *((one.attempts, one.form) for one in more)]
+        for clock in (clocks := _clocks([attempts for attempts, _ in labellers])):
+            clock.begin()
         items = first_of(all_items(self._threads, self._members(images), labellers, effort), made)
         receipt = write_shard(self._store, place, job.recipe, items, job.run_id, ROW_EXTRA)
         for one, its_items in zip(more, made, strict=True):
             write_shard(self._store, one.place, one.recipe, its_items, job.run_id, ROW_EXTRA)
-        self.shares = {"network": effort.network_s / max(time.monotonic() - start, 1e-9)}
+        self.shares = _shares(clocks, effort, time.monotonic() - start)
         return receipt
 
     def _missing(self, job: ShardJob) -> "list[_More]":
@@ -138,6 +141,27 @@ class LabelWorker:
                 f"{images.tar} is gone, though its receipt is there: delete {images.receipt} and materialize "
                 f"{self._dataset}/images for its block again"
             ) from error
+
+
+class _Clock(Protocol):
+    def begin(self) -> None: ...
+
+    def spans(self) -> list[tuple[float, float]]: ...
+
+
+def _clocks(attempts: Sequence[Attempts]) -> list[_Clock]:
+    found: list[_Clock | None] = [getattr(one.labeller, "clock", None) for one in attempts]
+    return [clock for clock in found if clock is not None]
+
+
+def _shares(clocks: Sequence[_Clock], effort: Effort, elapsed_s: float) -> dict[str, float]:
+    """Shares of a shard's time: `gpu_forward`, that in which a GPU was in a forward pass; without a GPU `network`, that of the
+    networks' threads.
+    """
+    if not clocks:
+        return {"network": effort.network_s / max(elapsed_s, 1e-9)}
+    spans = [span for clock in clocks for span in clock.spans()]
+    return {"gpu_forward": covered_s(spans) / max(elapsed_s, 1e-9)}
 
 
 def _changed(label: str, images: ShardPlace) -> ValueError:
