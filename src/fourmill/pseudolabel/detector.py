@@ -4,7 +4,7 @@ It serves where detectron2's ViTDet, the paper's detector, is not installed. Sco
 different scales, so the threshold belongs to the network; 4M's readers cut at 0.6 again, so scores are stored on a scale
 on which the threshold is 0.6.
 
-B images, Q queries, C classes.
+B images, Q queries, C classes, K of them kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,6 +61,9 @@ class DetectorLabeller:
         self._config = config
         self._network, self._device = load_network("det", config, model_class, lambda: _seeded(config))
         self._names = thing_names(self._network.config.id2label, config.weights)
+        num_classes = len(self._network.config.id2label)
+        self._kept = [class_id for class_id in self._names if class_id < num_classes]  # the network's ids of things
+        self._kept_K = torch.tensor(self._kept, device=self._device)
         self._threshold = threshold_of(config, self._network.config.model_type)
         self.streams = streams_of(self._device)
         self._watch = Watch("class logits", config.weights)
@@ -105,34 +108,27 @@ class DetectorLabeller:
         output = self._network(pixel_values=pixels_BCHW)
         return output.logits, output.pred_boxes
 
-    @property
-    def _kept(self) -> list[int]:
-        """The network's ids of the classes that are things."""
-        return [class_id for class_id in self._names if class_id < len(self._network.config.id2label)]
-
     def _best(self, logits_BQC: Tensor, boxes_BQ4: Tensor) -> Tensor:
         """The surest boxes of each image, (B, N, 6) float64: score, place in `_kept`, centre and size."""
         scores_BQC = scores(logits_BQC, len(self._network.config.id2label))
-        kept = self._kept
-        flat_BN = scores_BQC[..., kept].flatten(1)
+        flat_BN = scores_BQC[..., self._kept_K].flatten(1)
         best = flat_BN.topk(min(self._config.max_boxes, flat_BN.shape[1]))
-        queries_BN = best.indices // len(kept)
+        queries_BN = best.indices // len(self._kept)
         boxes_BN4 = boxes_BQ4.gather(1, queries_BN[..., None].expand(-1, -1, 4))
-        columns = [best.values[..., None], (best.indices % len(kept))[..., None], boxes_BN4]
+        columns = [best.values[..., None], (best.indices % len(self._kept))[..., None], boxes_BN4]
         return torch.cat([column.double() for column in columns], -1)
 
     def _boxes(self, rows_NX: NDArray[np.float64]) -> list[Box]:
-        kept = self._kept
         sure = rows_NX[rows_NX[:, 0] >= self._threshold].tolist()
-        return [box for row in sure if (box := self._box(row, kept)) is not None]
+        return [box for row in sure if (box := self._box(row)) is not None]
 
-    def _box(self, row: list[float], kept: list[int]) -> Box | None:
+    def _box(self, row: list[float]) -> Box | None:
         score, which, x, y, width, height = row
         corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
         left, top, right, bottom = (round(min(max(corner, 0.0), 1.0), 6) for corner in corners)
         if left >= right or top >= bottom:
             return None
-        return Box(left, top, right, bottom, rescaled(score, self._threshold), self._names[kept[int(which)]])
+        return Box(left, top, right, bottom, rescaled(score, self._threshold), self._names[self._kept[int(which)]])
 
 
 def threshold_of(config: DetectorConfig, model_type: str) -> float:
