@@ -19,7 +19,7 @@ from fourmill.pipelines.definitions import build_definitions
 from fourmill.pipelines.profiles import smallest
 from fourmill.pseudolabel.canny import CannyConfig
 from fourmill.pseudolabel.checks import CheckReport
-from fourmill.pseudolabel.config import DptConfig
+from fourmill.pseudolabel.config import DptConfig, Mask2FormerConfig
 from fourmill.pseudolabel.members import own_labellers
 from fourmill.pseudolabel.statistics import Statistics
 from fourmill.runtime import stages
@@ -185,6 +185,25 @@ def test_depth_and_normals_of_one_run_are_decoded_once(
     shown = [dict(event.materialization.metadata) for event in result.get_asset_materialization_events()]
     assert [one["shards_made"].value for one in shown] == [2, 0]
     assert all(one["labelled"].value == 110 for one in shown)
+
+
+def test_weights_that_a_later_label_lacks_stop_the_run_before_the_first_one(
+    images, project: Project, store: Store, jpeg, photo
+) -> None:
+    images("block_00", lambda row: jpeg(photo(40, 48, row)))
+    lacking = {**project.labellers, "semseg": Mask2FormerConfig(weights="stored:semseg/" + "0" * 64)}
+    mended = project.model_copy(update={"labellers": lacking})
+    result = dg.materialize(
+        label_assets(mended, dg.StaticPartitionsDefinition(LAYOUT.block_keys())),
+        selection=[dg.AssetKey(["labels", label]) for label in ("canny", "semseg")],
+        partition_key="block_00",
+        resources={"workshop": Workshop(mended)},
+        raise_on_error=False,
+    )
+    assert not result.success
+    failed = [event for event in result.all_events if event.is_step_failure]
+    assert all("fourmill weights add semseg" in str(event.step_failure_data.error) for event in failed) and failed
+    assert not store.list(f"{project.dataset}/train/canny")
 
 
 def test_a_label_beside_4ms_own_is_one_setting(tmp_path: Path) -> None:
