@@ -239,7 +239,8 @@ class Downloader:
         trail.http_status = trail.content_type = None
         answer = None
         while answer is None:
-            await self._until_welcome(host, trail)
+            if self._pauses:
+                await self._until_welcome(host, trail)
             answer = await self._in_turn(self._session, self._resolver, url, host, trail)
         return answer
 
@@ -257,7 +258,7 @@ class Downloader:
             await self._slots.acquire()
             answer = None
             try:
-                if not self._pauses.of(host):
+                if not self._pauses or not self._pauses.of(host):
                     answer = await self._timed(session, url, trail)
                 return answer
             finally:

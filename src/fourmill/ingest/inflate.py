@@ -25,7 +25,9 @@ class Inflater:
     @classmethod
     def of(cls, response: aiohttp.ClientResponse) -> Self | None:
         """One for a response that says to need it; None for others, unknown encodings among them."""
-        encoding = response.headers.get("Content-Encoding", "").strip().lower().removeprefix("x-")
+        if "Content-Encoding" not in response.headers:
+            return None
+        encoding = response.headers["Content-Encoding"].strip().lower().removeprefix("x-")
         return cls(encoding, response.status) if encoding in ("gzip", "deflate") else None
 
     def feed(self, piece: bytes, most: int) -> bytes:
