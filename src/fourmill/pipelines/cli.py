@@ -18,6 +18,7 @@ from fourmill.pipelines.doctor import doctor
 from fourmill.pipelines.profiles import PROFILES
 from fourmill.pipelines.workspace import Workspace, routes
 from fourmill.pseudolabel.choices import Detector
+from fourmill.runtime.project import problems_of
 from fourmill.tokenize.released import RELEASED, TEXT
 
 app = typer.Typer(
@@ -261,8 +262,7 @@ def main() -> None:
         Console(stderr=True).print(f"[red]failed:[/] {error or 'interrupted; the next call continues'}", soft_wrap=True)
         sys.exit(1)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        Console(stderr=True).print("[red]config:[/] " + "; ".join(lines), soft_wrap=True)
+        Console(stderr=True).print("[red]config:[/] " + "; ".join(problems_of(error)), soft_wrap=True)
         sys.exit(2)
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"[red]cannot start:[/] {error}", soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fourmill.runtime.project import Project, ProjectError
+from fourmill.runtime.project import Project, ProjectError, problems_of
 
 
 def with_edits(commanded: Project, edited: Project, commanded_before: Project) -> Project:
@@ -26,7 +26,7 @@ def with_edits(commanded: Project, edited: Project, commanded_before: Project) -
     try:
         return Project.model_validate(values)
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        said = "; ".join(problems_of(error))
         raise ProjectError(f"what was edited in project.json does not go with this command: {said}") from error
 
 
@@ -51,8 +51,7 @@ def with_settings(project: Project, settings: Sequence[str]) -> Project:
     try:
         return Project.model_validate(values)
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ProjectError(f"--set {' '.join(settings)}: {said}") from error
+        raise ProjectError(f"--set {' '.join(settings)}: {'; '.join(problems_of(error))}") from error
 
 
 def _value(given: str) -> Any:

@@ -279,6 +279,11 @@ class Project(BaseModel):
         )
 
 
+def problems_of(error: ValidationError) -> list[str]:
+    """What is wrong with a config, a line each: the key, and why."""
+    return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+
+
 def read_project(path: Path) -> Project:
     """Read a project file.
 
@@ -292,8 +297,7 @@ def read_project(path: Path) -> Project:
             f"no project at {path}; make one with `fourmill demo` or `fourmill run --list ...`"
         ) from None
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ProjectError(f"{path} is not a project:\n" + "\n".join(lines)) from error
+        raise ProjectError(f"{path} is not a project:\n  " + "\n  ".join(problems_of(error))) from error
 
 
 def write_project(project: Project, path: Path) -> None:
