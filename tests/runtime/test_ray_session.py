@@ -1,5 +1,6 @@
 """Starting a local Ray on a machine that is too busy for it, and finding one that is said to run here."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -33,6 +34,24 @@ print("left:", [" ".join(child.cmdline())[:200] for child in left])
 def test_a_start_that_times_out_leaves_no_processes_behind() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert "failed:" in done.stdout and "left: []" in done.stdout, done.stdout + done.stderr
+
+
+IMPORTED_FIRST = """
+import ray
+from fourmill.runtime import ray_session
+
+ray_session._INIT_TRIES = 1
+ray_session.ensure_ray(ray_session.RayConfig(num_workers=1))
+print("answered:", ray.get(ray.remote(lambda: 7).remote()))
+ray_session.stop_ray()
+"""
+
+
+@pytest.mark.ray
+def test_ray_starts_where_somebody_imported_it_first() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    done = subprocess.run([sys.executable, "-c", IMPORTED_FIRST], capture_output=True, text=True, env=environment)
+    assert "answered: 7" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -229,12 +230,23 @@ def _prepare_environment(config: RayConfig) -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # `ray start` turns it on for clusters; drivers have to ask for it
     if config.address in (None, "local") and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this session, never written to disk
+    _read_environment_again()
+
+
+def _read_environment_again() -> None:
+    """Where somebody else imported Ray first, it has read the settings already, and this driver would send no token."""
+    if "ray" not in sys.modules:
+        return
+    import ray
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    if not ray.is_initialized():
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def stop_ray() -> None:
     """End this process's Ray session, if it has one."""
-    import sys
-
     if "ray" in sys.modules:
         import ray
 
