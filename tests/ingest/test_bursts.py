@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+import uvloop
 
 from fourmill.ingest.bursts import Bursts
 
@@ -22,7 +23,7 @@ def test_calls_wait_for_each_other_and_are_made_in_a_row() -> None:
 
         return await asyncio.gather(*map(one, range(12)))
 
-    assert asyncio.run(all_of()) == list(range(12))
+    assert uvloop.run(all_of()) == list(range(12))
     assert made == list(range(12))
 
 
@@ -35,7 +36,7 @@ def test_heavy_calls_are_not_collected() -> None:
         assert await bursts.call(6, threading.get_ident) == threading.get_ident()
         assert await first == threading.get_ident()
 
-    asyncio.run(all_of())
+    uvloop.run(all_of())
 
 
 def test_one_alone_is_made_soon() -> None:
@@ -43,7 +44,7 @@ def test_one_alone_is_made_soon() -> None:
         bursts = Bursts(most_calls=1000, most_weight=1000)
         return await bursts.call(1, "".join, ["o", "n"]) + await bursts.call(1, str, "e")
 
-    assert asyncio.run(asyncio.wait_for(alone(), 180)) == "one"
+    assert uvloop.run(asyncio.wait_for(alone(), 180)) == "one"
 
 
 def test_an_error_is_its_own_call_s() -> None:
@@ -52,7 +53,7 @@ def test_an_error_is_its_own_call_s() -> None:
         calls = [bursts.call(1, int, given) for given in ("1", "two", "3")]
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    first, second, third = asyncio.run(three())
+    first, second, third = uvloop.run(three())
     assert (first, third) == (1, 3)
     assert isinstance(second, ValueError)
 
@@ -69,5 +70,5 @@ def test_a_cancelled_call_is_not_made_and_the_others_are(cancelled: int) -> None
         await bursts.call(1, made.append, 2)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(two())
+    uvloop.run(two())
     assert made == [1 - cancelled, 2]

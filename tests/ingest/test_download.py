@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 import pytest
+import uvloop
 
 from fourmill.core.digest import digest_config
 from fourmill.ingest.config import NO_EFFECT_ON_CONTENT, IngestConfig
@@ -21,7 +22,7 @@ def fetch(config: IngestConfig, site, *urls: str, lookup=None, waits: list[float
         async with Downloader(config, site.connect_to, wait=wait, lookup=lookup) as downloader:
             return await asyncio.gather(*(downloader.fetch(url) for url in urls))
 
-    return asyncio.run(run())
+    return uvloop.run(run())
 
 
 def nowhere(host: str) -> list[str]:
@@ -97,7 +98,7 @@ def test_not_http_at_all(site, quick_config) -> None:
                     peer.sendall(b"SSH-2.0-x\r\n\r\n")
                     return await task
 
-        got = asyncio.run(run())
+        got = uvloop.run(run())
     assert got.status == "connect"
 
 
@@ -195,7 +196,7 @@ def test_waiting_for_a_busy_host_is_no_timeout(site, answer, quick_config) -> No
 
 def test_fetch_outside_its_context_says_so(quick_config) -> None:
     with pytest.raises(RuntimeError, match="async with"):
-        asyncio.run(Downloader(quick_config()).fetch("http://example.com/"))
+        uvloop.run(Downloader(quick_config()).fetch("http://example.com/"))
 
 
 def test_a_host_that_keeps_failing_holds_up_nobody_while_it_waits(site, other_site, answer, quick_config) -> None:
@@ -217,7 +218,7 @@ def test_a_host_that_keeps_failing_holds_up_nobody_while_it_waits(site, other_si
             go.set()
             return [fine, await flapping]
 
-    got = asyncio.run(run())
+    got = uvloop.run(run())
     assert [(one.status, one.attempts) for one in got] == [("ok", 1), ("ok", 2)]
 
 
@@ -236,7 +237,7 @@ def test_a_busy_host_keeps_no_slot_from_others(site, other_site, answer, quick_c
             gate.set()
             assert {one.status for one in await asyncio.gather(*tasks)} == {"ok"}
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def test_a_slow_name_server_keeps_no_slot_from_others(site, answer, quick_config) -> None:
@@ -256,7 +257,7 @@ def test_a_slow_name_server_keeps_no_slot_from_others(site, answer, quick_config
             go.set()
             return [fine.status, (await slow).status]
 
-    assert asyncio.run(run()) == ["ok", "dns"]
+    assert uvloop.run(run()) == ["ok", "dns"]
 
 
 def test_a_name_server_that_does_not_answer_is_asked_again(site, quick_config) -> None:
@@ -286,7 +287,7 @@ def test_a_body_in_hand_counts_as_one_in_flight(site, answer, quick_config) -> N
                 assert [(await downloader.fetch(url)).status for url in urls] == ["ok"] * 3
             assert downloader._slots._value == 2
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def test_one_downloader_serves_shard_after_shard_over_the_same_connections(site, answer, quick_config) -> None:
@@ -298,7 +299,7 @@ def test_one_downloader_serves_shard_after_shard_over_the_same_connections(site,
                 got = await asyncio.gather(*(downloader.fetch(url) for url in shard))
                 assert {one.status for one in got} == {"ok"}
 
-    asyncio.run(run())
+    uvloop.run(run())
     assert site.connections <= 2 and len(site.asked) == 12
 
 
@@ -313,7 +314,7 @@ def test_connections_of_many_hosts_are_not_all_kept(site, answer, quick_config, 
                 for number in range(8):
                     assert (await downloader.fetch(f"http://h{number}.test/a")).status == "ok"
 
-    asyncio.run(run())
+    uvloop.run(run())
     closing = [headers.get("connection") == "close" for _, headers in site.asked]
     assert closing == ([False] * 3 + [True] * 5) * 2
     assert site.connections == 3 + 5 * 2
@@ -334,7 +335,7 @@ def test_closing_leaves_nothing_open(site, answer, quick_config) -> None:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        asyncio.run(run())
+        uvloop.run(run())
         gc.collect()
     mine = [str(one.message) for one in caught if "127.0.0.1" in str(one.message) or "aiohttp" in str(one.message)]
     assert not mine
@@ -353,7 +354,7 @@ def test_https_with_an_authority_of_ones_own(secure_site, answer, quick_config, 
         async with Downloader(quick_config(ca_file=str(certificate)), wrong) as downloader:
             return await downloader.fetch("https://other.test/a")
 
-    got = asyncio.run(under_another_name())
+    got = uvloop.run(under_another_name())
     assert got.status == "connect" and "certificate" in str(got.reason)
     assert secure_site.counts == {"/a": 1}
 
@@ -370,7 +371,7 @@ def test_a_ca_file_that_is_none_is_said_with_its_name(tmp_path, quick_config) ->
     (tmp_path / "text.pem").write_text("no certificate")
     for name in ("missing.pem", "text.pem"):
         with pytest.raises(ValueError, match=f"ca_file .*{name}.* cannot be read as PEM"):
-            asyncio.run(run(str(tmp_path / name)))
+            uvloop.run(run(str(tmp_path / name)))
 
 
 @pytest.mark.parametrize(

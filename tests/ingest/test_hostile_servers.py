@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import pytest
+import uvloop
 
 from fourmill.ingest.config import IngestConfig
 from fourmill.ingest.download import Downloader, Fetched
@@ -19,7 +20,7 @@ def fetch(config: IngestConfig, site, *urls: str, lookup=None) -> list[Fetched]:
         async with Downloader(config, site.connect_to, wait=wait, lookup=lookup) as downloader:
             return await asyncio.gather(*(downloader.fetch(url) for url in urls))
 
-    return asyncio.run(run())
+    return uvloop.run(run())
 
 
 def outcome(config: IngestConfig, site, url: str) -> tuple[str, str]:
@@ -100,7 +101,7 @@ def test_a_connection_that_is_never_accepted_ends_by_the_connect_timeout(
         async with server, Downloader(config, dict.fromkeys(with_plain_tcp, f"127.0.0.1:{port}")) as downloader:
             return await downloader.fetch("https://pictures.test/a")
 
-    got = asyncio.run(run())
+    got = uvloop.run(run())
     assert (got.status, got.http_status) == ("timeout", None)
 
 
@@ -121,7 +122,7 @@ def test_what_follows_a_body_is_not_taken_for_the_next_one(site, answer, quick_c
         async with Downloader(quick_config(per_host=1), site.connect_to) as downloader:
             return [await downloader.fetch(first), await downloader.fetch(second)]
 
-    assert [one.data for one in asyncio.run(run())] == [b"short", b"true"]
+    assert [one.data for one in uvloop.run(run())] == [b"short", b"true"]
 
 
 def test_endless_chunks_end_at_the_cap(site, answer, quick_config) -> None:
@@ -236,6 +237,6 @@ def test_malformed_responses_have_a_class_and_are_not_tried_again(quick_config, 
         async with server, Downloader(quick_config(), {"pictures.test:80": f"127.0.0.1:{port}"}) as downloader:
             return await downloader.fetch("http://pictures.test/a")
 
-    got = asyncio.run(run())
+    got = uvloop.run(run())
     assert got.status in ("connect", "truncated") and got.data == b"" and got.attempts == 1
     assert len(asked) == 1

@@ -1,6 +1,7 @@
 import asyncio
 from collections import Counter
 
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ def test_turns_are_handed_on_in_the_order_of_asking() -> None:
         await asyncio.gather(*(one(number) for number in range(6)))
         return order
 
-    assert asyncio.run(run()) == list(range(6))
+    assert uvloop.run(run()) == list(range(6))
 
 
 def test_hosts_do_not_wait_for_each_other() -> None:
@@ -36,7 +37,7 @@ def test_hosts_do_not_wait_for_each_other() -> None:
         limits.release("a")
         limits.release("b")
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 @settings(deadline=None)
@@ -74,4 +75,4 @@ def test_the_limit_holds_and_no_turn_is_lost_whoever_gives_up(limit: int, visits
             for _ in range(limit):
                 limits.release(host)
 
-    asyncio.run(run())
+    uvloop.run(run())

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 
 import pytest
+import uvloop
 
 from fourmill.ingest.host_leases import Grants, LeaseBook
 from fourmill.ingest.leased_hosts import HostLimitsError, LeasedHostLimits
@@ -59,7 +60,7 @@ def test_all_are_served_within_the_limit_of_all_workers(num_workers: int) -> Non
             await worker.close()
         assert not any(watched.book.held(host) for host in hosts)
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def test_one_report_asks_for_many_hosts_and_a_turn_serves_many_urls() -> None:
@@ -72,7 +73,7 @@ def test_one_report_asks_for_many_hosts_and_a_turn_serves_many_urls() -> None:
         await made.close()
         return len(watched.reports)
 
-    assert asyncio.run(run()) < 50
+    assert uvloop.run(run()) < 50
 
 
 def test_no_more_turns_are_leased_ahead_than_may_be_used() -> None:
@@ -84,7 +85,7 @@ def test_no_more_turns_are_leased_ahead_than_may_be_used() -> None:
         assert max(sum(map(sum, report.values())) for report in watched.reports) <= 10
         await made.close()
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def test_hosts_that_others_hold_do_not_keep_free_ones_from_being_leased() -> None:
@@ -100,7 +101,7 @@ def test_hosts_that_others_hold_do_not_keep_free_ones_from_being_leased() -> Non
         await asyncio.wait_for(asyncio.gather(*waiting), 180)
         await made.close()
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def test_idle_turns_go_back_and_reports_end_when_nothing_is_left() -> None:
@@ -115,7 +116,7 @@ def test_idle_turns_go_back_and_reports_end_when_nothing_is_left() -> None:
         await visit(made, "a", Counter(), Counter())  # and it begins anew
         await made.close()
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def test_who_gives_up_waiting_leaves_no_turn_behind() -> None:
@@ -134,7 +135,7 @@ def test_who_gives_up_waiting_leaves_no_turn_behind() -> None:
         assert watched.book.held("a") == 0
         await made.close()
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def test_a_lost_keeper_stops_new_requests_and_in_the_end_says_so() -> None:
@@ -154,7 +155,7 @@ def test_a_lost_keeper_stops_new_requests_and_in_the_end_says_so() -> None:
             await made.acquire("a")
         await made.close()
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def test_without_answers_a_lease_is_used_no_longer_than_it_lasts() -> None:
@@ -186,4 +187,4 @@ def test_without_answers_a_lease_is_used_no_longer_than_it_lasts() -> None:
         await asyncio.wait_for(waiting, 180)
         await made.close()
 
-    asyncio.run(run())
+    uvloop.run(run())

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
+import uvloop
 
 from fourmill.ingest.addresses import AddressPolicy, RefusedAddressError
 from fourmill.ingest.resolver import CheckedResolver
@@ -41,7 +42,7 @@ def run(work: Callable[[CheckedResolver, Clock], Awaitable[None]], names: Callab
         finally:
             await resolver.close()
 
-    asyncio.run(whole())
+    uvloop.run(whole())
 
 
 async def hosts(resolver: CheckedResolver, host: str) -> list[str]:
@@ -191,6 +192,6 @@ def test_connect_to_needs_host_and_port() -> None:
         finally:
             await resolver.close()
 
-    assert asyncio.run(resolve(80)) == [("127.0.0.1", 5000)]
+    assert uvloop.run(resolve(80)) == [("127.0.0.1", 5000)]
     with pytest.raises(RefusedAddressError):
-        asyncio.run(resolve(443))
+        uvloop.run(resolve(443))

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+import uvloop
 
 from fourmill.ingest.config import IngestConfig
 from fourmill.ingest.download import Downloader, Fetched
@@ -42,7 +43,7 @@ def fetch(time: Time, config: IngestConfig, site, *urls: str) -> list[Fetched]:
         async with time.downloader(config, site.connect_to) as downloader:
             return [await downloader.fetch(url) for url in urls]
 
-    return asyncio.run(run())
+    return uvloop.run(run())
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_the_other_urls_of_the_host_end_alike_until_the_time_is_over(site, other
             time.now += 1
             assert [(await get.fetch(url)).data for url in (fine, busy)] == [b"x", b"late"]
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def test_the_other_urls_of_the_host_wait_as_well(site, answer, quick_config) -> None:
@@ -137,7 +138,7 @@ def test_the_other_urls_of_the_host_wait_as_well(site, answer, quick_config) -> 
                 *(get.fetch(url) for url in (busy, *urls))
             )  # the first has the host's only turn
 
-    got = asyncio.run(run())
+    got = uvloop.run(run())
     assert [one.status for one in got] == ["ok"] * 7
     assert [one.attempts for one in got] == [2] + [1] * 6
     assert asked_at[0] == ("/busy", 1000.0) and all(at >= 1007.0 for _, at in asked_at[1:])
@@ -163,7 +164,7 @@ def test_a_url_that_waits_for_a_slot_hears_of_the_pause(site, other_site, answer
             gate.set()
             return await asyncio.gather(*tasks)
 
-    got = asyncio.run(run())
+    got = uvloop.run(run())
     assert [one.status for one in got] == ["ok", "http_4xx", "http_4xx"]
     assert site.counts == {"/busy": 1}
 
@@ -176,7 +177,7 @@ def test_a_host_that_asks_for_pauses_without_end_is_given_up(site, answer, quick
         async with time.downloader(quick_config(max_retry_wait_s=20.0, per_host=1, retries=1), site.connect_to) as get:
             return await asyncio.gather(*(get.fetch(url) for url in urls))
 
-    got = asyncio.run(run())
+    got = uvloop.run(run())
     assert {(one.status, one.http_status) for one in got} == {("http_4xx", 429)}
     assert max(one.attempts for one in got) == 2
     assert 2 <= len(site.asked) <= 4  # a URL a pause, and no URL waits for more than `retries` + 1

@@ -14,6 +14,7 @@ from fourmill.core.store_errors import StoreFullError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_BUFFER_BYTES = 1_000_000  # small writes take the system twice the time a byte
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -21,7 +22,7 @@ class Draft(io.BufferedWriter):
     """A file that will be renamed to its target. Its errors name the target and count what was asked of it so far."""
 
     def __init__(self, raw: io.FileIO, target: Path) -> None:
-        super().__init__(raw)
+        super().__init__(raw, _BUFFER_BYTES)
         self._target = target
         self._wanted = 0
 

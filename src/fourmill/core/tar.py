@@ -20,22 +20,22 @@ class TarError(ValueError):
     """A tar that is cut, malformed, or holds what a shard never holds."""
 
 
+# A ustar header is made of the name, the size and the checksum; the rest is the same for all: mode 0644, owner 0, time 0,
+# so that equal samples give equal bytes.
+_NAME_BYTES = 100
+_OWNER = b"0000644\0" + b"0000000\0" * 2
+_TIME = b"\0" + b"00000000000\0"
+_KIND = b"0".ljust(101, b"\0") + b"ustar\00000"
+_TAIL = _KIND.ljust(_BLOCK - 156, b"\0")
+_SAME_SUM = sum(_OWNER + _TIME + b" " * 8 + _TAIL)  # the checksum itself counts as blanks
+
+
 def _header(name: str, size: int) -> bytes:
-    """A ustar header: mode 0644, owner 0, time 0, so that equal samples give equal bytes."""
-    field = bytearray(_BLOCK)
-    encoded = name.encode("ascii")
-    if len(encoded) > 100:
-        raise TarError(f"member name {name!r} is longer than the 100 bytes of a ustar header")
-    field[0 : len(encoded)] = encoded
-    field[100:108] = b"0000644\0"
-    field[108:116] = field[116:124] = b"0000000\0"
-    field[124:136] = b"%011o\0" % size
-    field[136:148] = b"00000000000\0"
-    field[148:156] = b" " * 8
-    field[156:157] = b"0"
-    field[257:265] = b"ustar\00000"
-    field[148:156] = b"%06o\0 " % sum(field)
-    return bytes(field)
+    encoded, octal = name.encode("ascii"), b"%011o" % size
+    if len(encoded) > _NAME_BYTES:
+        raise TarError(f"member name {name!r} is longer than the {_NAME_BYTES} bytes of a ustar header")
+    checksum = b"%06o\0 " % (_SAME_SUM + sum(encoded) + sum(octal))
+    return b"".join((encoded.ljust(_NAME_BYTES, b"\0"), _OWNER, octal, _TIME, checksum, _TAIL))
 
 
 class TarWriter:

@@ -238,11 +238,11 @@ def _read_environment_again() -> None:
     if "ray" not in sys.modules:
         return
     import ray
-    from ray._raylet import AuthenticationTokenLoader, Config
 
     if not ray.is_initialized():
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        raylet: Any = ray._raylet  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without types)
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def stop_ray() -> None:
