@@ -1,5 +1,6 @@
 """Which addresses a download may connect to: public ones only, checked after names are resolved."""
 
+import functools
 import ipaddress
 import re
 from collections.abc import Collection
@@ -22,6 +23,8 @@ _DENIED = tuple(
         "168.63.129.16/32",  # the platform's own service on every Azure machine
     )
 )
+_MOST_KEPT = 16_384  # a shard's hosts, asked about at every request
+_address_of = functools.lru_cache(_MOST_KEPT)(ipaddress.ip_address)
 
 
 class RefusedAddressError(OSError):
@@ -34,7 +37,7 @@ def is_public(address: str) -> bool:
     NAT64).
     """
     try:
-        ip = ipaddress.ip_address(address)
+        ip = _address_of(address)
     except ValueError:
         return False
     if ip.is_multicast or ip.is_reserved or ip.is_unspecified or ip.is_loopback or ip.is_link_local:
@@ -44,6 +47,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not any(ip in net for net in _DENIED if net.version == ip.version)
 
 
+@functools.lru_cache(_MOST_KEPT)
 def plain(host: str) -> str:
     """A host name as it is compared: lower case, without brackets and final dot."""
     return host.lower().strip("[]").rstrip(".")
@@ -79,7 +83,7 @@ class AddressPolicy:
             RefusedAddressError: an address that is not public, or a number that only some resolvers read as one.
         """
         try:
-            ipaddress.ip_address(host.strip("[]"))
+            _address_of(host.strip("[]"))
         except ValueError:
             if not self.allows(host) and _NUMERIC.match(plain(host).rpartition(".")[2]):
                 raise RefusedAddressError(f"host {host!r} is an address in disguise") from None
