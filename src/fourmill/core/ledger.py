@@ -4,17 +4,15 @@
 `network` in the latter is the architecture of weights of the store: which detector made a label, say.
 """
 
-import io
 import json
 from collections import Counter
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fourmill.core.digest import digest_json
 from fourmill.core.names import SPLITS, Split
-from fourmill.core.shards import Receipt, ShardPlace, need, parquet_bytes, read_rows
+from fourmill.core.shards import Receipt, ShardPlace, need, parquet_bytes, parquet_table, read_rows
 from fourmill.core.store import Store
 
 _SHARD_SCHEMA = pa.schema(
@@ -104,7 +102,7 @@ def write_ledger(
 
 def read_ledger(store: Store, dataset: str, split: Split, folder: str, block: str) -> pa.Table:
     """The sample rows of a block and stage. Raises FileNotFoundError."""
-    return pq.read_table(io.BytesIO(store.read(ledger_path(dataset, split, folder, block))))
+    return parquet_table(store.read(ledger_path(dataset, split, folder, block)))
 
 
 def _networks(store: Store, weights: set[str]) -> dict[str, str]:

@@ -212,7 +212,7 @@ def need(store: Store, place: ShardPlace, asset: str) -> Receipt:
 
 def read_rows(store: Store, place: ShardPlace) -> pa.Table:
     """The rows of one shard: key, status, reason, digest, and what the stage added."""
-    return pq.read_table(io.BytesIO(store.read(place.rows))).replace_schema_metadata(None)
+    return parquet_table(store.read(place.rows)).replace_schema_metadata(None)
 
 
 def read_remembered(store: Store, place: ShardPlace) -> tuple[Recipe, pa.Table] | None:
@@ -221,7 +221,7 @@ def read_remembered(store: Store, place: ShardPlace) -> tuple[Recipe, pa.Table] 
         data = store.read(place.rows)
     except FileNotFoundError:
         return None
-    table = pq.read_table(io.BytesIO(data))
+    table = parquet_table(data)
     recipe = (table.schema.metadata or {}).get(_RECIPE.encode())
     return (Recipe.model_validate_json(recipe), table.replace_schema_metadata(None)) if recipe else None
 
@@ -252,6 +252,11 @@ def parquet_bytes(table: pa.Table, metadata: dict[str, str] | None = None) -> by
         if metadata:
             writer.add_key_value_metadata(metadata)
     return sink.getvalue()
+
+
+def parquet_table(data: bytes) -> pa.Table:
+    """What `parquet_bytes` has written. `pyarrow.parquet.read_table` would import all of Arrow's data sets for it."""
+    return pq.ParquetFile(pa.BufferReader(data)).read()
 
 
 def digest_rows(table: pa.Table) -> str:

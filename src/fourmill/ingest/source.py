@@ -9,7 +9,6 @@ it, and reasons speak of the format.)
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow makes the functions of pyarrow.compute when it is imported)
 
-import io
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -19,12 +18,11 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from fourmill.core.digest import digest_json
 from fourmill.core.names import Layout
-from fourmill.core.shards import parquet_bytes
+from fourmill.core.shards import parquet_bytes, parquet_table
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
 from fourmill.ingest.config import VERSION, SourceConfig
@@ -188,7 +186,7 @@ def read_source_rows(store: Store, dataset: str, shard: int) -> pa.Table:
     digest = read_source(store, dataset).digest
     if shard >= len(_parts(store.root, digest)):
         return SOURCE_SCHEMA.empty_table()
-    return pq.read_table(io.BytesIO(store.read(_part_path(digest, shard))))
+    return parquet_table(store.read(_part_path(digest, shard)))
 
 
 def shard_source_digest(store: Store, dataset: str, shard: int) -> str:
