@@ -5,6 +5,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,9 @@ def main() -> None:
     )
     parser.add_argument("--labels", nargs="*", help="labellers to take the share of, of those above, normal and vitdet")
     parser.add_argument("--images", type=int, help="images for each of the shares, in one round")
+    parser.add_argument(
+        "--actors", type=int, help="that share the GPU (or the cores); by default the profile's on a GPU, else one"
+    )
     parser.add_argument("--only", choices=["shares"], help="leave out Ray and memory")
     given = parser.parse_args()
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # the actor imports bench.labels_work
@@ -132,6 +136,7 @@ def of_the_networks(given: argparse.Namespace, folder: Path) -> tuple[list[tuple
     amount = Amount(given.images, 1) if given.images else Amount(*((4, 2) if given.quick else (64, 5)))
     if is_real and is_cuda:
         amount = Amount(given.images or 256, 2, LARGE, os.cpu_count() or 2)
+    amount = replace(amount, actors=given.actors or (None if is_cuda else 1))
     networks = given.networks
     if given.full_size:
         networks = folder / "networks"
