@@ -99,8 +99,10 @@ def test_folders_of_networks_get_the_profile_s_crops_precision_and_environment(
             assert isinstance(det, expected) and isinstance(depth, DptConfig)
             assert depth.precision == precision == getattr(clip, "precision", None)
             assert getattr(clip, "input_px", 0) == grid * 16
-            environment = dict(project.ray.for_stage("labels/det").runtime_env)
-            assert environment == ({"py_executable": DETECTRON2_PYTHON} if kind == "vitdet" else {})
+            ray = project.ray.for_stage("labels/det")
+            assert dict(ray.runtime_env) == ({"py_executable": DETECTRON2_PYTHON} if kind == "vitdet" else {})
+            as_dpt = project.ray.for_stage("labels/depth").gpus_per_worker  # the others leave a GPU room
+            assert ray.gpus_per_worker == (1.0 if kind == "vitdet" and grid == 14 else as_dpt)
 
 
 def test_the_demo_s_labellers_are_no_default_for_a_list(tmp_path: Path) -> None:

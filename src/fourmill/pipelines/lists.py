@@ -57,7 +57,7 @@ def list_project(base: Project, choice: Choice, before: Project | None = None) -
             "train_set": base.train_set.model_copy(update={"blocks": blocks}),
         }
     )
-    return _in_its_environment(_labelled(project, choice))
+    return _with_a_place_for_detectors(_labelled(project, choice), base)
 
 
 def _rows_of(base: Project) -> int:
@@ -106,14 +106,16 @@ def _labelled(project: Project, choice: Choice) -> Project:
     return pinned_labellers(project.model_copy(update=update))
 
 
-def _in_its_environment(project: Project) -> Project:
-    """ViTDet's actors in detectron2's own environment, other detectors' in this one."""
-    stage = "labels/det"
-    share = project.ray.stages.get(stage) or project.ray.stages.get("labels") or StageShare()
-    python = None
-    if isinstance(project.labellers["det"], VitDetConfig) and find_spec("detectron2") is None:
-        python = {"py_executable": DETECTRON2_PYTHON}
-    if share.runtime_env == python:
+def _with_a_place_for_detectors(project: Project, base: Project) -> Project:
+    """ViTDet's actors in detectron2's own environment, a GPU each; other detectors' in this one, sharing GPUs as DPT's do."""
+    det, depth = "labels/det", "labels/depth"
+    stages = project.ray.stages
+    share = before = stages.get(det) or stages.get("labels") or StageShare()
+    is_vitdet = isinstance(project.labellers["det"], VitDetConfig)
+    if not is_vitdet and isinstance(base.labellers["det"], VitDetConfig):
+        share = stages.get(depth, share)
+    python = {"py_executable": DETECTRON2_PYTHON} if is_vitdet and find_spec("detectron2") is None else None
+    share = share.model_copy(update={"runtime_env": python})
+    if share == before:
         return project
-    stages = {**project.ray.stages, stage: share.model_copy(update={"runtime_env": python})}
-    return project.model_copy(update={"ray": project.ray.model_copy(update={"stages": stages})})
+    return project.model_copy(update={"ray": project.ray.model_copy(update={"stages": {**stages, det: share}})})
