@@ -21,6 +21,8 @@ from fourmill.core.shards import (
     MissingShardError,
     Recipe,
     ShardPlace,
+    parquet_bytes,
+    parquet_table,
     read_members,
     read_receipt,
     read_rows,
@@ -30,10 +32,12 @@ from fourmill.core.store import Store
 from fourmill.core.work import GroupWorker, ShardJob
 from fourmill.tokenize.align import AlignWorker, align_recipe, token_folder
 from fourmill.tokenize.config import ImageTokenizerConfig, TokenizingConfig
+from fourmill.tokenize.crop_settings import crop_settings, settings_path
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import load_image_tokenizer, save_image_tokenizer
 from fourmill.tokenize.manifest import ManifestError, build_manifest
 from fourmill.tokenize.presets import smallest_tokenizers
+from fourmill.tokenize.samples import FOLDERS
 from fourmill.tokenize.worker import InParts, TokenWorker, token_recipe
 
 CROPS = TokenizingConfig(crops=CropConfig(num=3, seed=4))
@@ -131,6 +135,71 @@ def test_all_modalities_share_the_crops_that_are_written_beside_them(store: Stor
         assert rows[0].tolist() == [0, 4, 72, 72, 0]
     for label in labels:
         assert tokens_of(store, tiny.dataset, f"tok_{label}@64", 1).keys() == settings.keys()
+
+
+@pytest.mark.parametrize("config", [PLAIN, CROPS])
+def test_crop_settings_are_there_before_the_first_token_of_a_shard(
+    store: Store, tiny: Any, config: TokenizingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, digest = tokenizer(store, "rgb")
+    places = [ShardPlace(tiny.dataset, "train", token_folder("tok_rgb@64"), shard) for shard in (0, 1)]
+
+    def killed(*_: Any) -> np.ndarray:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImageTokenizer, "tokenize", killed)
+    worker = TokenWorker(store.root, tiny.dataset, "tok_rgb@64", path, 64, config=config)
+    with pytest.raises(KeyboardInterrupt):
+        worker.run_together([job(store, tiny.dataset, "tok_rgb@64", digest, config, s, "train") for s in (0, 1)])
+    worker.close()
+    for place in places:
+        assert not store.exists(place.tar) and store.exists(settings_path(place))
+        written = store.read(settings_path(place))
+        images = dict(read_members(store, ShardPlace(tiny.dataset, "train", "images", place.shard)))
+        assert crop_settings(store, place, config.crops) == {
+            key: crop_rows(key, 80, 72, config.crops) for key in images
+        }
+        assert store.read(settings_path(place)) == written
+
+
+def test_every_modality_is_cropped_by_the_settings_that_are_written(store: Store, tiny: Any) -> None:
+    place, other = ShardPlace(tiny.dataset, "train", "images", 1), CropConfig(num=3, seed=5)
+    drawn = crop_settings(store, place, other)  # the file has them; only its own word says that they are seed 4's
+    table = parquet_table(store.read(settings_path(place)))
+    crop_settings(store, place, CROPS.crops)
+    metadata = parquet_table(store.read(settings_path(place))).schema.metadata
+    kept = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"fourmill")}
+    store.write(settings_path(place), parquet_bytes(table.replace_schema_metadata(None), kept))
+    labels = {label: tokenizer(store, label) for label in ("rgb", "semseg")}
+    aligned(store, tiny, CROPS, labels, 1)
+    for label, (path, _) in labels.items():
+        model, found = load_image_tokenizer(store, path), tokens_of(store, tiny.dataset, f"tok_{label}@64", 1)
+        for key, data in read_members(store, ShardPlace(tiny.dataset, "train", FOLDERS[label], 1)):
+            crops = [CROPPERS[label](DECODERS[label](data), row, 64) for row in drawn[key]]
+            assert np.array_equal(found[key], model.tokenize(np.stack(crops)))
+    published = dict(read_members(store, ShardPlace(tiny.dataset, "train", "crop_settings", 1)))
+    rows = {key: np.load(io.BytesIO(data), allow_pickle=False).tolist() for key, data in published.items()}
+    assert rows == {key: [list(row) for row in rows] for key, rows in drawn.items()}
+
+
+def test_crop_settings_of_other_crops_or_images_and_damaged_ones_are_written_again(store: Store, tiny: Any) -> None:
+    place = ShardPlace(tiny.dataset, "train", "images", 1)
+    other = CropConfig(num=3, seed=5)
+    first = crop_settings(store, place, CROPS.crops)
+    assert crop_settings(store, place, other) != first == crop_settings(store, place, CROPS.crops)
+    store.write(settings_path(place), b"PAR1, but not really")
+    assert crop_settings(store, place, CROPS.crops) == first
+    members, size = list(read_members(store, place)), {"width": 60, "height": 72}
+    items = [Item(key, ext="png", data=data, extra=size) for key, data in members[:-1]]
+    write_shard(store, place, Recipe(stage="images", code_version="2"), items, "r", tiny.label_schema)
+    again = crop_settings(store, place, CROPS.crops)
+    assert again == {key: crop_rows(key, 60, 72, CROPS.crops) for key, _ in members[:-1]}
+    path, digest = tokenizer(store, "depth")  # its labels are of the images before
+    worker = TokenWorker(store.root, tiny.dataset, "tok_depth@64", path, 64, config=CROPS)
+    worker.run(job(store, tiny.dataset, "tok_depth@64", digest, CROPS, 1, "train"))
+    worker.close()
+    made = read_rows(store, ShardPlace(tiny.dataset, "train", token_folder("tok_depth@64"), 1)).to_pylist()
+    assert made[-1]["status"] == "bad_label" and "older than the images" in made[-1]["reason"]
 
 
 def test_tokens_of_other_crops_are_not_aligned(store: Store, tiny: Any) -> None:

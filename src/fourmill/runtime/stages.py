@@ -30,6 +30,7 @@ from fourmill.runtime.token_assets import token_assets
 from fourmill.runtime.workers import token_modalities
 from fourmill.tokenize.align import FOLDER as ALIGNED
 from fourmill.tokenize.align import align_recipe, token_folder
+from fourmill.tokenize.crop_settings import FOLDER as CROP_SETTINGS
 from fourmill.tokenize.worker import token_recipe
 
 LABEL_FOLDERS = {label: label_format(label).folder for label in LABELS}
@@ -54,6 +55,7 @@ class BlockStage:
     unit: str = "rows"  # what people count here
     together: int = 1  # shards that an actor takes at a time
     also: "tuple[BlockStage, ...]" = ()  # stages some of whose shards this one makes too; it publishes none of theirs
+    beside: tuple[str, ...] = ()  # folders of no stage that its workers write to as well
 
 
 def run_block(session: Session, stage: BlockStage, block: str) -> int:
@@ -71,7 +73,7 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
                     f"{stage.asset} {block}: {asset} has no ledger for {block}: it was not materialized, or its checks failed. "
                     f"Materialize {asset} for {block} and look at its checks"
                 )
-    folders = [stage.folder, *(other.folder for other in stage.also)]
+    folders = [stage.folder, *(other.folder for other in stage.also), *stage.beside]
     work = list(_work(session, stage, block))
     if work:
         withdraw_ledger(session, stage, block)
@@ -213,6 +215,7 @@ def token_stage(session: Session, name: str) -> BlockStage:
         ),
         needs=needs,
         together=p.tokenizing.shards_together,
+        beside=(CROP_SETTINGS,),
     )
 
 
@@ -234,4 +237,5 @@ def align_stage(session: Session) -> BlockStage:
         arguments={"project": p.model_dump(mode="json")},
         recipe=lambda split, shard: align_recipe(store, p.dataset, split, shard, modalities, p.tokenizing.crops),
         needs={"images": f"{p.dataset}/images", **needs},
+        beside=(CROP_SETTINGS,),
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from fourmill.core.crops import CropConfig, crop_rows
+from fourmill.core.crops import CropConfig
 from fourmill.core.digest import digest_json
 from fourmill.core.names import SampleKey, Split
 from fourmill.core.shards import (
@@ -27,6 +27,7 @@ from fourmill.core.shards import (
 )
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import ShardJob
+from fourmill.tokenize.crop_settings import crop_settings
 
 VERSION = "1"
 _EXTRA = pa.schema(
@@ -42,7 +43,7 @@ def token_folder(modality: str) -> str:
 
 
 def source_folders(modalities: Sequence[str]) -> dict[str, str]:
-    """Public folder -> folder it is made from, for all that is copied (crop settings are computed)."""
+    """Public folder -> folder it is made from, for all that is copied (crop settings are those that the tokens were made by)."""
     return {"rgb": "images", **{name: token_folder(name) for name in modalities}}
 
 
@@ -131,11 +132,9 @@ class AlignWorker:
         write_shard(self._store, target, job.recipe, members, job.run_id)
 
     def _write_crops(self, keys: list[SampleKey], job: ShardJob) -> None:
-        rows = read_rows(self._store, ShardPlace(self._dataset, job.split, "images", job.shard))
-        sizes = {r["key"]: (r["width"], r["height"]) for r in rows.select(["key", "width", "height"]).to_pylist()}
-        rows_of = {key: crop_rows(key, *sizes[key], self._crops) for key in keys}
-        items = (Item(key, ext="npy", data=_npy(np.array(rows_of[key], np.int64))) for key in keys)
         target = ShardPlace(self._dataset, job.split, CROPS, job.shard)
+        rows_of = crop_settings(self._store, target, self._crops)
+        items = (Item(key, ext="npy", data=_npy(np.array(rows_of[key], np.int64))) for key in keys)
         write_shard(self._store, target, job.recipe, items, job.run_id)
 
 

@@ -3,7 +3,8 @@
 Decoding and cropping are in some threads, the network in another, hashing and writing in the caller's: nobody waits for a
 disk. Batches go on across the borders of shards that are made together.
 
-Tokens wait in `_tokens/{modality}` until `align` brings all modalities to the same keys.
+Crop settings are written before the first token of a shard (`crop_settings`), and all modalities crop by them. Tokens wait in
+`_tokens/{modality}` until `align` brings all modalities to the same keys.
 """
 
 import io
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fourmill.core.crops import centre_crop, crop_rows
+from fourmill.core.crops import CropRow, centre_crop
 from fourmill.core.digest import digest_json
 from fourmill.core.flow import Threads, ahead
 from fourmill.core.labels import decode_boxes
@@ -36,6 +37,7 @@ from fourmill.core.store import Store, open_store
 from fourmill.core.work import ShardJob
 from fourmill.tokenize.align import CROPS, token_folder
 from fourmill.tokenize.config import TOKENS_VERSION, TokenizingConfig
+from fourmill.tokenize.crop_settings import Settings, crop_settings
 from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
 from fourmill.tokenize.train_set import image_sizes, members_of
 
@@ -152,7 +154,7 @@ class TokenWorker:
 
         Raises:
             ValueError: the labels or the tokenizer are not those of the recipe.
-            MissingShardError: the labels' tar is gone.
+            MissingShardError: the labels' tar is gone, or the images are.
         """
         return self.run_together([job])[0]
 
@@ -198,24 +200,27 @@ class TokenWorker:
             texts = _caption_items if self._label == "caption" else _box_items
             assert self._text is not None
             return ((i, item) for i, source in enumerate(sources) for item in texts(self._store, source, self._text))
-        ahead_of_network = ahead(
-            self._threads.coders, self._crop, self._members(sources), 2 * _WINDOW + self._threads.num
-        )
+        settings = [crop_settings(self._store, source, self._config.crops) for source in sources]  # before any token
+        members = self._members(sources, settings)
+        ahead_of_network = ahead(self._threads.coders, self._crop, members, 2 * _WINDOW + self._threads.num)
         groups = _groups(ahead_of_network, max(1, _WINDOW // self._config.crops.num))
         return (
             found for group in ahead(self._threads.network, self._tokenized, groups, _GROUPS_AHEAD) for found in group
         )
 
-    def _members(self, sources: Sequence[ShardPlace]) -> Iterator["_Member"]:
-        for i, source in enumerate(sources):
+    def _members(self, sources: Sequence[ShardPlace], settings: Sequence[Settings]) -> Iterator["_Member"]:
+        for i, (source, rows_of) in enumerate(zip(sources, settings, strict=True)):
             sizes = image_sizes(self._store, source)
             for key, data in members_of(self._store, source):
-                yield _Member(i, key, data, sizes[key])
+                yield _Member(i, key, data, sizes[key], rows_of.get(key))
 
     def _crop(self, member: "_Member") -> "_Cropped":
-        rows = crop_rows(member.key, *member.size, self._config.crops)
         try:
-            crops = crop_label_at(source_label(self._label), member.data, self._input_px, member.size, rows)
+            if member.rows is None:
+                raise LabelError(
+                    f"{self._label} of an image that is not there any more: the labels are older than the images"
+                )
+            crops = crop_label_at(source_label(self._label), member.data, self._input_px, member.size, member.rows)
             if self._image is not None and self._features is None:
                 self._image.check(crops)
         except LabelError as error:
@@ -249,6 +254,7 @@ class _Member:
     key: SampleKey
     data: bytes
     size: tuple[int, int]  # width and height of its image
+    rows: list[CropRow] | None  # its crops; None where the shard's images lack it by now
 
 
 @dataclass(frozen=True)
