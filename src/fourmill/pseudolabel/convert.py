@@ -99,6 +99,7 @@ def _dpt(name: str, source: Path, target: Path, architecture: Any) -> None:
     else:
         network = from_omnidata(read_weights(source), channels, architecture or omnidata_config(), str(source))
     _save(network, target)
+    del network  # it is as large as the one that is made next
     make_labeller(name, DptConfig(weights=str(target)))
 
 
