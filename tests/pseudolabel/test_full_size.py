@@ -1,0 +1,173 @@
+"""The paper's networks at their own size: files laid out as the authors' go through `fourmill weights add`, and load by digest.
+
+The layouts are written down here as the published code names and shapes them, not made from ours. Values are seeded.
+"""
+
+import argparse
+import gc
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from fourmill.core.labels import Picture
+from fourmill.core.safe_load import read_weights
+from fourmill.core.store import LocalStore, Store
+from fourmill.pipelines.cli import app
+from fourmill.pseudolabel.config import DptConfig
+from fourmill.pseudolabel.labeller import Labelled, NetworkError
+from fourmill.pseudolabel.make import make_labeller
+from fourmill.pseudolabel.omnidata import to_omnidata
+from fourmill.pseudolabel.stored import read_pointer
+from fourmill.pseudolabel.vitdet_keys import MASK_HEAD, VitDetArchitecture, check_vitdet, vitdet_shapes
+
+Shape = tuple[int, ...]
+CHANNELS = {"depth": 1, "normal": 3}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Path]:
+    """A folder that goes with the test: pytest would keep a gigabyte of it for three more runs."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+    gc.collect()  # labellers refer to themselves, half a gigabyte each
+
+
+def affine(name: str, *shape: int) -> dict[str, Shape]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def normed(name: str, number: str, *shape: int) -> dict[str, Shape]:
+    """A convolution of the stem, without offset, and the norm after it."""
+    return {f"{name}conv{number}.weight": shape, **affine(f"{name}norm{number}", shape[0])}
+
+
+def stem() -> dict[str, Shape]:
+    """timm's ResNetV2 with three of four stages, before its vit_base_r50_s16_384."""
+    backbone, inputs = "pretrained.model.patch_embed.backbone.", 64
+    found = normed(f"{backbone}stem.", "", 64, 3, 7, 7)
+    for stage, (blocks, middle) in enumerate(((3, 64), (4, 128), (9, 256))):
+        for block in range(blocks):
+            name, outputs = f"{backbone}stages.{stage}.blocks.{block}.", 4 * middle
+            if block == 0:
+                found |= normed(f"{name}downsample.", "", outputs, inputs, 1, 1)
+            found |= normed(name, "1", middle, inputs, 1, 1)
+            found |= normed(name, "2", middle, middle, 3, 3)
+            found |= normed(name, "3", outputs, middle, 1, 1)
+            inputs = outputs
+    return found
+
+
+def transformer() -> dict[str, Shape]:
+    model = "pretrained.model."
+    found: dict[str, Shape] = {f"{model}cls_token": (1, 1, 768), f"{model}pos_embed": (1, 24 * 24 + 1, 768)}
+    found |= affine(f"{model}patch_embed.proj", 768, 1024, 1, 1)
+    for block in range(12):
+        name = f"{model}blocks.{block}."
+        found |= affine(f"{name}norm1", 768) | affine(f"{name}norm2", 768)
+        found |= affine(f"{name}attn.qkv", 2304, 768) | affine(f"{name}attn.proj", 768, 768)
+        found |= affine(f"{name}mlp.fc1", 3072, 768) | affine(f"{name}mlp.fc2", 768, 3072)
+    return found | affine(f"{model}norm", 768) | affine(f"{model}head", 1000, 768)
+
+
+def decoder(channels: int) -> dict[str, Shape]:
+    found: dict[str, Shape] = {}
+    for number in (3, 4):
+        found |= affine(f"pretrained.act_postprocess{number}.0.project.0", 768, 1536)
+        found |= affine(f"pretrained.act_postprocess{number}.3", 768, 768, 1, 1)
+    found |= affine("pretrained.act_postprocess4.4", 768, 768, 3, 3)
+    for number, inputs in enumerate((256, 512, 768, 768), 1):
+        found[f"scratch.layer{number}_rn.weight"] = (256, inputs, 3, 3)
+        found |= affine(f"scratch.refinenet{number}.out_conv", 256, 256, 1, 1)
+        for unit in (1, 2):
+            for conv in (1, 2):
+                found |= affine(f"scratch.refinenet{number}.resConfUnit{unit}.conv{conv}", 256, 256, 3, 3)
+    found |= affine("scratch.output_conv.0", 128, 256, 3, 3) | affine("scratch.output_conv.2", 32, 128, 3, 3)
+    return found | affine("scratch.output_conv.4", channels, 32, 1, 1)
+
+
+def drawn(shapes: dict[str, Shape], seed: int) -> dict[str, Tensor]:
+    """Values at which signals neither vanish nor explode: norms near 1, weights by their number of inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[str, Tensor] = {}
+    for key, shape in shapes.items():
+        value = torch.empty(shape).uniform_(-1, 1, generator=generator)
+        if len(shape) == 1:
+            value = value.mul_(0.02).add_(1.0 if "norm" in key and key.endswith("weight") else 0.0)
+        made[key] = value if len(shape) == 1 else value.mul_(value[0].numel() ** -0.5)
+    return made
+
+
+def write_omnidata(path: Path, label: str) -> None:
+    """A file as Omnidata's authors (.ckpt of Lightning 1.1) or their mirrors (.pth) have it."""
+    state: Any = drawn(stem() | transformer() | decoder(CHANNELS[label]), seed=3)
+    if path.suffix == ".ckpt":
+        state = {
+            "epoch": 4,
+            "global_step": 100,
+            "pytorch-lightning_version": "1.1.8",
+            "hyper_parameters": argparse.Namespace(image_size=384),
+            "state_dict": {f"model.{key}": value for key, value in state.items()},
+        }
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(("label", "suffix"), [("depth", "ckpt"), ("normal", "pth")])
+def test_omnidatas_network_comes_out_of_the_store_as_it_was_in_the_authors_file(
+    label: str, suffix: str, room: Path, photo: Callable[..., np.ndarray]
+) -> None:
+    path, store = room / f"omnidata_dpt_{label}_v2.{suffix}", LocalStore(room / "store")
+    write_omnidata(path, label)
+    said = CliRunner().invoke(app, ["weights", "add", label, str(path), "--store", store.root], catch_exceptions=False)
+    known = read_pointer(store, label)
+    gc.collect()
+    assert said.exit_code == 0 and known is not None and known.origin == f"file {path.name}"
+
+    labeller: Any = make_labeller(label, DptConfig(weights=f"stored:{label}/{known.digest}"), store)
+    (found,) = labeller.label_pictures([Picture(photo(40, 90))])
+    assert isinstance(found, Labelled) and np.asarray(found.label).shape[:2] == (40, 90)
+    read = torch.load(path, mmap=True, weights_only=False)
+    given = {key.removeprefix("model."): value for key, value in read.get("state_dict", read).items()}
+    loaded = to_omnidata(labeller._network.cpu())
+    assert given.keys() - loaded.keys() == {"pretrained.model.head.weight", "pretrained.model.head.bias"}
+    assert all(torch.equal(value, given[key]) for key, value in loaded.items())
+
+
+def test_vitdets_file_of_all_keys_is_read_and_one_that_lacks_a_key_is_refused(room: Path, store: Store) -> None:
+    """Equal shapes are one array, which a pickle holds once: 0.2 GB, not 2.7. So nothing is converted here, only checked."""
+    head: dict[str, Shape] = {f"{MASK_HEAD}deconv.weight": (256, 256, 2, 2), f"{MASK_HEAD}deconv.bias": (256,)}
+    head |= affine(f"{MASK_HEAD}predictor", 80, 256, 1, 1)
+    for number in range(1, 5):
+        head[f"{MASK_HEAD}mask_fcn{number}.weight"] = (256, 256, 3, 3)
+        head |= affine(f"{MASK_HEAD}mask_fcn{number}.norm", 256)
+    shapes = vitdet_shapes(VitDetArchitecture()) | head
+    assert len(shapes) == 561  # as detectron2 builds it
+    arrays = {shape: np.zeros(shape, np.float32) for shape in set(shapes.values())}
+
+    def write(name: str, without: str = "") -> Path:
+        state = {key: arrays[shape] for key, shape in shapes.items() if key != without}
+        with (room / name).open("wb") as file:
+            pickle.dump({"model": state, "__author__": "someone"}, file, protocol=2)
+        return room / name
+
+    state = read_weights(write("model_final_f05665.pkl"))
+    assert state.keys() == shapes.keys()
+    check_vitdet({key: value for key, value in state.items() if key not in head}, VitDetArchitecture(), "it")
+
+    gone = "backbone.net.blocks.31.attn.rel_pos_w"
+    short = write("short.pkl", without=gone)
+    with pytest.raises(
+        NetworkError, match=rf"short\.pkl does not fit ViTDet\D*: {gone}: missing, expected \(127, 80\)$"
+    ):
+        CliRunner().invoke(app, ["weights", "add", "vitdet", str(short), "--store", store.root], catch_exceptions=False)
+    assert store.list("weights") == []
