@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from fourmill.ingest.cut import check_parts
 from fourmill.ingest.pixels import ImageError, Pixels, Size
 from fourmill.ingest.reduce import MAX_ERROR, Detail, reduce_to
 
@@ -206,5 +207,6 @@ def _decode(data: bytes, min_height: int, min_width: int, factor: int, colours: 
         if any(sign in said.lower() for sign in _CUT):
             raise ImageError("truncated", f"JPEG: {said[:200]}") from error
         if any(sign in said.lower() for sign in _BROKEN):
+            check_parts(data)  # one that ends within a table between its scans
             raise ImageError("decode_error", f"JPEG: {said[:200]}") from error
         raise UnsupportedJpegError(said) from error

@@ -5,7 +5,6 @@ PNG stays with Pillow: OpenCV is a tenth faster at it, but its libpng writes to 
 
 import io
 import logging
-import struct
 from typing import Any
 
 import numpy as np
@@ -13,16 +12,13 @@ from PIL import Image, UnidentifiedImageError
 
 from fourmill.ingest.colour import foreign_profile, image_to_srgb
 from fourmill.ingest.config import IngestConfig
+from fourmill.ingest.cut import check_announced, check_parts
 from fourmill.ingest.pixels import ImageError, Pixels, check_bounds
 
 _LOG = logging.getLogger(__name__)
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
-_CUT_SIGNS = ("truncated", "broken data stream", "unexpected end", "not enough data", "ran out of")
-_LARGEST_BOXES = 64  # top-level boxes of an AVIF that are looked at
-_TIFF_STRIPS, _TIFF_TILES = (273, 279), (324, 325)  # tags of their offsets and lengths
-_TIFF_PARTS = {*_TIFF_STRIPS, *_TIFF_TILES}
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes, by type
+_CUT_SIGNS = ("truncated", "unexpected end", "not enough data", "ran out of")
 
 
 def decode_any(data: bytes, config: IngestConfig) -> tuple[Pixels, int]:
@@ -31,7 +27,7 @@ def decode_any(data: bytes, config: IngestConfig) -> tuple[Pixels, int]:
     Raises:
         ImageError: not an image, cut, undecodable, or outside the bounds of the config.
     """
-    _check_container(data)
+    check_announced(data)
     plain = _plain_webp(data, config)
     if plain is not None:
         return plain, 1
@@ -42,75 +38,6 @@ def decode_any(data: bytes, config: IngestConfig) -> tuple[Pixels, int]:
         return np.asarray(_to_rgb(image, foreign_profile(profile) if isinstance(profile, bytes) else b"")), orientation
     except Exception as error:
         raise ImageError("decode_error", f"{image.format} of mode {image.mode}: {_said(error)}") from error
-
-
-def _check_container(data: bytes) -> None:
-    """Formats that announce their length: WebP and AVIF."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        whole = 8 + int.from_bytes(data[4:8], "little")
-        if whole > len(data):
-            raise ImageError("truncated", f"WEBP: {len(data)} of {whole} bytes")
-    elif data[4:12] in (b"ftypavif", b"ftypavis"):
-        _check_avif(data)
-
-
-def _check_avif(data: bytes) -> None:
-    at, kinds = 0, set[bytes]()
-    for _ in range(_LARGEST_BOXES):
-        if at + 8 > len(data):
-            break
-        size = int.from_bytes(data[at : at + 4], "big")
-        if size < 8:  # to the end, or of 64 bits: the decoder will say
-            return
-        kinds.add(data[at + 4 : at + 8])
-        at += size
-        if at > len(data):
-            raise ImageError("truncated", f"AVIF: {len(data)} of at least {at} bytes")
-    else:
-        return
-    if b"meta" not in kinds or (b"mdat" not in kinds and b"idat" not in data):
-        raise ImageError("truncated", f"AVIF: {len(data)} bytes, which end before the picture's")
-
-
-def _check_tiff(data: bytes) -> None:
-    """Refuse a TIFF as cut when a part that its first directory points to lies past its end.
-
-    Asked only after decoding has failed: there are whole pictures with wrong lengths in them.
-    """
-    needed = _tiff_bytes(data) if data[:4] in (b"II*\0", b"MM\0*") else 0
-    if needed > len(data):
-        raise ImageError("truncated", f"TIFF: {len(data)} of at least {needed} bytes")
-
-
-def _tiff_bytes(data: bytes) -> int:
-    order = "<" if data[:2] == b"II" else ">"
-    if len(data) < 8:
-        return 8
-    start = struct.unpack_from(f"{order}I", data, 4)[0] + 2
-    if start < 10:
-        return 0  # a directory within the header is none
-    if start > len(data):
-        return start
-    end = start + 12 * struct.unpack_from(f"{order}H", data, start - 2)[0]
-    if end > len(data):
-        return end
-    parts: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
-    for entry in range(start, end, 12):
-        tag, kind, count = struct.unpack_from(f"{order}HHI", data, entry)
-        size = count * _TIFF_SIZES.get(kind, 0)
-        at = entry + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)[0]
-        if at + size > len(data):
-            return at + size
-        if kind in (3, 4) and tag in _TIFF_PARTS and tag not in parts:
-            parts[tag] = np.frombuffer(data, f"{order}u{_TIFF_SIZES[kind]}", count, at).astype(np.int64)
-    return max(_last_end(parts.get(offsets), parts.get(lengths)) for offsets, lengths in (_TIFF_STRIPS, _TIFF_TILES))
-
-
-def _last_end(starts: np.ndarray | None, sizes: np.ndarray | None) -> int:
-    if starts is None or sizes is None:
-        return 0
-    known = min(len(starts), len(sizes))
-    return int((starts[:known] + sizes[:known]).max(initial=0))
 
 
 def _plain_webp(data: bytes, config: IngestConfig) -> Pixels | None:
@@ -141,15 +68,14 @@ def _open(data: bytes, config: IngestConfig) -> Image.Image:
     except Exception as error:  # decoders raise whatever they trip over
         if not isinstance(error, UnidentifiedImageError) and _is_cut(error):
             raise ImageError("truncated", _said(error)) from error
-        _check_tiff(data)
+        check_parts(data)
         raise ImageError("not_an_image", f"no picture in {len(data)} bytes beginning {data[:12]!r}") from error
     check_bounds(image.width, image.height, config)
     try:
         image.load()
     except Exception as error:
+        check_parts(data)
         status = "truncated" if _is_cut(error) else "decode_error"
-        if image.format == "TIFF":
-            _check_tiff(data)
         raise ImageError(status, f"{image.format}: {_said(error)}") from error
     return image
 
