@@ -54,3 +54,12 @@ class GroupEchoWorker(EchoWorker):
     def run_together(self, jobs: Sequence[ShardJob]) -> list[Receipt]:
         open_store(self._root).write(f"groups/{jobs[0].shard}", str(len(jobs)).encode())
         return [self.run(job) for job in jobs]
+
+
+class MarkedEchoWorker(EchoWorker):
+    """One that notes the mark of the executable that it runs under: `ECHO_PYTHON` of its environment."""
+
+    def run(self, job: ShardJob) -> Receipt:
+        mark = os.environ.get("ECHO_PYTHON", "none")
+        open_store(self._root).write(f"marks/{job.shard}.{job.split}", mark.encode())
+        return super().run(job)

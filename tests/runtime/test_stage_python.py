@@ -1,0 +1,48 @@
+"""A stage with a Python of its own: its actors really run under it, and those of other stages do not."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fourmill.core.shards import Recipe
+from fourmill.pipelines.profiles import smallest
+from fourmill.runtime.ray_session import RayConfig, StageShare
+from fourmill.runtime.session import Session
+from fourmill.runtime.stages import BlockStage, run_block
+
+
+@pytest.fixture
+def other_python(tmp_path: Path) -> Path:
+    """This Python by another name, which marks what runs under it: as one with libraries that the main one must not have."""
+    path = tmp_path / "other" / "python"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nexport ECHO_PYTHON=other\nexec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.ray
+def test_actors_of_a_stage_run_under_the_python_that_the_project_names_for_it(
+    tmp_path: Path, other_python: Path, ray_session: None
+) -> None:
+    share = StageShare(runtime_env={"py_executable": str(other_python)})
+    ray = RayConfig(num_workers=2, stages={"labels/det": share})
+    session = Session(smallest(tmp_path).model_copy(update={"ray": ray}))
+
+    def marks(asset: str, block: str) -> set[str]:
+        stage = BlockStage(
+            asset=asset,
+            folder="echo",
+            factory="echo_worker:MarkedEchoWorker",
+            arguments={"root": session.project.store},
+            recipe=lambda split, shard: Recipe(stage=asset, code_version="1"),
+        )
+        shards = session.project.layout.shards_of(block)
+        assert run_block(session, stage, block) == 2 * len(shards)
+        found = [path for path in session.store.list("marks") if int(Path(path).stem) in shards]
+        assert len(found) == 2 * len(shards)
+        return {session.store.read(path).decode() for path in found}
+
+    assert marks("labels/det", "block_00") == {"other"}
+    assert marks("labels/depth", "block_01") == {"none"}
