@@ -16,7 +16,13 @@ from fourmill.pseudolabel.choices import demo_labellers, paper_labellers
 from fourmill.pseudolabel.config import feature_dim
 from fourmill.runtime.project import Project, SamplesConfig
 from fourmill.runtime.ray_session import RayConfig, StageShare
-from fourmill.tokenize.config import ImageTokenizerConfig, TextTokenizerConfig, TokenizerBounds, TrainSetConfig
+from fourmill.tokenize.config import (
+    ImageTokenizerConfig,
+    TextTokenizerConfig,
+    TokenizerBounds,
+    TokenizingConfig,
+    TrainSetConfig,
+)
 from fourmill.tokenize.presets import demo_tokenizers, paper_tokenizers
 from fourmill.train.config import (
     fourm_b_cc12m,
@@ -136,6 +142,9 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
             ),
         },
         tokenizers=paper_tokenizers(),
+        tokenizing=TokenizingConfig(
+            precision="fp16"
+        ),  # as fast as bf16 on a GPU, and a tenth of its tokens differ from float32's
         text=TextTokenizerConfig(vocab_size=30_000),
         pretrain=fourm_b_cc12m(),
         text2im=fourm_text2im_b(),

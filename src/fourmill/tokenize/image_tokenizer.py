@@ -185,6 +185,7 @@ class ImageTokenizer(nn.Module):
 
         Raises:
             LabelError: the batch is not what this tokenizer's label is stored as.
+            ValueError: latents that are no numbers also in float32: the weights are damaged.
         """
         self.check(batch)
         was_training = self.training
@@ -197,20 +198,34 @@ class ImageTokenizer(nn.Module):
                 part = batch[start : start + _BATCH]
                 x = to_network(part, self.config.label, self.device)
                 x = torch.cat([x, x[:1].expand(_BATCH - len(x), *x.shape[1:])])
-                tokens[start : start + len(part)] = self.tokens(x, precision).flatten(1)[: len(part)].cpu().numpy()
+                tokens[start : start + len(part)] = self._told_apart(x, precision)[: len(part)]
         if was_training:
             self.train()
         return tokens
 
+    def _told_apart(self, x: Tensor, precision: Precision) -> NDArray[np.int64]:
+        """`tokens` (B, N) of a batch; images that half precision cannot hold are encoded in float32."""
+        tokens_BN = self.tokens(x, precision).flatten(1).cpu().numpy()
+        unfit_B = tokens_BN.min(1) < 0
+        if precision != "fp32" and unfit_B.any():
+            return np.where(unfit_B[:, None], self._told_apart(x, "fp32"), tokens_BN)
+        if unfit_B.any():
+            raise ValueError(
+                f"latents of the {self.config.label} tokenizer are no numbers, also in float32: its weights are damaged; "
+                "train or import it again"
+            )
+        return tokens_BN
+
     def tokens(self, x: Tensor, precision: Precision = "fp32") -> Tensor:
-        """Codebook indices (B, h, w) int64 of network input (see `conversions`)."""
+        """Codebook indices (B, h, w) int64 of network input (see `conversions`); -1 where a latent is no number."""
         is_half = precision != "fp32"
         kind = torch.float16 if precision == "fp16" else torch.bfloat16
         # Its last layer is in float32 also then, so that codewords are told apart; ten bits of it are plenty beside bfloat16.
         with fast_products(is_half), torch.autocast(x.device.type, kind, enabled=is_half):
             features_BDhw = self.encoder(self._embedded(x))
         with exact_products():
-            return self.quantize.nearest(self.quant_proj(features_BDhw.float()))
+            latent_BDhw = self.quant_proj(features_BDhw.float())
+            return self.quantize.nearest(latent_BDhw).where(latent_BDhw.isfinite().all(1), -1)
 
     @torch.no_grad()
     def detokenize(self, tokens_BN: NDArray[np.integer], seed: int = 0, sample_steps: int | None = None) -> Batch:
