@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fourmill.core.labels import Picture
-from fourmill.core.ledger import ledger_path, write_ledger
+from fourmill.core.ledger import ledger_path
 from fourmill.core.names import SPLITS, Layout
 from fourmill.core.shards import Recipe, ShardPlace, write_shard
 from fourmill.core.store import LocalStore, Store
+from fourmill.pipelines.profiles import smallest
 from fourmill.pseudolabel.choices import labellers_from, paper_labellers, seeded_labellers
 from fourmill.pseudolabel.config import (
     ClipConfig,
@@ -37,6 +38,8 @@ from fourmill.pseudolabel.stored import (
     stored_ref,
 )
 from fourmill.pseudolabel.worker import label_recipe
+from fourmill.runtime.session import Session
+from fourmill.runtime.stages import label_stage, publish_ledger
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("depth", "normal", "semseg", "det", "clip")
@@ -223,6 +226,9 @@ def test_which_detector_made_a_label_is_in_the_ledger_and_on_the_page(filled: St
     recipe = Recipe(stage="labels/det", code_version="detector-1", weights=weights_digest(config))
     for split in SPLITS:
         write_shard(filled, ShardPlace("tiny", split, "boxes", 0), recipe, [], "run")
-    write_ledger(filled, "tiny", "boxes", "block_00", range(1), "labels/det", 2)
+    layout = Layout(rows_per_shard=1, shards_per_block=1, num_blocks=1)
+    project = smallest(tmp_path).model_copy(update={"dataset": "tiny", "store": filled.root, "layout": layout})
+    session = Session(project)
+    publish_ledger(session, label_stage(session, "det"), "block_00", 2)
     path = ledger_path("tiny", "train", "boxes", "block_00").replace(".parquet", ".shards.parquet")
     assert pq.read_table(io.BytesIO(filled.read(path)))["network"].to_pylist() == ["rt_detr_v2"]

@@ -1,11 +1,11 @@
 """The ledger of a block and stage: what became of every sample and every shard, and the digest Dagster keeps of it.
 
 `{dataset}/{split}/_ledger/{folder}/block_03.parquet` has a row a sample, `block_03.shards.parquet` a row a shard.
-`network` in the latter is the architecture of weights of the store: which detector made a label, say.
+`network` in the latter is what the weights are of, where that is known: which detector made a label, say.
 """
 
-import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -61,9 +61,21 @@ def ledger_path(dataset: str, split: Split, folder: str, block: str) -> str:
 
 
 def write_ledger(
-    store: Store, dataset: str, folder: str, block: str, shards: range, asset: str, shards_done: int
+    store: Store,
+    dataset: str,
+    folder: str,
+    block: str,
+    shards: range,
+    asset: str,
+    shards_done: int,
+    network_of: Callable[[str], str | None] = lambda digest: None,
 ) -> BlockReport:
     """Gather the shards of a block into its ledgers, one a split.
+
+    Args:
+        asset: what makes the shards, for errors.
+        shards_done: how many of them were made just now.
+        network_of: the architecture (`rt_detr_v2`) behind a digest of weights; None: it is not known.
 
     Raises:
         MissingShardError: a shard of the block is not done.
@@ -78,7 +90,7 @@ def write_ledger(
         samples = pa.concat_tables([read_rows(store, place) for place in places])
         path = ledger_path(dataset, split, folder, block)
         store.write(path, parquet_bytes(samples))
-        networks = _networks(store, {receipt.recipe.weights for receipt in receipts})
+        networks = {digest: network_of(digest) for digest in {receipt.recipe.weights for receipt in receipts} if digest}
         table = _shard_table(shards, receipts, networks)
         store.write(path.replace(".parquet", ".shards.parquet"), parquet_bytes(table))
         paths.append(path)
@@ -105,20 +117,7 @@ def read_ledger(store: Store, dataset: str, split: Split, folder: str, block: st
     return parquet_table(store.read(ledger_path(dataset, split, folder, block)))
 
 
-def _networks(store: Store, weights: set[str]) -> dict[str, str]:
-    """The architecture (`rt_detr_v2`) behind each digest of weights that are kept in the store and say it."""
-    found: dict[str, str] = {}
-    for path in store.list("weights") if weights - {""} else []:
-        folder, _, name = path.rpartition("/")
-        digest = folder.rpartition("/")[2]
-        if name == "config.json" and digest in weights:
-            architecture = json.loads(store.read(path)).get("model_type")
-            if isinstance(architecture, str):
-                found[digest] = architecture
-    return found
-
-
-def _shard_table(shards: range, receipts: list[Receipt], networks: dict[str, str]) -> pa.Table:
+def _shard_table(shards: range, receipts: list[Receipt], networks: dict[str, str | None]) -> pa.Table:
     rows = [
         {
             "shard": shard,

@@ -6,6 +6,7 @@ cannot get past, in whichever run it is tried.
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from fourmill.core.digest import Json, digest_json
 from fourmill.core.ledger import BlockReport, ledger_path, write_ledger
@@ -20,6 +21,7 @@ from fourmill.ingest.statuses import MAY_PASS
 from fourmill.ingest.worker import images_recipe
 from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, config_digest, weights_digest
 from fourmill.pseudolabel.members import label_format
+from fourmill.pseudolabel.stored import stored_network
 from fourmill.pseudolabel.worker import label_recipe
 from fourmill.runtime.models import current
 from fourmill.runtime.pace import Pace
@@ -115,7 +117,8 @@ def publish_ledger(session: Session, stage: BlockStage, block: str, shards_done:
     """Write the block's ledgers: from here on the next stage may read it."""
     project = session.project
     shards = project.layout.shards_of(block)
-    return write_ledger(session.store, project.dataset, stage.folder, block, shards, stage.asset, shards_done)
+    store, network_of = session.store, partial(stored_network, session.store)
+    return write_ledger(store, project.dataset, stage.folder, block, shards, stage.asset, shards_done, network_of)
 
 
 def withdraw_ledger(session: Session, stage: BlockStage, block: str) -> None:
