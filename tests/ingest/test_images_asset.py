@@ -1,6 +1,7 @@
 """`cc12m/images` as Dagster runs it: checks and whom they stop, metadata, the retry of a run's config."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -23,14 +24,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # backfi
 LAYOUT = Layout(rows_per_shard=6, shards_per_block=1, num_blocks=2)
 # Every shard has a picture here, and the preview shows those of every second one.
 MANY_SHARDS = Layout(rows_per_shard=1, shards_per_block=48, num_blocks=1)
-IMAGES, EDGES = dg.AssetKey(["cc12m", "images"]), label_key("canny")
+INDEX, IMAGES, EDGES = dg.AssetKey(["cc12m", "source_index"]), dg.AssetKey(["cc12m", "images"]), label_key("canny")
 Materialize = Callable[..., dg.ExecuteInProcessResult]
 
 
 @pytest.fixture
-def materialize(tmp_path: Path, site, quick_config, shards_here):
-    """`materialize(lines, block)` runs `cc12m/images` of a block over a list, or the assets that are named."""
-    instance = dg.DagsterInstance.ephemeral()
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+@pytest.fixture
+def materialize(materialize_on_ray: Materialize, shards_here) -> Materialize:
+    """As `materialize_on_ray`, in this process."""
+    return materialize_on_ray
+
+
+@pytest.fixture
+def materialize_on_ray(tmp_path: Path, site, quick_config, instance: dg.DagsterInstance) -> Materialize:
+    """`materialize_on_ray(lines, block)` runs `cc12m/images` of a block over a list, or the assets that are named."""
 
     def run(
         lines: list[str],
@@ -47,15 +59,16 @@ def materialize(tmp_path: Path, site, quick_config, shards_here):
         blocks = dg.StaticPartitionsDefinition(layout.block_keys())
         index, images = ingest_assets(project, blocks)
         resources = {"workshop": Workshop(project, site.connect_to)}
-        dg.materialize([index], resources=resources, instance=instance)
+        listed = dg.materialize([index], resources=resources, instance=instance)
+        if index.key in assets:
+            return listed
         config = {"ops": {"cc12m__images": {"config": {"retry_failed": True}}}} if retry_failed else None
         return dg.materialize(
             [index, images, *label_assets(project, blocks)], selection=list(assets), partition_key=block,
             resources=resources, instance=instance, run_config=config, raise_on_error=False,
         )  # fmt: skip
 
-    yield run
-    instance.dispose()
+    return run
 
 
 @pytest.fixture
@@ -112,6 +125,39 @@ def test_a_block_with_its_checks_and_tables(materialize, site, answer, jpeg) -> 
     failures = metadata["failures"].value.records  # pyright: ignore[reportAttributeAccessIssue]
     assert failures[0].data["status"] == "duplicate" and failures[0].data["percent"] == 16.7
     assert "image/png" in str(metadata["contact_sheet"].value)
+
+
+def test_the_hosts_that_a_list_names_most_are_a_table(materialize, site, answer, jpeg) -> None:
+    lines = [*(f"{site.put(f'/{row}', answer(jpeg(row)))}\tc" for row in range(3)), "http://other.test/0\tc", "no tab"]
+    (event,) = materialize(lines, "block_00", assets=[INDEX]).get_asset_materialization_events()
+    domains = event.materialization.metadata["domains"].value.records  # pyright: ignore[reportAttributeAccessIssue]
+    assert [dict(record.data) for record in domains] == [
+        {"domain": "pictures.test", "rows": 3},
+        {"domain": "other.test", "rows": 1},
+    ]
+    assert event.materialization.metadata["bad_rows"].value == 1
+
+
+@pytest.mark.ray
+def test_a_run_says_how_it_goes(
+    materialize_on_ray, site, answer, jpeg, instance, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fourmill.assets.workshop._LOG_EVERY_S", 0.0)
+    lines = [f"{site.put(f'/{row}', answer(jpeg(row)))}\tc" for row in range(5)]
+    result = materialize_on_ray([*lines, "http://pictures.test/none\tc"], "block_00")
+    assert result.success
+    logged = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    said = [
+        line.removeprefix("cc12m/images block_00: ") for line in logged if line.startswith("cc12m/images block_00: ")
+    ]
+    assert re.fullmatch(r"1 of 2 \S+ rows/s, .* workers?, .* left", said[-2])
+    assert re.fullmatch(r"2 of 2 \S+ rows/s, 83.3 % ok, http_404 16.7 %, \d workers?", said[-1])
+
+
+def test_downloads_of_several_runs_share_a_pool(tmp_path: Path) -> None:
+    project = smallest(tmp_path)
+    _, images = ingest_assets(project, dg.StaticPartitionsDefinition(project.layout.block_keys()))
+    assert images.op.pool == "download"
 
 
 def test_a_retry_fetches_what_may_pass_and_gives_a_new_version(materialize, site, answer, jpeg) -> None:

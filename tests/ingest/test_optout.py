@@ -126,6 +126,29 @@ def test_a_named_row_goes_and_only_its_shard_is_written(ingest, site, answer, jp
     assert blocks_to_rebuild(ingest.store, "pics", ingest.layout, ingest.opt_out) == []
 
 
+def test_a_named_domain_goes_from_the_block_that_holds_it(
+    ingest, site, answer, jpeg, quick_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = next(iter(site.connect_to.values()))
+    monkeypatch.setattr(type(site), "connect_to", {f"{host}:80": here for host in ("pictures.test", "img.other.test")})
+    lines = [f"{site.put(f'/{row}.jpg', answer(jpeg(row)))}\tc" for row in range(16)]
+    lines[9] = lines[9].replace("pictures.test", "img.other.test")
+    ingest.number(lines)
+    for block in ingest.layout.block_keys():
+        assert ingest.run(block).counts == {"ok": 8}
+    before, split = stamps(ingest), ingest.rows()[9]["split"]
+    site.asked.clear()
+    opt_out(ingest, quick_config, "other.test")
+    assert blocks_to_rebuild(ingest.store, "pics", ingest.layout, ingest.opt_out) == ["block_01"]
+    for block in ingest.layout.block_keys():
+        ingest.run(block)
+    assert not site.asked
+    assert [n for n, row in ingest.rows().items() if row["status"] != "ok"] == [9]
+    after, place = stamps(ingest), ShardPlace("pics", split, "images", 2)
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert {path for path in changed if "/shard-" in path} == {place.tar, place.rows, place.receipt}
+
+
 def test_an_entry_taken_off_brings_its_row_back_and_fetches_only_it(ingest, site, answer, jpeg, quick_config) -> None:
     sixteen(ingest, site, answer, jpeg)
     whole = {path: data for path, data in ingest.files().items() if path.endswith(".tar")}
