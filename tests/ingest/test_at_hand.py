@@ -200,6 +200,14 @@ def test_files_that_cannot_be_had(tmp_path: Path) -> None:
     assert read_at_hand(config, "tar:1.jpg#1+3") == b"234"
 
 
+def test_a_machine_without_the_root_says_so_and_calls_no_picture_missing(tmp_path: Path) -> None:
+    config = folder(put(tmp_path / "root", {"1.jpg": b"12345"}))
+    (tmp_path / "root").rename(tmp_path / "elsewhere")
+    for url in ("file:1.jpg", "tar:1.jpg#1+3"):
+        with pytest.raises(ValueError, match=rf"no folder at '{tmp_path}/root' on .*: mount it, then run again"):
+            read_at_hand(config, url)
+
+
 names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 

@@ -286,3 +286,16 @@ def test_a_worker_that_does_not_know_where_they_lie_says_so(ingest, jpeg) -> Non
     build_source_index(ingest.store, "pics", source, ingest.layout)
     with pytest.raises(ValueError, match=r"file:n01/0\.jpg is a picture at hand"):
         ingest.run("block_00")
+
+
+def test_a_worker_on_a_machine_without_them_makes_no_shard(ingest, jpeg, quick_config) -> None:
+    root = ingest.folder / "tree"
+    (root / "n01").mkdir(parents=True)
+    (root / "n01" / "0.jpg").write_bytes(jpeg(0))
+    source = SourceConfig(kind="folder", root=str(root), val_fraction=0.0)
+    build_source_index(ingest.store, "pics", source, ingest.layout)
+    root.rename(ingest.folder / "elsewhere")
+    with ImageWorker(ingest.store.root, "pics", ingest.layout, quick_config(), source=source) as worker:
+        with pytest.raises(ValueError, match="mount it, then run again"):
+            worker.run(ShardJob("train", 0, ingest.recipe("train", 0), "run"))
+    assert not ingest.files()

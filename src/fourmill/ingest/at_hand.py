@@ -6,6 +6,7 @@ bytes from offset 1536 of a tar, so that any picture is read without looking for
 
 import os
 import re
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -52,6 +53,7 @@ def read_at_hand(config: SourceConfig, url: str, max_bytes: int = MAX_BYTES) -> 
     Raises:
         AtHandError: with the status "missing" (no such file), "unreadable" (rights, a broken disk, not a file),
             "refused_address" (it lies outside the root, or is no address), "too_large" or "truncated".
+        ValueError: this machine has no such root, so nothing can be said of the file.
     """
     relative, offset, size = _parse(url)
     with open_inside(Path(config.root), relative) as file:
@@ -75,13 +77,13 @@ def open_inside(root: Path, relative: str) -> BinaryIO:
     """Open a regular file below a root. Links are followed as long as they stay inside.
 
     Raises:
-        AtHandError: see `read_at_hand`.
+        AtHandError, ValueError: see `read_at_hand`.
     """
     parts = PurePosixPath(relative)
     if parts.is_absolute() or ".." in parts.parts or "\0" in relative or not parts.parts:
         raise AtHandError("refused_address", f"{relative!r} leaves the root")
+    inside = _resolved(root)
     try:
-        inside = root.resolve(strict=True)
         path = (inside / parts).resolve(strict=True)
         if not path.is_relative_to(inside):
             raise AtHandError("refused_address", f"{relative!r} is a link out of the root")
@@ -120,6 +122,16 @@ def walk(root: Path) -> Iterator[os.DirEntry[str]]:
 def ending(name: str) -> str:
     """What a file's name ends with, lower case, without the dot: "jpg" of "a.b.JPG", "" of "README"."""
     return name.rpartition(".")[2].lower() if "." in name else ""
+
+
+def _resolved(root: Path) -> Path:
+    try:
+        return root.resolve(strict=True)
+    except OSError as error:  # of a machine where it is not mounted every picture would be missing
+        raise ValueError(
+            f"no folder at {str(root)!r} on {socket.gethostname()} ({error.strerror}); pictures at hand must lie there on "
+            "every machine that works on shards: mount it, then run again"
+        ) from error
 
 
 def _ordered(folder: Path) -> Iterator[os.DirEntry[str]]:

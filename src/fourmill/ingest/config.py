@@ -40,7 +40,11 @@ class SourceConfig(BaseModel):
         default="",
         description="The list: a path, s3://... or https://...; TSV, CSV (either may be .gz or .zst) or Parquet.",
     )
-    root: str = Field(default="", description="Folder of the pictures at hand; nothing outside it is ever read.")
+    root: str = Field(
+        default="",
+        description="Folder of the pictures at hand, at the same place on every machine that works on shards; nothing "
+        "outside it is ever read.",
+    )
     format: Literal["auto", "tsv", "csv", "parquet"] = Field(
         default="auto",
         description="Of the list; auto goes by its ending. A TSV has no quotes, a CSV quotes as RFC 4180 says.",
