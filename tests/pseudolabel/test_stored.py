@@ -1,6 +1,7 @@
 """Weights in the store: added once, found by digest, verified when they are loaded; and what is said when they are not there."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from fourmill.core.labels import Picture
 from fourmill.core.ledger import ledger_path
 from fourmill.core.names import SPLITS, Layout
+from fourmill.core.safe_load import UnsafeFileError
 from fourmill.core.shards import Recipe, ShardPlace, write_shard
 from fourmill.core.store import LocalStore, Store
 from fourmill.pipelines.profiles import smallest
@@ -212,6 +214,18 @@ def test_a_hugging_face_folder_with_a_malicious_pickle_is_refused(
     torch.save({"vision_model.x": Evil()}, tmp_path / "net" / "pytorch_model.bin")
     with pytest.raises(ValueError, match="refused, and nothing in it was run"):
         add_weights(store, "clip", tmp_path / "net", "here")
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_a_folder_that_brings_a_program_of_its_own_is_refused_and_nobody_is_asked(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = {"AutoConfig": "evil.Config", "AutoModelForObjectDetection": "evil.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": program}))
+    (tmp_path / "evil.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'it ran')!r}).touch()\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))  # whoever sits there agrees to anything
+    with pytest.raises(UnsafeFileError, match=r"nothing in it was run: its config\.json names a program of its own"):
+        add_weights(store, "det", tmp_path, "here")
     assert not (tmp_path / "it ran").exists()
 
 

@@ -320,6 +320,7 @@ def from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
 
     Raises:
         WeightsMissingError: the folder cannot be loaded.
+        UnsafeFileError: it would run a program of its own.
         NetworkError: the file lacks keys of the network, has others, or has them in other shapes; they are named.
     """
     from transformers.utils import logging as transformers_logging
@@ -329,6 +330,7 @@ def from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
         network, info = model_class.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=False,  # else transformers asks whoever sits there, and runs what the folder brings
             output_loading_info=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # they are named below
@@ -339,7 +341,11 @@ def from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
         ) from error
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(f"{label} labeller: {refusal(folder, error)}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise UnsafeFileError(
+                f"{label} labeller: {folder} is refused, and nothing in it was run: its config.json names a program of its own"
+            ) from error
         raise WeightsMissingError(
             f"{label} labeller: {folder} does not load as {model_class.__name__} ({type(error).__name__}: {error}). Expected "
             "config.json and model.safetensors as save_pretrained writes them"
