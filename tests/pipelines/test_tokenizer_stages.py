@@ -63,12 +63,17 @@ def test_what_a_stage_names_must_be_there(tmp_path: Path, change: dict, reason: 
 
 def test_packed_squares_must_be_large_enough_for_every_side(tmp_path: Path) -> None:
     values = cc12m_4m7(tmp_path).model_dump(mode="json")
-    for field, label in (("side_px", "rgb"), ("clip_px", "clip")):
+    wrong = {
+        "side_px": (256, "the rgb tokenizer sees sides of 448 pixels .* raise its side_px"),
+        "clip_px": (
+            448,
+            "the clip tokenizer sees sides of 224, 256, .* has CLIP features of 448: add them to its clip_px",
+        ),
+    }
+    for field, (value, reason) in wrong.items():
         sets = {**values["more_train_sets"]}
-        sets["multi_resolution"] = {**sets["multi_resolution"], field: 256}
-        with pytest.raises(
-            ValidationError, match=f"the {label} tokenizer sees sides of 448 pixels .* raise its {field}"
-        ):
+        sets["multi_resolution"] = {**sets["multi_resolution"], field: value}
+        with pytest.raises(ValidationError, match=reason):
             Project.model_validate({**values, "more_train_sets": sets})
 
 

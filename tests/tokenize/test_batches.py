@@ -5,11 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from fourmill.core.crops import random_crop
+from fourmill.core.crops import crop_rgb, random_crop
 from fourmill.core.ranks import Ranks
 from fourmill.tokenize.batches import Batches, batch_side
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
-from fourmill.tokenize.train_set import build_train_set, read_label
+from fourmill.tokenize.samples import Features
+from fourmill.tokenize.train_set import TrainSetError, build_train_set, read_label
 
 BOTH = ("block_00", "block_01")
 
@@ -72,8 +73,48 @@ def test_clip_features_are_packed_of_several_crops(spec, store, tiny):
     once, thrice = (load(store.read(made.path))["train/clip"] for made in (plain, more))
     assert len(thrice) == 3 * len(once) and np.array_equal(thrice[:10], once)
     assert not np.allclose(thrice[10:20], once, atol=0.05) and not np.allclose(thrice[20:], thrice[10:20], atol=0.05)
-    one = spec("clip", sides_px=(32,))
-    assert Batches(read_label(store, more.path, more.digest, "clip"), one.config)(0).shape[-2:] == (4, 4)
+
+
+def features_of_any_side(crops_BSSC: np.ndarray) -> np.ndarray:
+    """A stand-in for CLIP whose features tell the side of the image that they are of."""
+    grid = crops_BSSC.shape[1] // 8
+    means = crops_BSSC.reshape(len(crops_BSSC), grid, 8, grid, 8, 3).astype(np.float32).mean((2, 4)) / 255
+    return np.concatenate([*[means] * 3, np.full_like(means, grid)], -1)
+
+
+def test_clip_features_at_several_sides_are_of_images_of_these_sides(spec, store, tiny):
+    config = TrainSetConfig(num_samples=10, num_eval=4, blocks=BOTH, clip_px=(32, 64, 96), clip_crops=2, side_px=72)
+    asked: list[int] = []
+
+    def features_at(px: int) -> Features:
+        asked.append(px)
+        return features_of_any_side
+
+    made = build_train_set(store, tiny.dataset, tiny.layout, config, 64, features_of_any_side, features_at)
+    assert asked == [32, 64, 96]
+    arrays = load(store.read(made.path))
+    assert [arrays[f"train/clip_{px}"].shape for px in asked] == [(20, px // 8, px // 8, 12) for px in asked]
+    assert arrays["eval/clip"].shape == (4, 8, 8, 12)
+    whole = [crop_rgb(one, (0, 0, 72, 72, 0), 32) for one in arrays["train/rgb"]]
+    assert np.array_equal(arrays["train/clip_32"][:10], features_of_any_side(np.stack(whole)).astype(np.float16))
+    labels = read_label(store, made.path, made.digest, "clip")
+    assert labels.train.shape == arrays["train/clip_32"].shape and set(labels.at_side) == {32, 64, 96}
+    batches = Batches(labels, spec("clip", sides_px=(32, 64, 96), hflip=False).config)
+    for draw in range(12):
+        x, grid = batches(draw), batch_side((32, 64, 96), 0, draw) // 8
+        assert x.shape[-2:] == (grid, grid)
+        assert (x[:, 9:] == grid).all()  # and none of them was shrunk from another
+    parts = [Batches(labels, batches._config, Ranks(rank, 2))(5) for rank in (0, 1)]
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), batches(5))
+    with pytest.raises(TrainSetError, match="of images of 32, 64, 96 pixels, and stage base wants 48: put that"):
+        Batches(labels, spec("clip", sides_px=(48,)).config)(0)
+
+
+def test_clip_features_of_one_side_serve_no_other(spec, store, tiny):
+    labels = read_label(store, tiny.train_set.path, tiny.train_set.digest, "clip")
+    assert Batches(labels, spec("clip").config)(0).shape[-2:] == (8, 8)
+    with pytest.raises(TrainSetError, match="of images of 64 pixels, and stage base wants 32"):
+        Batches(labels, spec("clip", sides_px=(32,)).config)(0)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from fourmill.tokenize.config import (
     TokenizingConfig,
     TrainSetConfig,
 )
-from fourmill.tokenize.presets import demo_tokenizers, paper_tokenizers
+from fourmill.tokenize.presets import MULTI_RESOLUTION, demo_tokenizers, paper_tokenizers
 from fourmill.train.config import (
     fourm_b_cc12m,
     fourm_demo,
@@ -128,8 +128,8 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         ingest=IngestConfig(),
         labellers=paper_labellers(precision="bf16"),
         # Stage one of the tokenizers is ImageNet-1K's; whoever has it gives it in place of CC12M's blocks (docs/imagenet.md).
-        # Packed sets lie on disk: 1.4 MB a sample of 256 pixels, so 280 GB each, 2.6 MB of 448, 52 GB. The paper's 1.28
-        # million are 1.8 TB.
+        # Packed sets lie on disk: 1.4 MB a sample of 256 pixels, so 280 GB each; 5.6 MB of 448 with CLIP's features at eight sides,
+        # 112 GB. The paper's 1.28 million are 1.8 TB.
         train_set=TrainSetConfig(
             num_samples=200_000, num_eval=1_000, blocks=("block_00", "block_01"), side_px=256, clip_crops=4
         ),
@@ -138,7 +138,7 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
                 num_samples=200_000, num_eval=1_000, blocks=("block_02", "block_03"), side_px=256, clip_crops=4
             ),
             "multi_resolution": TrainSetConfig(
-                num_samples=20_000, num_eval=1_000, blocks=("block_04",), side_px=448, clip_px=448
+                num_samples=20_000, num_eval=1_000, blocks=("block_04",), side_px=448, clip_px=MULTI_RESOLUTION
             ),
         },
         tokenizers=paper_tokenizers(),

@@ -201,12 +201,19 @@ class Project(BaseModel):
             there = ", ".join(self.more_train_sets) or "none"
             raise ValueError(f"{who} sees the training set {stage.train_set}, and more_train_sets has {there}")
         packed = self.train_set_of(stage.train_set)
-        side_px = (packed.clip_px if config.label == "clip" else packed.side_px) or self.input_px
-        wanted = max((config.input_px, *stage.sides_px))
+        if config.label == "clip":
+            there = packed.clip_sides(self.input_px)
+            lacking = sorted({*(stage.sides_px or (config.input_px,))} - {*there})
+            if lacking:
+                raise ValueError(
+                    f"{who} sees sides of {', '.join(map(str, lacking))} pixels and its training set has CLIP features of "
+                    f"{', '.join(map(str, there))}: add them to its clip_px"
+                )
+            return
+        side_px, wanted = packed.side_px or self.input_px, max((config.input_px, *stage.sides_px))
         if side_px < wanted:
-            field = "clip_px" if config.label == "clip" else "side_px"
             raise ValueError(
-                f"{who} sees sides of {wanted} pixels and its training set has {side_px}: raise its {field}"
+                f"{who} sees sides of {wanted} pixels and its training set has {side_px}: raise its side_px"
             )
 
     @model_validator(mode="after")

@@ -48,9 +48,9 @@ def make_train_set(session: Session, name: str | None = None) -> ModelRef:
                 raise BlockNotReadyError(
                     f"{train_set_asset(name)} takes {block} of {p.dataset}: materialize {asset} for {block} first"
                 )
-    at_side = clip_features(whole, config.clip_px) if config.clip_px else None
+    features_at = partial(clip_features, whole) if config.clip_px else None
     features, scratch = clip_features(whole), session.folder("runs/train_set")
-    made = build_train_set(store, p.dataset, p.layout, config, p.input_px, features, at_side, scratch)
+    made = build_train_set(store, p.dataset, p.layout, config, p.input_px, features, features_at, scratch)
     report = {"num_train": made.num_train, "num_eval": made.num_eval}
     ref = ModelRef(name=_train_set_model(name), digest=made.digest, path=made.path, report=report)
     set_current(store, whole.dataset, ref)

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from fourmill.core.crops import CROPPERS, random_crop
 from fourmill.core.ranks import ALONE, Ranks
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.conversions import mirror, to_network
-from fourmill.tokenize.train_set import LabelArrays, unpack
+from fourmill.tokenize.train_set import LabelArrays, TrainSetError, unpack
 
 
 class Batches:
@@ -32,18 +31,34 @@ class Batches:
         """Network input of a draw, on this process's device."""
         config, training = self._config, self._config.training
         indices = batch_indices(len(self.labels.train), training.batch_size, training.seed, draw)
-        batch = unpack(self.labels.train[indices[self._rows]], config.label)
         side_px = batch_side(training.sides_px, training.seed, draw) if training.sides_px else config.input_px
+        batch = unpack(self._packed(side_px)[indices[self._rows]], config.label)
         if config.label != "clip":
             batch = self._cropped(batch, draw, side_px)
         if training.hflip:
             flips = batch_flips(training.batch_size, training.seed, draw)
             batch = mirror(batch, flips[self._rows], config.label)
-        x = to_network(batch, config.label, self._device)
+        return to_network(batch, config.label, self._device)
+
+    def _packed(self, side_px: int) -> NDArray[Any]:
+        """All samples as they are packed: CLIP features of images of just this side, since they cannot be resized, and squares that
+        are cropped and resized, whatever their side.
+
+        Raises:
+            TrainSetError: there are no features of this side.
+        """
+        labels, config = self.labels, self._config
+        if config.label != "clip":
+            return labels.train
+        found = labels.at_side.get(side_px) if labels.at_side else labels.train
         grid = side_px // config.patch_px
-        if config.label == "clip" and x.shape[-1] != grid:
-            return F.interpolate(x, size=(grid, grid), mode="bilinear", align_corners=False, antialias=True)
-        return x
+        if found is None or found.shape[1:3] != (grid, grid):
+            there = ", ".join(map(str, labels.at_side)) or labels.train.shape[1] * config.patch_px
+            raise TrainSetError(
+                f"the training set has CLIP features of images of {there} pixels, and stage {config.training.name} wants {side_px}: "
+                "put that into the set's clip_px and materialize it again"
+            )
+        return found
 
     def _cropped(self, batch: NDArray[Any], draw: int, side_px: int) -> NDArray[Any]:
         training, packed_px = self._config.training, batch.shape[1]

@@ -272,13 +272,19 @@ class TrainSetConfig(_Config):
     )
     clip_crops: Positive = Field(
         default=1,
-        description="Crops a sample whose CLIP features are packed: the whole square, and more drawn by seed and key. Features "
-        "are computed when the set is packed, by the labeller, which the training program does not know.",
+        description="Crops a sample and side whose CLIP features are packed: the whole square, and more drawn by number and key. "
+        "Features are computed when the set is packed, by the labeller, which the training program does not know.",
     )
     clip_crop_scale: Span = Field(default=(0.2, 1.0), description="Share of the square's area of such crops (Table 3).")
-    clip_px: Positive | None = Field(
-        default=None, description="Side at which CLIP sees them; None: input_px. Smaller grids are interpolated."
+    clip_px: Positive | tuple[Positive, ...] | None = Field(
+        default=None,
+        description="Side, or sides, at which CLIP sees them; None: input_px. A tokenizer trains on features of exactly its sides: "
+        "CLIP's of a small image are not its of a large one, shrunk.",
     )
+
+    def clip_sides(self, input_px: int) -> tuple[int, ...]:
+        """The sides in pixels at which CLIP sees the crops of the training split."""
+        return tuple(dict.fromkeys(self.clip_px)) if isinstance(self.clip_px, tuple) else (self.clip_px or input_px,)
 
 
 class TokenizerBounds(_Config):

@@ -12,6 +12,9 @@ from fourmill.tokenize.config import (
     VitDecoderConfig,
 )
 
+MULTI_RESOLUTION = tuple(range(224, 449, 32))
+"""Sides in pixels of the multi-resolution fine-tune (B.3)."""
+
 
 def demo_tokenizers(feature_dim: int = 64) -> dict[str, ImageTokenizerConfig]:
     """Five tokenizers for generated scenes of 64 pixels: 8x8 tokens, 512 codewords, two to three minutes on two cores.
@@ -92,10 +95,10 @@ def paper_tokenizers() -> dict[str, ImageTokenizerConfig]:
             warmup_steps=5000 if is_multi else warmup_epochs * (images // batch),
             batch_size=batch,
             learning_rate=5e-5 * batch / 256,  # Table 3
-            # CLIP's crops, (0.2, 1), are packed.
+            # CLIP's crops, (0.2, 1), are packed, and its features are of images of each side, as the public code computes them.
             crop_scale=None if label == "clip" else (0.8, 1.0),  # Table 3
             ema_decay=0.99 if plain else 0.9999,  # public code
-            sides_px=tuple(range(224, 449, 32)) if is_multi else (),  # B.3
+            sides_px=MULTI_RESOLUTION if is_multi else (),  # B.3
             checkpoint_every=1000,
             log_every=50,
             score_every=5000,  # public code

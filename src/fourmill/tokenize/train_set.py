@@ -4,8 +4,8 @@ Only the configured blocks are read, so blocks that come later do not change it.
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -55,7 +55,7 @@ def build_train_set(
     config: TrainSetConfig,
     input_px: int,
     features: Features | None = None,
-    train_features: Features | None = None,
+    features_at: Callable[[int], Features] | None = None,
     scratch: Path | None = None,
 ) -> TrainSet:
     """Pack the first samples of the blocks that have every label; publish under the digest of the content.
@@ -63,7 +63,7 @@ def build_train_set(
     Args:
         input_px: side of the held-out samples, and of the others where the config has none.
         features: makes the CLIP features; without it the set has none and no clip tokenizer can be trained on it.
-        train_features: makes those of the training split, where CLIP sees its crops at another side; `features` by default.
+        features_at: makes them of crops of a side in pixels, where the config names CLIP's sides; `features` by default.
         scratch: local folder that arrays grow in; the system's temporary one by default.
 
     Raises:
@@ -84,7 +84,7 @@ def build_train_set(
                     f"{', '.join(FOLDERS)}: look at the ledgers of these blocks, or add blocks to the train_set config"
                 )
             if features is not None and split == "train":
-                _append_crop_features(writer, train_features or features, config, input_px)
+                _append_crop_features(writer, features_at or (lambda _: features), config, input_px)
             elif features is not None:
                 _append_features(writer, part, features, iter(writer.rows(f"{part}/rgb")))
             _log.info("train set: %d of %d %s samples", counts[part], wanted, split)
@@ -99,6 +99,7 @@ class LabelArrays:
     train: NDArray[Any]
     eval: NDArray[Any]
     eval_semseg: NDArray[np.uint8]
+    at_side: Mapping[int, NDArray[Any]] = field(default_factory=dict)  # CLIP features of images of each side in pixels
 
 
 def read_label(store: Store, path: str, digest: str, label: ImageLabel, is_checked: bool = False) -> LabelArrays:
@@ -123,9 +124,12 @@ def read_label(store: Store, path: str, digest: str, label: ImageLabel, is_check
         arrays = map_arrays(file)
     except SafetensorError as error:
         raise TrainSetError(f"{path} is not a packed training set: {error}") from error
-    if f"train/{label}" not in arrays:
+    prefix = f"train/{label}_"
+    at_side = {int(name.removeprefix(prefix)): array for name, array in arrays.items() if name.startswith(prefix)}
+    train = at_side[min(at_side)] if at_side else arrays.get(f"train/{label}")
+    if train is None:
         raise TrainSetError(f"{path} holds {', '.join(sorted(arrays))}, no {label}: build it with a features callable")
-    return LabelArrays(arrays[f"train/{label}"], arrays[f"eval/{label}"], arrays["eval/semseg"])
+    return LabelArrays(train, arrays[f"eval/{label}"], arrays["eval/semseg"], at_side)
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -215,15 +219,19 @@ def _pack(found: list[_Sample]) -> dict[str, NDArray[Any]]:
     }
 
 
-def _append_crop_features(writer: PackWriter, features: Features, config: TrainSetConfig, input_px: int) -> None:
-    """Features of every sample's whole square, then of every sample's second crop, and so on."""
-    px, rgb, keys = config.clip_px or input_px, writer.rows("train/rgb"), writer.rows("train/keys")
-    for number in range(config.clip_crops):
-        crops = (
-            crop_rgb(one, _clip_crop(int(key), number, rgb.shape[1], config), px)
-            for one, key in zip(rgb, keys, strict=True)
-        )
-        _append_features(writer, "train", features, crops)
+def _append_crop_features(
+    writer: PackWriter, features_at: Callable[[int], Features], config: TrainSetConfig, input_px: int
+) -> None:
+    """Features of every sample's whole square, then of every sample's second crop, and so on; of further crops at further sides."""
+    rgb, keys, sides = writer.rows("train/rgb"), writer.rows("train/keys"), config.clip_sides(input_px)
+    for i, px in enumerate(sides):
+        features = features_at(px)
+        for number in range(i * config.clip_crops, (i + 1) * config.clip_crops):
+            crops = (
+                crop_rgb(one, _clip_crop(int(key), number, rgb.shape[1], config), px)
+                for one, key in zip(rgb, keys, strict=True)
+            )
+            _append_features(writer, "train", features, crops, f"_{px}" if len(sides) > 1 else "")
 
 
 def _clip_crop(key: int, number: int, side_px: int, config: TrainSetConfig) -> CropRow:
@@ -232,11 +240,13 @@ def _clip_crop(key: int, number: int, side_px: int, config: TrainSetConfig) -> C
     return random_crop(np.random.default_rng([key, number]), side_px, side_px, config.clip_crop_scale)
 
 
-def _append_features(writer: PackWriter, part: str, features: Features, crops: Iterator[NDArray[np.uint8]]) -> None:
+def _append_features(
+    writer: PackWriter, part: str, features: Features, crops: Iterator[NDArray[np.uint8]], at: str = ""
+) -> None:
     """Features of all crops, the last batch filled up so that a sample's do not depend on how many there are."""
     for some in _parts(crops, _FEATURES_BATCH):
         filled = np.stack(some + some[:1] * (_FEATURES_BATCH - len(some)))
-        writer.append(f"{part}/clip", features(filled)[: len(some)].astype(np.float16))
+        writer.append(f"{part}/clip{at}", features(filled)[: len(some)].astype(np.float16))
 
 
 def _parts(items: Iterator[T], size: int) -> Iterator[list[T]]:
