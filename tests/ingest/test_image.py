@@ -1,5 +1,6 @@
 import io
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -66,6 +67,16 @@ def test_sixteen_bits_become_eight(quick_config, kind) -> None:
     deep_HW = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     got = normalise(encode(Image.fromarray(deep_HW), kind), quick_config())
     assert close(pixels(got.jpeg)[..., 0], np.rint(deep_HW / 257).astype(int), 2)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff"])
+@pytest.mark.parametrize("opaque", [False, True], ids=["rgb", "rgba"])
+def test_sixteen_bit_colours_become_eight(quick_config, ending, opaque) -> None:
+    deep_HWC = np.asarray(scene()).astype(np.uint16)[..., ::-1] * 257  # OpenCV's order
+    if opaque:
+        deep_HWC = np.dstack([deep_HWC, np.full(deep_HWC.shape[:2], 65535, np.uint16)])
+    got = normalise(cv2.imencode(ending, deep_HWC)[1].tobytes(), quick_config())
+    assert close(pixels(got.jpeg), np.asarray(scene()).astype(int))
 
 
 def test_floats_become_eight_bits(quick_config) -> None:

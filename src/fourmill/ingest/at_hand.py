@@ -129,8 +129,8 @@ def _resolved(root: Path) -> Path:
         return root.resolve(strict=True)
     except OSError as error:  # of a machine where it is not mounted every picture would be missing
         raise ValueError(
-            f"no folder at {str(root)!r} on {socket.gethostname()} ({error.strerror}); pictures at hand must lie there on "
-            "every machine that works on shards: mount it, then run again"
+            f"no folder at {str(root)!r} on {socket.gethostname()} ({error.strerror}); pictures at hand must lie there "
+            "on every machine that works on shards: mount it, then run again"
         ) from error
 
 
