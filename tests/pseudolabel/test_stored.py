@@ -23,6 +23,7 @@ from fourmill.pseudolabel.config import (
     DetectorConfig,
     DptConfig,
     Mask2FormerConfig,
+    SceneConfig,
     at_hand,
     network_name,
     pinned,
@@ -229,20 +230,36 @@ def test_a_folder_that_brings_a_program_of_its_own_is_refused_and_nobody_is_aske
     assert not (tmp_path / "it ran").exists()
 
 
-def test_which_detector_made_a_label_is_in_the_ledger_and_on_the_page(filled: Store, tmp_path: Path) -> None:
+def test_the_page_says_which_detector_made_a_label(filled: Store, tmp_path: Path) -> None:
     pointer = read_pointer(filled, "det")
     assert pointer is not None
-    config = DetectorConfig(weights=f"stored:det/{pointer.digest}")
-    assert network_name(config, filled) == "detector rt_detr_v2"
+    assert network_name(DetectorConfig(weights=f"stored:det/{pointer.digest}"), filled) == "detector rt_detr_v2"
     assert network_name(DetectorConfig(weights="seeded:0"), filled) == "detector rt_detr_v2"
     assert network_name(DetectorConfig(weights=str(tmp_path)), filled) == "detector of an unknown type"
     assert network_name(DptConfig(weights="seeded:0"), filled) == "dpt"
-    recipe = Recipe(stage="labels/det", code_version="detector-1", weights=weights_digest(config))
+
+
+@pytest.mark.parametrize("where", ["stored", "folder", "seeded", "nowhere", "scene", "other weights"])
+def test_which_detector_made_a_label_is_in_the_ledger(
+    where: str, filled: Store, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pointer = read_pointer(filled, "det")
+    assert pointer is not None
+    weights = {"folder": str(folders["det"]), "seeded": "seeded:0", "nowhere": str(tmp_path / "gone")}
+    named = DetectorConfig(weights=weights.get(where, f"stored:det/{pointer.digest}"))
+    config = SceneConfig() if where == "scene" else named
+    made_by = "0" * 64 if where == "other weights" else weights_digest(config)
+    store = LocalStore(tmp_path / "store")
+    if where == "stored":
+        add_weights(store, "det", folders["det"], "here")
     for split in SPLITS:
-        write_shard(filled, ShardPlace("tiny", split, "boxes", 0), recipe, [], "run")
+        recipe = Recipe(stage="labels/det", code_version="detector-1", weights=made_by)
+        write_shard(store, ShardPlace("tiny", split, "boxes", 0), recipe, [], "run")
+    base = smallest(tmp_path)
     layout = Layout(rows_per_shard=1, shards_per_block=1, num_blocks=1)
-    project = smallest(tmp_path).model_copy(update={"dataset": "tiny", "store": filled.root, "layout": layout})
-    session = Session(project)
+    changed = {"dataset": "tiny", "store": store.root, "layout": layout, "labellers": {**base.labellers, "det": config}}
+    session = Session(base.model_copy(update=changed))
     publish_ledger(session, label_stage(session, "det"), "block_00", 2)
     path = ledger_path("tiny", "train", "boxes", "block_00").replace(".parquet", ".shards.parquet")
-    assert pq.read_table(io.BytesIO(filled.read(path)))["network"].to_pylist() == ["rt_detr_v2"]
+    known = "rt_detr_v2" if where in ("stored", "folder", "seeded") else None
+    assert pq.read_table(io.BytesIO(store.read(path)))["network"].to_pylist() == [known]

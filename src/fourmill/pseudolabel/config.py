@@ -218,21 +218,31 @@ def label_version(config: AnyLabellerConfig) -> str:
     return f"{config.kind}-{OWN[own_label(config)].version if isinstance(config, OwnConfig) else VERSION}"
 
 
+def architecture(config: AnyLabellerConfig, store: Store) -> str | None:
+    """Which network makes a label, as its config.json says: `dpt`, of detectors `rt_detr_v2`; None: no network, or no word."""
+    if isinstance(config, OwnConfig | SceneConfig):
+        return None
+    if not isinstance(config, DetectorConfig):
+        return config.kind
+    if seed_of(config.weights) is not None:
+        return _SEEDED_DETECTOR
+    stored = stored_ref(config.weights)
+    try:
+        if stored is not None:
+            found = json.loads(store.read(f"{stored.folder}/{CONFIG_FILE}"))
+        else:
+            found = json.loads((Path(config.weights) / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    kind = found.get("model_type")
+    return kind if isinstance(kind, str) else None
+
+
 def network_name(config: AnyLabellerConfig, store: Store) -> str:
     """What makes a label, for people: its kind, and of a detector which one: `detector rt_detr_v2`."""
     if not isinstance(config, DetectorConfig):
         return config.kind
-    stored = stored_ref(config.weights)
-    try:
-        if seed_of(config.weights) is not None:
-            kind = _SEEDED_DETECTOR
-        elif stored is not None:
-            kind = json.loads(store.read(f"{stored.folder}/{CONFIG_FILE}"))["model_type"]
-        else:
-            kind = json.loads((Path(config.weights) / CONFIG_FILE).read_bytes())["model_type"]
-    except (OSError, ValueError, KeyError):
-        kind = "of an unknown type"
-    return f"{config.kind} {kind}"
+    return f"{config.kind} {architecture(config, store) or 'of an unknown type'}"
 
 
 def require_weights(label: str, config: AnyLabellerConfig, store: Store | None = None) -> None:

@@ -4,7 +4,6 @@
 files but the card, so a folder copied by hand has the same one. No torch: definitions load this.
 """
 
-import json
 import os
 import shutil
 import uuid
@@ -133,17 +132,6 @@ def read_pointer(store: Store, name: str) -> Pointer | None:
         return Pointer.model_validate_json(store.read(pointer_path(name)))
     except FileNotFoundError:
         return None
-
-
-def stored_network(store: Store, digest: str) -> str | None:
-    """The architecture (`rt_detr_v2`) of weights in the store, by their digest; None: they are not there, or do not say."""
-    for name in ORIGINS:
-        try:
-            found = json.loads(store.read(f"{StoredRef(name, digest).folder}/{CONFIG_FILE}")).get("model_type")
-        except FileNotFoundError:
-            continue
-        return found if isinstance(found, str) else None
-    return None
 
 
 def add_command(label: str, kind: str, store_root: str | None = None) -> str:

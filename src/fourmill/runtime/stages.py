@@ -6,7 +6,6 @@ cannot get past, in whichever run it is tried.
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 from fourmill.core.digest import Json, digest_json
 from fourmill.core.ledger import BlockReport, ledger_path, write_ledger
@@ -19,9 +18,8 @@ from fourmill.ingest.optout import publish_opt_out, read_opt_out
 from fourmill.ingest.stale import remember_opt_out
 from fourmill.ingest.statuses import MAY_PASS
 from fourmill.ingest.worker import images_recipe
-from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, config_digest, weights_digest
+from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, architecture, config_digest, weights_digest
 from fourmill.pseudolabel.members import label_format
-from fourmill.pseudolabel.stored import stored_network
 from fourmill.pseudolabel.worker import label_recipe
 from fourmill.runtime.models import current
 from fourmill.runtime.pace import Pace
@@ -56,6 +54,7 @@ class BlockStage:
     again: Callable[[Receipt], bool] | None = None  # finished shards that this run works on all the same
     unit: str = "rows"  # what people count here
     together: int = 1  # shards that an actor takes at a time
+    network_of: Callable[[str], str | None] = lambda digest: None  # architecture behind a digest of weights, for people
     also: "tuple[BlockStage, ...]" = ()  # stages some of whose shards this one makes too; it publishes none of theirs
     beside: tuple[str, ...] = ()  # folders of no stage that its workers write to as well
 
@@ -117,8 +116,8 @@ def publish_ledger(session: Session, stage: BlockStage, block: str, shards_done:
     """Write the block's ledgers: from here on the next stage may read it."""
     project = session.project
     shards = project.layout.shards_of(block)
-    store, network_of = session.store, partial(stored_network, session.store)
-    return write_ledger(store, project.dataset, stage.folder, block, shards, stage.asset, shards_done, network_of)
+    place = (session.store, project.dataset, stage.folder, block, shards)
+    return write_ledger(*place, stage.asset, shards_done, stage.network_of)
 
 
 def withdraw_ledger(session: Session, stage: BlockStage, block: str) -> None:
@@ -167,15 +166,17 @@ def label_stage(session: Session, label: str, wanted: Collection[str] = ()) -> B
             image is decoded once for all of them, and their own stage finds its shards done.
     """
     p, store = session.project, session.store
-    also = [other for other in wanted if other != label and _fed_alike(p.labellers[label], p.labellers[other])]
+    config = p.labellers[label]
+    also = [other for other in wanted if other != label and _fed_alike(config, p.labellers[other])]
     return BlockStage(
         asset=f"labels/{label}",
         folder=label_format(label).folder,
         factory="fourmill.runtime.workers:labels",
         arguments={"project": p.model_dump(mode="json"), "label": label, "also": also},
-        recipe=lambda split, shard: label_recipe(store, p.dataset, split, shard, label, p.labellers[label]),
+        recipe=lambda split, shard: label_recipe(store, p.dataset, split, shard, label, config),
         needs={"images": f"{p.dataset}/images"},
         unit="images",
+        network_of=lambda digest: architecture(config, store) if digest == weights_digest(config) else None,
         also=tuple(label_stage(session, other) for other in also),
     )
 
