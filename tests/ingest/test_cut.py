@@ -3,11 +3,15 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from fourmill.ingest.cut import check_parts
 from fourmill.ingest.image import ImageError, normalise
 
 RNG = np.random.default_rng(0)
@@ -114,6 +118,16 @@ def test_a_jpeg_with_broken_tables_is_not_called_cut(quick_config) -> None:
         table = data.rfind(b"\xff\xc4")
         data[table + 5 : table + 21] = b"\xff" * 16  # more codes than there can be
         assert failure(bytes(data), quick_config()) == "decode_error"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0"]),
+    st.binary(max_size=80),
+)
+def test_whatever_follows_a_signature_raises_nothing_else(signature: bytes, data: bytes) -> None:
+    with suppress(ImageError):
+        check_parts(signature + data)
 
 
 def tiff(start: bytes, packed: bytes, tiled: bool) -> bytes:
