@@ -5,6 +5,7 @@ The layouts are written down here as the published code names and shapes them, n
 
 import argparse
 import gc
+import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,13 +18,13 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fourmill.core.labels import Picture
+from fourmill.core.labels import COCO_THINGS, Picture
 from fourmill.core.safe_load import read_weights
 from fourmill.core.store import LocalStore, Store
 from fourmill.pipelines.cli import app
-from fourmill.pseudolabel.config import DptConfig
+from fourmill.pseudolabel.config import ClipConfig, DetectorConfig, DptConfig, architecture
 from fourmill.pseudolabel.labeller import Labelled, NetworkError
-from fourmill.pseudolabel.make import make_labeller
+from fourmill.pseudolabel.make import make_features, make_labeller
 from fourmill.pseudolabel.omnidata import to_omnidata
 from fourmill.pseudolabel.stored import read_pointer
 from fourmill.pseudolabel.vitdet_keys import MASK_HEAD, VitDetArchitecture, check_vitdet, vitdet_shapes
@@ -40,7 +41,7 @@ def room(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     shutil.rmtree(folder)
-    gc.collect()  # labellers refer to themselves, half a gigabyte each
+    gc.collect()
 
 
 def affine(name: str, *shape: int) -> dict[str, Shape]:
@@ -122,18 +123,24 @@ def write_omnidata(path: Path, label: str) -> None:
     torch.save(state, path)
 
 
+def added(name: str, source: Path, store: LocalStore) -> str:
+    """The digest under which `fourmill weights add` has put a network into the store."""
+    said = CliRunner().invoke(app, ["weights", "add", name, str(source), "--store", store.root], catch_exceptions=False)
+    gc.collect()  # labellers refer to themselves, half a gigabyte each
+    known = read_pointer(store, name)
+    assert said.exit_code == 0 and known is not None
+    assert known.origin == f"file {source.name}" and known.digest[:12] in said.output
+    return known.digest
+
+
 @pytest.mark.parametrize(("label", "suffix"), [("depth", "ckpt"), ("normal", "pth")])
 def test_omnidatas_network_comes_out_of_the_store_as_it_was_in_the_authors_file(
     label: str, suffix: str, room: Path, photo: Callable[..., np.ndarray]
 ) -> None:
     path, store = room / f"omnidata_dpt_{label}_v2.{suffix}", LocalStore(room / "store")
     write_omnidata(path, label)
-    said = CliRunner().invoke(app, ["weights", "add", label, str(path), "--store", store.root], catch_exceptions=False)
-    known = read_pointer(store, label)
-    gc.collect()
-    assert said.exit_code == 0 and known is not None and known.origin == f"file {path.name}"
-
-    labeller: Any = make_labeller(label, DptConfig(weights=f"stored:{label}/{known.digest}"), store)
+    digest = added(label, path, store)
+    labeller: Any = make_labeller(label, DptConfig(weights=f"stored:{label}/{digest}"), store)
     (found,) = labeller.label_pictures([Picture(photo(40, 90))])
     assert isinstance(found, Labelled) and np.asarray(found.label).shape[:2] == (40, 90)
     read = torch.load(path, mmap=True, weights_only=False)
@@ -141,6 +148,71 @@ def test_omnidatas_network_comes_out_of_the_store_as_it_was_in_the_authors_file(
     loaded = to_omnidata(labeller._network.cpu())
     assert given.keys() - loaded.keys() == {"pretrained.model.head.weight", "pretrained.model.head.bias"}
     assert all(torch.equal(value, given[key]) for key, value in loaded.items())
+
+
+def clip_vision() -> dict[str, Shape]:
+    """The image half of ViT-B/16, as transformers names it."""
+    found: dict[str, Shape] = {
+        "vision_model.embeddings.class_embedding": (768,),
+        "vision_model.embeddings.patch_embedding.weight": (768, 3, 16, 16),
+        "vision_model.embeddings.position_embedding.weight": (14 * 14 + 1, 768),
+        "visual_projection.weight": (512, 768),
+    }
+    found |= affine("vision_model.pre_layrnorm", 768) | affine("vision_model.post_layernorm", 768)
+    for number in range(12):
+        layer = f"vision_model.encoder.layers.{number}."
+        for name in ("q", "k", "v", "out"):
+            found |= affine(f"{layer}self_attn.{name}_proj", 768, 768)
+        found |= affine(f"{layer}layer_norm1", 768) | affine(f"{layer}layer_norm2", 768)
+        found |= affine(f"{layer}mlp.fc1", 3072, 768) | affine(f"{layer}mlp.fc2", 768, 3072)
+    return found
+
+
+def write_clip(folder: Path) -> dict[str, Tensor]:
+    """A folder as the public one: the whole CLIP of 2021, with positions' numbers and a text side. Returns the image half."""
+    vision = drawn(clip_vision(), seed=4)
+    text = {"text_model.embeddings.token_embedding.weight": torch.zeros(1).expand(49408, 512)}  # one number in the file
+    text |= {"text_projection.weight": torch.zeros(512, 512), "logit_scale": torch.tensor(2.6592)}
+    numbers = {"vision_model.embeddings.position_ids": torch.arange(197)[None]}
+    folder.mkdir()
+    torch.save(vision | text | numbers, folder / "pytorch_model.bin")
+    halves = {
+        "text_config": {"model_type": "clip_text_model", "projection_dim": 512},
+        "vision_config": {"model_type": "clip_vision_model", "patch_size": 16, "projection_dim": 512},
+    }
+    config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 512, **halves}
+    (folder / "config.json").write_text(json.dumps(config))
+    return vision
+
+
+def test_clips_image_half_comes_out_of_the_public_folder_of_both(room: Path, photo: Callable[..., np.ndarray]) -> None:
+    store = LocalStore(room / "store")
+    given = write_clip(room / "clip")
+    digest = added("clip", room / "clip", store)
+    features: Any = make_features(ClipConfig(weights=f"stored:clip/{digest}"), store)
+    assert features(np.stack([photo(224, 224)])).shape == (1, 14, 14, 512)
+    loaded = features._network.cpu().state_dict()
+    assert loaded.keys() == given.keys() and all(torch.equal(value, given[key]) for key, value in loaded.items())
+
+
+def test_d_fine_the_detector_of_those_without_detectron2_comes_out_as_it_was(
+    room: Path, photo: Callable[..., np.ndarray]
+) -> None:
+    from transformers import DFineConfig, DFineForObjectDetection
+
+    names = {"id2label": dict(enumerate(COCO_THINGS)), "label2id": {name: i for i, name in enumerate(COCO_THINGS)}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        network: Any = DFineForObjectDetection(DFineConfig(**names)).eval()  # the size of D-FINE-L
+    network.save_pretrained(room / "det")
+    store = LocalStore(room / "store")
+    config = DetectorConfig(weights=f"stored:det/{added('det', room / 'det', store)}", input_px=160)
+    assert architecture(config, store) == "d_fine"
+    labeller: Any = make_labeller("det", config, store)
+    (boxes,) = labeller.label_pictures([Picture(photo(60, 80))])
+    assert isinstance(boxes, list)
+    given, loaded = network.state_dict(), labeller._network.cpu().state_dict()
+    assert loaded.keys() == given.keys() and all(torch.equal(value, given[key]) for key, value in loaded.items())
 
 
 def test_vitdets_file_of_all_keys_is_read_and_one_that_lacks_a_key_is_refused(room: Path, store: Store) -> None:
