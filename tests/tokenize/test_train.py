@@ -126,7 +126,11 @@ def test_the_training_set_must_be_the_one_that_was_named(spec, store, train_set)
 
 def test_a_damaged_model_is_refused(spec, store, read_report):
     path = read_report(train_tokenizer(spec("clip", steps=1), no_progress))["path"]
-    store.write(f"{path}/model.safetensors", store.read(f"{path}/model.safetensors")[:-100])
+    weights = store.read(f"{path}/model.safetensors")
+    store.write(f"{path}/model.safetensors", weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(ModelError, match="weights or a config of another digest"):
+        load_image_tokenizer(store, path)
+    store.write(f"{path}/model.safetensors", weights[:-100])
     with pytest.raises(ModelError, match="damaged"):
         load_image_tokenizer(store, path)
     with pytest.raises(ModelError, match="train or import"):

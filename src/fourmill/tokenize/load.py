@@ -40,7 +40,7 @@ def save_image_tokenizer(store: Store, name: str, model: ImageTokenizer, card: s
     """
     weights = save({key: value.contiguous() for key, value in sorted(model.state_dict().items())})
     config: dict[str, Any] = {"tokenizer": model.config.model_dump(mode="json"), "depth_span": list(model.depth_span)}
-    digest = digest_json([digest_bytes(weights), config])
+    digest = _digest(weights, config)
     folder = f"models/{name}/{digest}"
     store.write(f"{folder}/config.json", json.dumps(config, indent=1).encode())
     store.write(f"{folder}/card.md", card.replace("{digest}", digest).encode())
@@ -56,14 +56,21 @@ def load_image_tokenizer(store: Store, folder: str, device: str = "cpu", with_de
         with_decoder: without it only the encoder's weights and the codebook are kept: tokens can be made, not decoded.
 
     Raises:
-        ModelError: a file is missing or damaged, or weights do not fit the config; every wrong key is named.
+        ModelError: a file is missing or damaged, weights do not fit the config, where every wrong key is named, or the two are
+            not those that the folder's digest is of.
     """
-    known = load_config(store, folder)
+    known, weights = load_config(store, folder), _read(store, folder, "model.safetensors")
     try:
-        state = load(_read(store, folder, "model.safetensors"))
+        state = load(weights)
     except SafetensorError as error:
         raise ModelError(f"{folder}/model.safetensors is damaged: {error}; copy it again") from error
     model = make_tokenizer(known, state, folder, with_decoder)
+    found = _digest(weights, json.loads(_read(store, folder, "config.json")))
+    if found != folder.rpartition("/")[2]:
+        raise ModelError(
+            f"{folder} holds weights or a config of another digest, {found[:12]}: tokens would bear the wrong name. "
+            "Copy it again, or train or import it"
+        )
     return model.to_device(torch.device(device)).eval()
 
 
@@ -111,6 +118,10 @@ def check_keys(state: Mapping[str, torch.Tensor], model: torch.nn.Module, where:
     problems = key_problems(state, shapes(model.state_dict()))
     if problems:
         raise ModelError(f"{where}: weights do not fit the config: {shown_problems(problems)}")
+
+
+def _digest(weights: bytes, config: Mapping[str, Any]) -> str:
+    return digest_json([digest_bytes(weights), config])
 
 
 def _read(store: Store, folder: str, name: str) -> bytes:
