@@ -10,7 +10,7 @@ from fourmill.core.ranks import Ranks
 from fourmill.tokenize.batches import Batches, batch_side
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
 from fourmill.tokenize.samples import Features
-from fourmill.tokenize.train_set import TrainSetError, build_train_set, read_label
+from fourmill.tokenize.train_set import TrainSetError, _clip_crop, build_train_set, read_label
 
 BOTH = ("block_00", "block_01")
 
@@ -72,6 +72,11 @@ def test_clip_features_are_packed_of_several_crops(spec, store, tiny):
     )
     once, thrice = (load(store.read(made.path))["train/clip"] for made in (plain, more))
     assert len(thrice) == 3 * len(once) and np.array_equal(thrice[:10], once)
+    packed = load(store.read(more.path))["train/rgb"], load(store.read(more.path))["train/keys"]
+    rows = [[_clip_crop(int(key), number, 64, config) for key in packed[1]] for number in range(3)]
+    assert rows[0] == [(0, 0, 64, 64, 0)] * 10 and {row[4] for row in rows[1] + rows[2]} == {0, 1}
+    images = [[crop_rgb(one, row, 64) for one, row in zip(packed[0], some, strict=True)] for some in rows]
+    assert np.array_equal(thrice, np.concatenate([tiny.features(np.stack(some)) for some in images]).astype(np.float16))
     assert not np.allclose(thrice[10:20], once, atol=0.05) and not np.allclose(thrice[20:], thrice[10:20], atol=0.05)
 
 

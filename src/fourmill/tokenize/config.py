@@ -120,7 +120,11 @@ class TrainingConfig(_Config):
         default=1.0,
         description="Share of an image's tokens that a plain decoder is scored on each step; less is faster.",
     )
-    hflip: bool = Field(default=True, description="Mirror half of the images (Table 3).")
+    hflip: bool = Field(
+        default=True,
+        description="Mirror half of the images (Table 3); of CLIP, the maps of features, which is not quite the same: drawn crops "
+        "are mirrored when the set is packed.",
+    )
     crop_scale: Span | None = Field(
         default=None,
         description="Share of a packed square's area that is seen, drawn for each image and resized (Table 3); None: all of it. "

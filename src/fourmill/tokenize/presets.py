@@ -95,7 +95,9 @@ def paper_tokenizers() -> dict[str, ImageTokenizerConfig]:
             warmup_steps=5000 if is_multi else warmup_epochs * (images // batch),
             batch_size=batch,
             learning_rate=5e-5 * batch / 256,  # Table 3
-            # CLIP's crops, (0.2, 1), are packed, and its features are of images of each side, as the public code computes them.
+            # CLIP's crops, (0.2, 1), are packed, half of them mirrored, and its features are of images of each side, as the public
+            # code computes them.
+            hflip=label != "clip",
             crop_scale=None if label == "clip" else (0.8, 1.0),  # Table 3
             ema_decay=0.99 if plain else 0.9999,  # public code
             sides_px=MULTI_RESOLUTION if is_multi else (),  # B.3

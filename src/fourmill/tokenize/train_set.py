@@ -235,9 +235,14 @@ def _append_crop_features(
 
 
 def _clip_crop(key: int, number: int, side_px: int, config: TrainSetConfig) -> CropRow:
+    """The whole square, or a drawn crop of which half are mirrored: CLIP's features of a mirrored image are not its features of
+    the image, mirrored.
+    """
     if number == 0:
         return 0, 0, side_px, side_px, 0
-    return random_crop(np.random.default_rng([key, number]), side_px, side_px, config.clip_crop_scale)
+    draw = np.random.default_rng([key, number])
+    place = random_crop(draw, side_px, side_px, config.clip_crop_scale)[:4]
+    return (*place, int(draw.random() < 0.5))
 
 
 def _append_features(
