@@ -146,6 +146,21 @@ def test_an_undecodable_image_is_rejected_with_its_reason(
     assert isinstance(rejected, dict) and sum(rejected.values()) == 2  # type: ignore[arg-type]
 
 
+def test_images_rejected_for_one_reason_are_counted_together(
+    store: Store, layout: Layout, fill: Fill, jpeg: Callable[..., bytes], photo: Callable[..., np.ndarray]
+) -> None:
+    whole = jpeg(photo(64, 64))
+    fill("block_00", {0: whole, 2: whole, 4: whole, 6: whole[:-200], 8: whole[:-300]})
+    run(store, layout, "depth", seeded_labellers()["depth"])
+    rows = read_rows(store, ShardPlace(DATASET, "train", "depth", 0)).to_pylist()
+    assert (
+        len({row["reason"] for row in rows if row["status"] == "undecodable"}) == 2
+    )  # rows say how many bytes are missing
+    report = check_block(store, DATASET, layout, "block_00", "depth")
+    rejected: Any = report.figures["rejected"]
+    assert list(rejected.values()) == [2]
+
+
 def test_a_rejected_image_has_the_same_row_each_time(store: Store, layout: Layout, fill: Fill) -> None:
     fill("block_00", {0: b"not an image"})
     first, again = (run(store, layout, "depth", SceneConfig())["train", 0] for _ in range(2))

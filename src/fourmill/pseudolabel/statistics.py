@@ -3,6 +3,7 @@
 Kept as small JSON beside the ledgers, so that a later block can be compared without reading old rows again.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from fourmill.core.store import Store
+
+_NUMBER = re.compile(r"\b\d+(\.\d+)?\b")
 
 
 class Sums(BaseModel):
@@ -48,7 +51,7 @@ class Statistics(BaseModel):
 
     rows: int = 0
     labelled: int = 0
-    rejected: dict[str, int] = {}  # by reason
+    rejected: dict[str, int] = {}  # by reason, numbers in it left out
     figures: dict[str, Sums] = {}
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -57,7 +60,8 @@ class Statistics(BaseModel):
         for row in rows:
             self.rows += 1
             if row["status"] != "ok":
-                reasons[row["reason"] or row["status"]] += 1
+                # A size or a count of bytes is a sample's own: with it every one would have a reason of its own.
+                reasons[_NUMBER.sub("N", row["reason"] or row["status"])] += 1
                 continue
             self.labelled += 1
             for name, value in row["figures"]:
