@@ -31,6 +31,7 @@ from fourmill.core.shards import (
 from fourmill.core.store import Store
 from fourmill.core.work import GroupWorker, ShardJob
 from fourmill.tokenize.align import AlignWorker, align_recipe, token_folder
+from fourmill.tokenize.checks import token_problems
 from fourmill.tokenize.config import MOST_DIFFERENT, ImageTokenizerConfig, TokenizingConfig
 from fourmill.tokenize.crop_settings import crop_settings, settings_path
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -122,6 +123,15 @@ def aligned(store: Store, tiny: Any, config: TokenizingConfig, labels: dict[str,
         recipe = align_recipe(store, tiny.dataset, split, shard, modalities, config.crops)
         worker = AlignWorker(store.root, tiny.dataset, modalities, config.crops)
         worker.run(ShardJob(split, shard, recipe, "run"))
+
+
+def test_a_block_of_tokens_has_as_many_rows_a_sample_as_crops(store: Store, tiny: Any) -> None:
+    labels = {"semseg": tokenizer(store, "semseg")}
+    for shard in (0, 1):
+        tokenized(store, tiny, CROPS, labels, shard)
+    place = (store, tiny.dataset, tiny.layout, "block_00", modality_table(64, 8, {"semseg": 64}, 4400)["tok_semseg@64"])
+    assert token_problems(*place, 3) == []
+    assert "int16 (3, 64), expected int16 (1, 64)" in token_problems(*place)[0]
 
 
 def test_all_modalities_share_the_crops_that_are_written_beside_them(store: Store, tiny: Any) -> None:

@@ -42,7 +42,7 @@ def _token_asset(project: Project, blocks: dg.PartitionsDefinition, asset: Token
 
     def inspect(session: Session, block: str) -> Inspection:
         place = (session.store, project.dataset, project.layout, block, modality)
-        problems = token_problems(*place)
+        problems = token_problems(*place, project.tokenizing.crops.num)
         found = {"block": block, "problems": table(["problem"], [[p] for p in problems[:20]])}
         ref = current(session.store, project.dataset, tokenizer, f"tokenizers/{tokenizer}")
         shown: dict[str, Any] = {"tokenizer": ref.digest, **token_figures(*place)}

@@ -17,14 +17,21 @@ from fourmill.tokenize.align import token_folder
 _MAX_PROBLEMS = 20
 
 
-def token_problems(store: Store, dataset: str, layout: Layout, block: str, modality: Modality) -> list[str]:
-    """What is wrong with one modality's tokens of a block; empty when nothing is."""
+def token_problems(
+    store: Store, dataset: str, layout: Layout, block: str, modality: Modality, num_crops: int = 1
+) -> list[str]:
+    """What is wrong with one modality's tokens of a block; empty when nothing is.
+
+    Args:
+        num_crops: rows that every sample's tokens have; texts have none.
+    """
     problems: list[str] = []
     for place in _places(dataset, layout, block, token_folder(modality.name)):
         receipt, num_members = read_receipt(store, place), 0
         for key, data in read_members(store, place):
             num_members += 1
-            problem = _text_problem(modality, data) if modality.kind == "text" else _grid_problem(modality, data)
+            is_text = modality.kind == "text"
+            problem = _text_problem(modality, data) if is_text else _grid_problem(modality, data, num_crops)
             if problem:
                 problems.append(f"{place.tar} {key}: {problem}")
         if receipt is not None and num_members != receipt.num_ok:
@@ -34,10 +41,10 @@ def token_problems(store: Store, dataset: str, layout: Layout, block: str, modal
     return problems
 
 
-def _grid_problem(modality: Modality, data: bytes) -> str | None:
+def _grid_problem(modality: Modality, data: bytes, num_crops: int) -> str | None:
     tokens = np.load(io.BytesIO(data), allow_pickle=False)
-    if tokens.dtype != np.int16 or tokens.ndim != 2 or tokens.shape[1] != modality.max_tokens:
-        return f"{tokens.dtype} {tokens.shape}, expected int16 (crops, {modality.max_tokens})"
+    if tokens.dtype != np.int16 or tokens.shape != (num_crops, modality.max_tokens):
+        return f"{tokens.dtype} {tokens.shape}, expected int16 ({num_crops}, {modality.max_tokens})"
     if tokens.min() < 0 or tokens.max() >= (modality.vocab_size or 0):
         return f"ids {tokens.min()}..{tokens.max()}, expected 0..{(modality.vocab_size or 0) - 1}"
     return None
