@@ -138,6 +138,18 @@ def test_a_key_that_does_not_fit_is_named_as_the_file_names_it(
     assert store.list("weights") == []
 
 
+def test_numbers_that_are_none_are_found_when_weights_are_added(
+    original: Callable[..., Path], networks: dict[str, Any], store: Store
+) -> None:
+    def spoil(state: dict[str, Any]) -> None:
+        state["scratch.layer2_rn.weight"] = state["scratch.layer2_rn.weight"].clone()
+        state["scratch.layer2_rn.weight"][3, 2, 1, 0] = float("nan")
+
+    with pytest.raises(NetworkError, match=r"v2\.pth holds NaN in neck\.convs\.1\.weight: "):
+        add_weights(store, "depth", original("depth", "pth", spoil), "here", None, networks["depth"].config)
+    assert store.list("weights") == []
+
+
 def test_a_depth_file_is_not_taken_for_normals(
     original: Callable[..., Path], networks: dict[str, Any], store: Store
 ) -> None:

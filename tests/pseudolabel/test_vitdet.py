@@ -90,6 +90,14 @@ def test_a_key_that_does_not_fit_is_named(
     assert store.list("weights") == []
 
 
+def test_numbers_that_are_none_are_found_when_weights_are_added(original: Callable[..., Path], store: Store) -> None:
+    bias = "roi_heads.box_predictor.1.cls_score.bias"
+    path = original(lambda state: state.update({bias: np.full_like(state[bias], np.nan)}))
+    with pytest.raises(NetworkError, match=rf"model_final\.pkl holds NaN in {bias}: "):
+        add_weights(store, "vitdet", path, "here", None, TINY)
+    assert store.list("weights") == []
+
+
 def test_without_detectron2_the_labeller_says_where_it_is_to_be(original: Callable[..., Path], store: Store) -> None:
     added = add_weights(store, "vitdet", original(), "here", None, TINY)
     with pytest.raises(vitdet.Detectron2MissingError, match=r"infra/detectron2.*runtime_env.*or choose a detector"):

@@ -15,9 +15,11 @@ from torch import nn
 from fourmill.core.digest import digest_file
 from fourmill.core.safe_load import read_weights
 from fourmill.core.store import Store
+from fourmill.core.weights import shown_problems
 from fourmill.pseudolabel import clip, detector, dpt, mask2former
 from fourmill.pseudolabel.choices import clip_config
 from fourmill.pseudolabel.config import DetectorConfig, DptConfig, Mask2FormerConfig
+from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.make import make_features, make_labeller
 from fourmill.pseudolabel.network import from_folder
 from fourmill.pseudolabel.omnidata import from_omnidata, omnidata_config
@@ -49,7 +51,8 @@ def add_weights(
         architecture: of a file, where it is not the public one's.
 
     Raises:
-        ValueError: no such name, or not such weights; wrong keys are named.
+        ValueError: no such name, or not such weights.
+        NetworkError: a key is missing, unknown, of another shape, or holds NaN; it is named.
         FileNotFoundError: nothing at `source`.
     """
     if name not in ORIGINS:
@@ -59,6 +62,7 @@ def add_weights(
     with TemporaryDirectory(prefix="fourmill-weights-") as temporary:
         made = Path(temporary)
         _CONVERTERS[ORIGINS[name].kind](name, source, made, architecture)
+        _check_numbers(made / WEIGHTS_FILE, source)
         known = Pointer(
             name=name,
             digest=digest_folder(made),
@@ -69,6 +73,16 @@ def add_weights(
         _publish(store, known, made, _card(known, source))
     store.write(pointer_path(name), known.model_dump_json(indent=1).encode())
     return known
+
+
+def _check_numbers(made: Path, source: Path) -> None:
+    """Miss numbers here, not in the first batch on a GPU. Infinite ones may be meant: some networks keep masks of them."""
+    from safetensors import safe_open
+
+    with safe_open(made, "pt") as file:
+        broken = [key for key in file.keys() if bool(file.get_tensor(key).isnan().any())]
+    if broken:
+        raise NetworkError(f"{source} holds NaN in {shown_problems(broken)}: a training that failed, or a damaged file")
 
 
 def _publish(store: Store, known: Pointer, made: Path, card: str) -> None:
