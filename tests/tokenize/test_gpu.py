@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fourmill.tokenize.config import ImageTokenizerConfig
+from fourmill.tokenize.config import MOST_DIFFERENT, ImageTokenizerConfig
 from fourmill.tokenize.conversions import to_network
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.presets import smallest_tokenizers
@@ -41,8 +41,9 @@ def test_tokens_are_those_of_a_cpu(label: str):
     here = tokenizer.tokenize(batch)
     there = tokenizer.to_device(torch.device("cuda"))
     assert (there.tokenize(batch) == here).mean() > 0.99  # nearly tied codewords
+    full = there.tokenize(batch)
     for precision in ("bf16", "fp16"):
-        assert (there.tokenize(batch, precision) == here).mean() > 0.7, precision
+        assert (there.tokenize(batch, precision) != full).mean() <= MOST_DIFFERENT[precision], precision
     assert there.tokenize(batch[:3], "bf16").tolist() == there.tokenize(batch, "bf16")[:3].tolist()
     assert torch.get_float32_matmul_precision() == "highest"
 

@@ -385,9 +385,9 @@ def test_an_encoder_alone_gives_the_tokens_of_the_whole(store: Store, tiny: Any,
         encoder.detokenize(whole.tokenize(batch))
 
 
-def deep_encoder() -> ImageTokenizer:
+def deep_encoder(label: str = "rgb") -> ImageTokenizer:
     """Of 12 blocks, untrained: its latents lie closer to the borders between codewords than a trained one's."""
-    values = SMALL["rgb"].model_dump()
+    values = SMALL[label].model_dump()
     values["encoder"] |= {"kind": "vit", "width": 128, "depth": 12, "heads": 2}
     values["quantizer"] |= {"codebook_size": 512}
     torch.manual_seed(0)
@@ -395,15 +395,29 @@ def deep_encoder() -> ImageTokenizer:
 
 
 def smooth_images(number: int) -> np.ndarray:
-    x = np.random.default_rng(0).integers(0, 256, (number, 16, 16, 3), dtype=np.uint8)
-    return x.repeat(4, 1).repeat(4, 2)
+    return smooth("rgb", number)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])  # measured: 2.3 and 0.2 %
-def test_half_precision_disagrees_with_float32_on_few_tokens(precision: Any) -> None:
-    model, x = deep_encoder(), smooth_images(8)
+def smooth(label: str, number: int) -> np.ndarray:
+    """Maps of blocks of 4 pixels; features of one patch are noise."""
+    rng = np.random.default_rng(0)
+    drawn: dict[str, Callable[[], np.ndarray]] = {
+        "rgb": lambda: rng.integers(0, 256, (number, 16, 16, 3), dtype=np.uint8),
+        "depth": lambda: rng.random((number, 16, 16), dtype=np.float32),
+        "normal": lambda: rng.uniform(-1, 1, (number, 16, 16, 3)).astype(np.float32),
+        "semseg": lambda: rng.integers(0, 133, (number, 16, 16), dtype=np.uint8),
+        "clip": lambda: rng.normal(size=(number, 8, 8, 12)).astype(np.float32),
+    }
+    found = drawn[label]()
+    return found if label == "clip" else found.repeat(4, 1).repeat(4, 2)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])  # measured: up to 2.3 and 0.3 %
+@pytest.mark.parametrize("label", SMALL)
+def test_half_precision_disagrees_with_float32_on_few_tokens(label: str, precision: Any) -> None:
+    model, x = deep_encoder(label), smooth(label, 8)
     full, half = model.tokenize(x), model.tokenize(x, precision)
-    assert len(np.unique(full)) > 20
+    assert len(np.unique(full)) > 15
     different = float(np.mean(full != half))
     assert different <= MOST_DIFFERENT[precision]
 
