@@ -9,7 +9,7 @@ from fourmill.core.shards import Recipe
 from fourmill.pipelines.profiles import smallest
 from fourmill.runtime.ray_session import RayConfig, StageShare
 from fourmill.runtime.session import Session
-from fourmill.runtime.stages import BlockStage, run_block
+from fourmill.runtime.stages import BlockStage, PythonMissingError, run_block
 
 
 @pytest.fixture
@@ -22,27 +22,43 @@ def other_python(tmp_path: Path) -> Path:
     return path
 
 
+def echo_stage(session: Session, asset: str) -> BlockStage:
+    return BlockStage(
+        asset=asset,
+        folder="echo",
+        factory="echo_worker:MarkedEchoWorker",
+        arguments={"root": session.project.store},
+        recipe=lambda split, shard: Recipe(stage=asset, code_version="1"),
+    )
+
+
+def under(python: Path, tmp_path: Path) -> Session:
+    """A project whose boxes are made under another Python."""
+    share = StageShare(runtime_env={"py_executable": str(python)})
+    ray = RayConfig(num_workers=2, stages={"labels/det": share})
+    return Session(smallest(tmp_path).model_copy(update={"ray": ray}))
+
+
 @pytest.mark.ray
 def test_actors_of_a_stage_run_under_the_python_that_the_project_names_for_it(
     tmp_path: Path, other_python: Path, ray_session: None
 ) -> None:
-    share = StageShare(runtime_env={"py_executable": str(other_python)})
-    ray = RayConfig(num_workers=2, stages={"labels/det": share})
-    session = Session(smallest(tmp_path).model_copy(update={"ray": ray}))
+    session = under(other_python, tmp_path)
 
     def marks(asset: str, block: str) -> set[str]:
-        stage = BlockStage(
-            asset=asset,
-            folder="echo",
-            factory="echo_worker:MarkedEchoWorker",
-            arguments={"root": session.project.store},
-            recipe=lambda split, shard: Recipe(stage=asset, code_version="1"),
-        )
         shards = session.project.layout.shards_of(block)
-        assert run_block(session, stage, block) == 2 * len(shards)
+        assert run_block(session, echo_stage(session, asset), block) == 2 * len(shards)
         found = [path for path in session.store.list("marks") if int(Path(path).stem) in shards]
         assert len(found) == 2 * len(shards)
         return {session.store.read(path).decode() for path in found}
 
     assert marks("labels/det", "block_00") == {"other"}
     assert marks("labels/depth", "block_01") == {"none"}
+
+
+def test_a_python_that_is_not_there_is_missed_before_a_ray_starts(tmp_path: Path) -> None:
+    session = under(tmp_path / "gone" / "python", tmp_path)
+    with pytest.raises(
+        PythonMissingError, match=r"labels/det: there is no \S*gone/python on this machine.*infra/detectron2"
+    ):
+        run_block(session, echo_stage(session, "labels/det"), "block_00")

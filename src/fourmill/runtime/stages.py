@@ -4,6 +4,8 @@ A stage's ledger is written only after its checks have passed; the next stage as
 cannot get past, in whichever run it is tried.
 """
 
+import shlex
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -25,6 +27,7 @@ from fourmill.runtime.models import current
 from fourmill.runtime.pace import Pace
 from fourmill.runtime.pool import run_shards
 from fourmill.runtime.project import Project
+from fourmill.runtime.ray_session import RayConfig
 from fourmill.runtime.session import Session
 from fourmill.runtime.token_assets import token_assets
 from fourmill.runtime.workers import token_modalities
@@ -38,6 +41,10 @@ LABEL_FOLDERS = {label: label_format(label).folder for label in LABELS}
 
 class BlockNotReadyError(ValueError):
     """An upstream block that is missing or did not pass its checks."""
+
+
+class PythonMissingError(ValueError):
+    """A stage is to run under a Python that is not there."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,11 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
 
     Raises:
         BlockNotReadyError: an upstream block has no ledger.
+        PythonMissingError: the stage's own Python is not on this machine, where its actors are to be.
         ShardError: a worker failed.
     """
     project, store = session.project, session.store
+    ray = project.ray.for_stage(stage.asset)
     for folder, asset in stage.needs.items():
         for split in SPLITS:
             if not store.exists(ledger_path(project.dataset, split, folder, block)):
@@ -77,6 +86,7 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
     folders = [stage.folder, *(other.folder for other in stage.also), *stage.beside]
     work = list(_work(session, stage, block))
     if work:
+        _require_python(stage.asset, ray)
         withdraw_ledger(session, stage, block)
         for other in stage.also:
             if any(_work(session, other, block)):
@@ -87,7 +97,6 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
     jobs = [job for job, _ in work]
     pace = Pace(len(jobs), unit=stage.unit, listener=session.progress(f"{stage.asset} {block}"))
     try:
-        ray = project.ray.for_stage(stage.asset)
         made = run_shards(stage.factory, stage.arguments, jobs, ray, pace, stage.together)
     except BaseException:
         for job in jobs:  # its actors are gone; what they were writing takes room that the next run may lack
@@ -99,6 +108,17 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
     if stage.finish:
         stage.finish(block)
     return sum(receipt != before for receipt, (_, before) in zip(made, work, strict=True))
+
+
+def _require_python(asset: str, ray: RayConfig) -> None:
+    """Ray would try to start actors without it for ever. Of a cluster's machines nothing is known here."""
+    command = shlex.split(ray.runtime_env.get("py_executable") or "")
+    if command and ray.address in (None, "local") and shutil.which(command[0]) is None:
+        raise PythonMissingError(
+            f"{asset}: there is no {command[0]} on this machine, and the project has the stage's actors run under it "
+            "(py_executable in ray.runtime_env, or that of ray.stages): build that environment, or name another. detectron2's is "
+            "in infra/detectron2"
+        )
 
 
 def _work(session: Session, stage: BlockStage, block: str) -> Iterator[tuple[ShardJob, Receipt | None]]:
