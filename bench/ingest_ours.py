@@ -31,8 +31,8 @@ from fourmill.ingest.worker import ImageWorker, images_recipe
 def _config(task: Task) -> IngestConfig:
     return IngestConfig(
         concurrency=task.concurrency,
-        per_host=4
-        * task.concurrency,  # one host has all rows here, and img2dataset bounds none: no row waits for a turn
+        # One host has all rows here, and img2dataset bounds none: no row waits for a turn.
+        per_host=4 * task.concurrency,
         retries=0,
         max_side_px=task.side_px,
         allow_hosts=(HOST,),

@@ -7,9 +7,9 @@ import pytest
 
 from fourmill.core.shards import Recipe
 from fourmill.pipelines.profiles import smallest
-from fourmill.runtime.ray_session import RayConfig, StageShare
+from fourmill.runtime.ray_session import PythonMissingError, RayConfig, StageShare
 from fourmill.runtime.session import Session
-from fourmill.runtime.stages import BlockStage, PythonMissingError, run_block
+from fourmill.runtime.stages import BlockStage, run_block
 
 
 @pytest.fixture

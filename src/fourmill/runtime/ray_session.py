@@ -7,6 +7,8 @@ Ray Client (`ray://`) is not used: a dropped connection would lose the driver's 
 import logging
 import os
 import secrets
+import shlex
+import shutil
 import socket
 import sys
 from collections.abc import Collection, Mapping
@@ -25,6 +27,10 @@ _INIT_TRIES = 6  # Ray gives a node 30 s; on a busy machine two of eight local s
 
 class RayUnreachableError(ValueError):
     """No Ray where the config says there is one."""
+
+
+class PythonMissingError(ValueError):
+    """A stage is to run under a Python that is not there."""
 
 
 NumWorkers = Annotated[int, Field(gt=0)]
@@ -204,6 +210,23 @@ def check_room(config: RayConfig) -> None:
                 f"each worker asks for {wanted:g} {name} and this machine's Ray has {there.get(name, 0):g}: lower "
                 f"ray.{name.lower()}s_per_worker (or that of ray.stages), or give ray.address of a cluster that has it"
             )
+
+
+def check_python(config: RayConfig, asset: str) -> None:
+    """Prove that a stage's own Python is there, before any work starts: without it Ray would try to start actors for ever.
+
+    Of a cluster's machines nothing is known here.
+
+    Raises:
+        PythonMissingError: it is not on this machine, where a local Ray's actors are to be.
+    """
+    command = shlex.split(config.runtime_env.get("py_executable") or "")
+    if command and config.address in (None, "local") and shutil.which(command[0]) is None:
+        raise PythonMissingError(
+            f"{asset}: there is no {command[0]} on this machine, and the project has the stage's actors run under it "
+            "(py_executable in ray.runtime_env, or that of ray.stages): build that environment, or name another. detectron2's is "
+            "in infra/detectron2"
+        )
 
 
 def dashboard_url(config: RayConfig) -> str | None:

@@ -4,8 +4,6 @@ A stage's ledger is written only after its checks have passed; the next stage as
 cannot get past, in whichever run it is tried.
 """
 
-import shlex
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -27,7 +25,7 @@ from fourmill.runtime.models import current
 from fourmill.runtime.pace import Pace
 from fourmill.runtime.pool import run_shards
 from fourmill.runtime.project import Project
-from fourmill.runtime.ray_session import RayConfig
+from fourmill.runtime.ray_session import check_python
 from fourmill.runtime.session import Session
 from fourmill.runtime.token_assets import token_assets
 from fourmill.runtime.workers import token_modalities
@@ -41,10 +39,6 @@ LABEL_FOLDERS = {label: label_format(label).folder for label in LABELS}
 
 class BlockNotReadyError(ValueError):
     """An upstream block that is missing or did not pass its checks."""
-
-
-class PythonMissingError(ValueError):
-    """A stage is to run under a Python that is not there."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +77,15 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
                     f"{stage.asset} {block}: {asset} has no ledger for {block}: it was not materialized, or its checks failed. "
                     f"Materialize {asset} for {block} and look at its checks"
                 )
-    folders = [stage.folder, *(other.folder for other in stage.also), *stage.beside]
+    folders = [stage.folder, *(other.folder for other in stage.also)]
     work = list(_work(session, stage, block))
     if work:
-        _require_python(stage.asset, ray)
+        check_python(ray, stage.asset)
         withdraw_ledger(session, stage, block)
         for other in stage.also:
             if any(_work(session, other, block)):
                 withdraw_ledger(session, other, block)
-        for folder in folders:
+        for folder in (*folders, *stage.beside):
             for split in SPLITS:
                 store.sweep(f"{project.dataset}/{split}/{folder}")
     jobs = [job for job, _ in work]
@@ -99,7 +93,8 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
     try:
         made = run_shards(stage.factory, stage.arguments, jobs, ray, pace, stage.together)
     except BaseException:
-        for job in jobs:  # its actors are gone; what they were writing takes room that the next run may lack
+        # Its actors are gone, and what they were writing takes room that the next run may lack. Not `beside`: others write there.
+        for job in jobs:
             for folder in folders:
                 store.sweep(f"{project.dataset}/{job.split}/{folder}", f"{shard_name(job.shard)}.")
         raise
@@ -108,17 +103,6 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
     if stage.finish:
         stage.finish(block)
     return sum(receipt != before for receipt, (_, before) in zip(made, work, strict=True))
-
-
-def _require_python(asset: str, ray: RayConfig) -> None:
-    """Ray would try to start actors without it for ever. Of a cluster's machines nothing is known here."""
-    command = shlex.split(ray.runtime_env.get("py_executable") or "")
-    if command and ray.address in (None, "local") and shutil.which(command[0]) is None:
-        raise PythonMissingError(
-            f"{asset}: there is no {command[0]} on this machine, and the project has the stage's actors run under it "
-            "(py_executable in ray.runtime_env, or that of ray.stages): build that environment, or name another. detectron2's is "
-            "in infra/detectron2"
-        )
 
 
 def _work(session: Session, stage: BlockStage, block: str) -> Iterator[tuple[ShardJob, Receipt | None]]:
