@@ -54,6 +54,18 @@ def test_normals_stay_unit_and_mirror_their_x():
     assert not zero.any()
 
 
+@given(st.integers(0, 2**32), st.sampled_from([0, 1]))
+def test_edges_between_pixels_cut_them(seed, hflip):
+    rng = np.random.default_rng(seed)
+    depth = np.broadcast_to((np.arange(30) + 0.5) / 30, (24, 30)).astype(np.float32)
+    left, width = rng.uniform(0, 10), rng.uniform(8, 20)
+    got = crop_depth(depth, (rng.uniform(0, 4), left, 19.5, width, hflip), 8)[:, :: -1 if hflip else 1]
+    wanted = (left + (np.arange(8) + 0.5) / 8 * width) / 30
+    assert np.abs(got - wanted)[:, 1:-1].max() < 0.1 / 30  # a tenth of a pixel; the outer ones lack a neighbour
+    ids = (np.arange(24)[:, None] + np.zeros(30)).astype(np.uint8)
+    assert set(np.unique(crop_semseg(ids, (2.5, 0.5, 3.0, 29.5, hflip), 8))) <= {2, 3, 4, 5}
+
+
 @pytest.mark.parametrize(
     "row", [(0, 0, 25, 10, 0), (-1, 0, 10, 10, 0), (0, 25, 10, 10, 0), (0, 0, 0, 10, 0), (0, 0, 9, 9, 2)]
 )

@@ -1,6 +1,6 @@
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,10 @@ def features(crops_BSSC: np.ndarray) -> np.ndarray:
     return found.astype(np.float32)
 
 
-def sample(key: int) -> dict[str, np.ndarray]:
+def sample(key: int, size: tuple[int, int] = SIDES) -> dict[str, np.ndarray]:
     """An image of two colours and labels that follow from it."""
     rng = np.random.default_rng(key)
-    width, height = SIDES
+    width, height = size
     inside = np.zeros((height, width), bool)
     top, left = rng.integers(10, 40, 2)
     inside[top : top + 25, left : left + 25] = True
@@ -69,9 +69,22 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def _write(store: Store, split: Split, shard: int, keys: list[SampleKey]) -> None:
-    samples = {key: sample(int(key)) for key in keys}
-    size = {"width": SIDES[0], "height": SIDES[1]}
+@pytest.fixture
+def put_images(store: Store) -> Callable[[int, list[tuple[int, int]]], None]:
+    """Give a shard of the training split images of these sizes (width, height) instead, in turns, with labels of the same."""
+
+    def put(shard: int, sizes: list[tuple[int, int]]) -> None:
+        keys = [sample_key(r) for r in LAYOUT.rows_of(shard) if r % 5]
+        _write(store, "train", shard, keys, sizes)
+
+    return put
+
+
+def _write(
+    store: Store, split: Split, shard: int, keys: list[SampleKey], sizes: Sequence[tuple[int, int]] = (SIDES,)
+) -> None:
+    size_of = {key: sizes[i % len(sizes)] for i, key in enumerate(keys)}
+    samples = {key: sample(int(key), size_of[key]) for key in keys}
 
     def png(rgb: np.ndarray) -> bytes:
         sink = io.BytesIO()
@@ -89,7 +102,10 @@ def _write(store: Store, split: Split, shard: int, keys: list[SampleKey]) -> Non
     for folder, found in members.items():
         schema = IMAGE_ROWS if folder == "images" else LABEL_ROWS
         caption = {"caption": "a bottle on the floor"} if folder == "images" else {}
-        items = [Item(k, ext=ext, data=data, extra={**size, **caption}) for k, (ext, data) in found.items()]
+        items = [
+            Item(k, ext=ext, data=data, extra={"width": size_of[k][0], "height": size_of[k][1], **caption})
+            for k, (ext, data) in found.items()
+        ]
         write_shard(
             store, ShardPlace(DATASET, split, folder, shard), Recipe(stage=folder, code_version="1"), items, "r", schema
         )

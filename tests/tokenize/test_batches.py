@@ -1,16 +1,26 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from fourmill.core.crops import crop_rgb, random_crop
+from fourmill.core.crops import centre_crop, crop_rgb, random_crop
 from fourmill.core.ranks import Ranks
 from fourmill.tokenize.batches import Batches, batch_side
-from fourmill.tokenize.config import ImageLabel, TrainSetConfig
+from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TrainSetConfig
+from fourmill.tokenize.presets import smallest_tokenizers
 from fourmill.tokenize.samples import Features
-from fourmill.tokenize.train_set import TrainSetError, _clip_crop, build_train_set, read_label
+from fourmill.tokenize.squeezed import crop_squeezed
+from fourmill.tokenize.train_set import (
+    LabelArrays,
+    TrainSetError,
+    _clip_crop,
+    build_train_set,
+    read_label,
+)
 
 BOTH = ("block_00", "block_01")
 
@@ -30,6 +40,72 @@ def test_crops_lie_in_the_square_have_their_share_and_follow_from_the_seed(seed,
 def test_crops_spread_over_the_square():
     rows = np.array([random_crop(np.random.default_rng(i), 100, 100, (0.2, 1.0)) for i in range(300)])
     assert (rows.max(0)[:4] > [40, 40, 90, 90]).all() and (rows.min(0)[:4] < [5, 5, 50, 50]).all()
+
+
+def rgb_config(**training: Any) -> ImageTokenizerConfig:
+    config = smallest_tokenizers()["rgb"]
+    return config.model_copy(update={"training": config.training.model_copy(update=training)})
+
+
+def places(num: int, width: int, height: int, side_px: int = 128) -> LabelArrays:
+    """Images that say where each of their pixels is, red across and green down, squeezed to squares."""
+    at = (np.arange(side_px) + 0.5) / side_px * 255
+    square = np.stack([*np.meshgrid(at, at), np.zeros((side_px, side_px))], -1).round().astype(np.uint8)
+    train = np.broadcast_to(square, (num, *square.shape))
+    return LabelArrays(train, train, train[..., 0], squeezed_from=np.full((num, 2), (height, width), np.int64))
+
+
+def shown(batch_BCHW: torch.Tensor, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """From where to where the crops of a batch of `places` reach along an axis (0 across, 1 down), as shares of the image."""
+    line = (batch_BCHW[:, axis].mean(1 if axis == 0 else 2).numpy() + 1) / 2
+    first, last, num = 8, line.shape[1] - 9, line.shape[1]  # the filter does not reach over the edge there
+    slope = (line[:, last] - line[:, first]) / (last - first)
+    return line[:, first] - slope * (first + 0.5), line[:, first] + slope * (num - first - 0.5)
+
+
+@settings(max_examples=15)
+@given(
+    size=st.sampled_from([(400, 300), (300, 400), (300, 300), (640, 360), (768, 97)]),
+    draw=st.integers(0, 1000),
+    low=st.sampled_from([0.2, 0.5, 0.8]),
+)
+def test_crops_in_a_batch_have_the_share_and_ratio_of_what_is_drawn_on_the_image(size, draw, low):
+    (width, height), config = size, rgb_config(crop_scale=(low, 1.0), hflip=False, batch_size=4)
+    batches = Batches(places(8, width, height), config)
+    (left, right), (top, bottom) = (shown(batches(draw), axis) for axis in (0, 1))
+    drawn = [random_crop(np.random.default_rng([0, draw, 2, row]), width, height, (low, 1.0)) for row in range(4)]
+    wanted = np.array([[x / width, y / height, (x + w) / width, (y + h) / height] for y, x, h, w, _ in drawn])
+    assert np.abs(np.stack([left, top, right, bottom], 1) - wanted).max() < 0.01
+
+
+def test_the_edges_of_an_image_that_is_no_square_come_up_in_batches():
+    for width, height in ((400, 300), (300, 400)):
+        batches = Batches(places(16, width, height), rgb_config(crop_scale=(0.8, 1.0), hflip=False))
+        reach = np.stack([np.stack(shown(batches(draw), int(width < height)), 1) for draw in range(20)]).reshape(-1, 2)
+        assert reach[:, 0].min() < 0.02 and reach[:, 1].max() > 0.98
+        assert (reach[:, 0] > 0.1).any()  # the centre square begins at an eighth
+
+
+def test_a_stage_without_crops_sees_the_centre_square_of_whole_images():
+    for width, height in ((400, 300), (300, 400), (300, 300)):
+        x = Batches(places(4, width, height), rgb_config(hflip=False))(3)
+        (left, right), (top, bottom) = (shown(x, axis) for axis in (0, 1))
+        first, start, side = centre_crop(width, height)[:3]
+        wanted = [start / width, first / height, (start + side) / width, (first + side) / height]
+        assert np.abs(np.stack([left, top, right, bottom], 1) - wanted).max() < 0.01
+
+
+def test_processes_share_the_crops_of_whole_images(spec, store, tiny, put_images):
+    put_images(0, [(120, 40), (40, 120), (1000, 3), (3, 1000)])
+    config = TrainSetConfig(num_samples=20, num_eval=4, blocks=BOTH, side_px=96)
+    made = build_train_set(store, tiny.dataset, tiny.layout, config, 64)
+    for label in ("rgb", "depth", "normal", "semseg"):
+        one = spec(label, crop_scale=(0.3, 1.0)).config
+        labels = [read_label(store, made.path, made.digest, label) for _ in range(3)]
+        whole = Batches(labels[0], one)(7)
+        parts = [Batches(labels[1 + rank], one, Ranks(rank, 2))(7) for rank in (0, 1)]
+        assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)
+        assert torch.isfinite(whole).all() and whole.shape[-1] == 64
 
 
 def test_batches_are_crops_at_the_drawn_side_and_equal_for_every_process(spec, store, tiny):
@@ -73,11 +149,29 @@ def test_clip_features_are_packed_of_several_crops(spec, store, tiny):
     once, thrice = (load(store.read(made.path))["train/clip"] for made in (plain, more))
     assert len(thrice) == 3 * len(once) and np.array_equal(thrice[:10], once)
     packed = load(store.read(more.path))["train/rgb"], load(store.read(more.path))["train/keys"]
-    rows = [[_clip_crop(int(key), number, 64, config) for key in packed[1]] for number in range(3)]
+    rows = [[_clip_crop(int(key), number, 64, 64, config) for key in packed[1]] for number in range(3)]
     assert rows[0] == [(0, 0, 64, 64, 0)] * 10 and {row[4] for row in rows[1] + rows[2]} == {0, 1}
     images = [[crop_rgb(one, row, 64) for one, row in zip(packed[0], some, strict=True)] for some in rows]
     assert np.array_equal(thrice, np.concatenate([tiny.features(np.stack(some)) for some in images]).astype(np.float16))
     assert not np.allclose(thrice[10:20], once, atol=0.05) and not np.allclose(thrice[20:], thrice[10:20], atol=0.05)
+
+
+def test_clip_features_are_of_crops_of_whole_images(store, tiny, put_images):
+    put_images(0, [(120, 40), (40, 120), (1000, 3)])
+    config = TrainSetConfig(num_samples=9, num_eval=4, blocks=BOTH, side_px=96, clip_crops=4)
+    made = build_train_set(store, tiny.dataset, tiny.layout, config, 64, tiny.features)
+    arrays = load(store.read(made.path))
+    found = arrays["train/clip"].reshape(4, 9, 8, 8, 12)
+    rows = list(zip(arrays["train/rgb"], arrays["train/keys"], arrays["train/size"].tolist(), strict=True))
+    crops = [[_clip_crop(int(key), n, w, h, config) for _, key, (h, w) in rows] for n in range(4)]
+    for number, drawn in enumerate(crops):
+        pixels = [crop_squeezed("rgb", r[0], c, r[2][1], r[2][0], 64) for r, c in zip(rows, drawn, strict=True)]
+        assert np.array_equal(found[number], tiny.features(np.stack(pixels)).astype(np.float16))
+    assert crops[0] == [centre_crop(w, h) for _, _, (h, w) in rows]
+    starts = {row[1] for some in crops[1:] for row, (_, _, (_, w)) in zip(some, rows, strict=True) if w == 120}
+    assert min(starts) < 40 < max(starts)  # beyond the centre square, to both sides
+    labels = read_label(store, made.path, made.digest, "clip")
+    assert labels.train.shape == (36, 8, 8, 12) and labels.squeezed_from is None
 
 
 def features_of_any_side(crops_BSSC: np.ndarray) -> np.ndarray:
@@ -100,8 +194,8 @@ def test_clip_features_at_several_sides_are_of_images_of_these_sides(spec, store
     arrays = load(store.read(made.path))
     assert [arrays[f"train/clip_{px}"].shape for px in asked] == [(20, px // 8, px // 8, 12) for px in asked]
     assert arrays["eval/clip"].shape == (4, 8, 8, 12)
-    whole = [crop_rgb(one, (0, 0, 72, 72, 0), 32) for one in arrays["train/rgb"]]
-    assert np.array_equal(arrays["train/clip_32"][:10], features_of_any_side(np.stack(whole)).astype(np.float16))
+    centres = [crop_squeezed("rgb", one, centre_crop(80, 72), 80, 72, 32) for one in arrays["train/rgb"]]
+    assert np.array_equal(arrays["train/clip_32"][:10], features_of_any_side(np.stack(centres)).astype(np.float16))
     labels = read_label(store, made.path, made.digest, "clip")
     assert labels.train.shape == arrays["train/clip_32"].shape and set(labels.at_side) == {32, 64, 96}
     batches = Batches(labels, spec("clip", sides_px=(32, 64, 96), hflip=False).config)

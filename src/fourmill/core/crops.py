@@ -20,6 +20,12 @@ from fourmill.core.names import SampleKey
 CropRow = tuple[int, int, int, int, int]
 """top, left, height, width, hflip (0 or 1)."""
 
+CropBox = tuple[float, float, float, float, int]
+"""A row of which fractions of pixels count, as croppers take it; every `CropRow` is one."""
+
+_Edges = tuple[float, float, float, float]
+_SLACK_PX = 1e-6  # fractions add up to a little more than a side
+
 
 def centre_crop(width: int, height: int) -> CropRow:
     """The largest centred square of an image, not mirrored.
@@ -106,28 +112,26 @@ def random_crop(
     return centre_crop(width, height)
 
 
-def crop_rgb(rgb_HWC: NDArray[np.uint8], row: CropRow, size_px: int) -> NDArray[np.uint8]:
+def crop_rgb(rgb_HWC: NDArray[np.uint8], row: CropBox, size_px: int) -> NDArray[np.uint8]:
     """Crop and resize an image, (H, W, 3) uint8 to (S, S, 3) uint8, bicubic with antialiasing as PIL does it."""
-    part = _cut(rgb_HWC, row)
-    if part.shape[0] == part.shape[1] == size_px:
-        return np.ascontiguousarray(part)
-    image = Image.fromarray(np.ascontiguousarray(part)).resize((size_px, size_px), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    part, edges = _cut(rgb_HWC, row)
+    return _resized(part, edges, size_px, Image.Resampling.BICUBIC)
 
 
-def crop_depth(depth_HW: NDArray[np.float32], row: CropRow, size_px: int) -> NDArray[np.float32]:
+def crop_depth(depth_HW: NDArray[np.float32], row: CropBox, size_px: int) -> NDArray[np.float32]:
     """Crop and resize a depth map, (H, W) float32 to (S, S) float32, bilinear with antialiasing."""
-    return _bilinear(_cut(depth_HW, row), size_px)
+    part, edges = _cut(depth_HW, row)
+    return _bilinear(part, edges, size_px)
 
 
-def crop_normal(normal_HWC: NDArray[np.float32], row: CropRow, size_px: int) -> NDArray[np.float32]:
+def crop_normal(normal_HWC: NDArray[np.float32], row: CropBox, size_px: int) -> NDArray[np.float32]:
     """Crop and resize a normal map, (H, W, 3) float32 to (S, S, 3) float32.
 
     Bilinear, then unit length again (zero vectors stay zero); a mirrored map's x component changes sign.
     """
-    part = _cut(normal_HWC, row)
-    if part.shape[:2] != (size_px, size_px):
-        part = np.stack([_bilinear(part[..., axis], size_px) for axis in range(3)], -1)
+    part, edges = _cut(normal_HWC, row)
+    if not _fits(part, edges, size_px):
+        part = np.stack([_bilinear(part[..., axis], edges, size_px) for axis in range(3)], -1)
         length = np.linalg.norm(part, axis=-1, keepdims=True)
         part = part / np.where(length > 1e-6, length, 1)
     if row[4]:
@@ -135,15 +139,13 @@ def crop_normal(normal_HWC: NDArray[np.float32], row: CropRow, size_px: int) -> 
     return np.ascontiguousarray(part, np.float32)
 
 
-def crop_semseg(ids_HW: NDArray[np.uint8], row: CropRow, size_px: int) -> NDArray[np.uint8]:
+def crop_semseg(ids_HW: NDArray[np.uint8], row: CropBox, size_px: int) -> NDArray[np.uint8]:
     """Crop and resize a class map, (H, W) uint8 to (S, S) uint8, by the nearest pixel."""
-    part = np.ascontiguousarray(_cut(ids_HW, row))
-    if part.shape == (size_px, size_px):
-        return part
-    return np.asarray(Image.fromarray(part).resize((size_px, size_px), Image.Resampling.NEAREST))
+    part, edges = _cut(ids_HW, row)
+    return _resized(part, edges, size_px, Image.Resampling.NEAREST)
 
 
-CROPPERS: dict[str, Callable[[Any, CropRow, int], Any]] = {
+CROPPERS: dict[str, Callable[[Any, CropBox, int], Any]] = {
     "rgb": crop_rgb,
     "depth": crop_depth,
     "normal": crop_normal,
@@ -152,21 +154,35 @@ CROPPERS: dict[str, Callable[[Any, CropRow, int], Any]] = {
 """By what is cropped: `CROPPERS["depth"](depth_HW, row, size_px)`."""
 
 
-def _cut(array: NDArray[Any], row: CropRow) -> NDArray[Any]:
+def _cut(array: NDArray[Any], row: CropBox) -> tuple[NDArray[Any], _Edges]:
+    """The pixels that a crop touches, mirrored where it is, and its edges (left, top, right, bottom) among them."""
     top, left, height, width, hflip = row
     full_height, full_width = array.shape[:2]
-    inside = 0 <= top < top + height <= full_height and 0 <= left < left + width <= full_width
+    bottom, right = top + height, left + width
+    inside = 0 <= top < bottom <= full_height + _SLACK_PX and 0 <= left < right <= full_width + _SLACK_PX
     if not inside or hflip not in (0, 1):
         raise ValueError(
             f"crop (top {top}, left {left}, height {height}, width {width}, hflip {hflip}) does not fit an image of "
             f"{full_width} x {full_height} pixels; labels must have their image's size, and crops come from centre_crop"
         )
-    part = array[top : top + height, left : left + width]
-    return part[:, ::-1] if hflip else part
+    first, start = math.floor(top), math.floor(left)
+    part = array[first : math.ceil(bottom), start : math.ceil(right)]
+    down, across = part.shape[:2]
+    edges = left - start, top - first, min(right - start, across), min(bottom - first, down)
+    return (part[:, ::-1], (across - edges[2], edges[1], across - edges[0], edges[3])) if hflip else (part, edges)
 
 
-def _bilinear(plane_HW: NDArray[Any], size_px: int) -> NDArray[np.float32]:
-    plane = np.ascontiguousarray(plane_HW, np.float32)
-    if plane.shape == (size_px, size_px):
-        return plane
-    return np.asarray(Image.fromarray(plane).resize((size_px, size_px), Image.Resampling.BILINEAR))
+def _fits(part: NDArray[Any], edges: _Edges, size_px: int) -> bool:
+    """Whether the pixels are the crop as they are."""
+    return part.shape[:2] == (size_px, size_px) and edges == (0, 0, size_px, size_px)
+
+
+def _resized(part: NDArray[Any], edges: _Edges, size_px: int, how: Image.Resampling) -> NDArray[Any]:
+    part = np.ascontiguousarray(part)
+    if _fits(part, edges, size_px):
+        return part
+    return np.asarray(Image.fromarray(part).resize((size_px, size_px), how, edges))
+
+
+def _bilinear(plane_HW: NDArray[Any], edges: _Edges, size_px: int) -> NDArray[np.float32]:
+    return _resized(np.asarray(plane_HW, np.float32), edges, size_px, Image.Resampling.BILINEAR)

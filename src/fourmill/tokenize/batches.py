@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fourmill.core.crops import CROPPERS, random_crop
+from fourmill.core.crops import CropRow, centre_crop, random_crop
 from fourmill.core.ranks import ALONE, Ranks
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.conversions import mirror, to_network
+from fourmill.tokenize.squeezed import crop_squeezed
 from fourmill.tokenize.train_set import LabelArrays, TrainSetError, unpack
 
 
@@ -30,11 +31,11 @@ class Batches:
     def __call__(self, draw: int) -> Tensor:
         """Network input of a draw, on this process's device."""
         config, training = self._config, self._config.training
-        indices = batch_indices(len(self.labels.train), training.batch_size, training.seed, draw)
+        indices = batch_indices(len(self.labels.train), training.batch_size, training.seed, draw)[self._rows]
         side_px = batch_side(training.sides_px, training.seed, draw) if training.sides_px else config.input_px
-        batch = unpack(self._packed(side_px)[indices[self._rows]], config.label)
+        batch = unpack(self._packed(side_px)[indices], config.label)
         if config.label != "clip":
-            batch = self._cropped(batch, draw, side_px)
+            batch = self._cropped(batch, self.labels.sizes[indices], draw, side_px)
         if training.hflip:
             flips = batch_flips(training.batch_size, training.seed, draw)
             batch = mirror(batch, flips[self._rows], config.label)
@@ -60,18 +61,22 @@ class Batches:
             )
         return found
 
-    def _cropped(self, batch: NDArray[Any], draw: int, side_px: int) -> NDArray[Any]:
-        training, packed_px = self._config.training, batch.shape[1]
-        if training.crop_scale is None and packed_px == side_px:
-            return batch
-        scale = training.crop_scale or (1.0, 1.0)
-        ratio = training.crop_ratio if training.crop_scale else (1.0, 1.0)
-        rows = [
-            random_crop(np.random.default_rng([training.seed, draw, 2, row]), packed_px, packed_px, scale, ratio)
-            for row in self._rows
-        ]
-        crop = CROPPERS[self._config.label]
-        return np.stack([crop(one, row, side_px) for one, row in zip(batch, rows, strict=True)])
+    def _cropped(self, batch: NDArray[Any], sizes: NDArray[np.int64], draw: int, side_px: int) -> NDArray[Any]:
+        """A crop of each image: drawn on the image's own height and width, cut out of the square that it was squeezed to."""
+        label, images = self._config.label, zip(batch, self._rows, sizes.tolist(), strict=True)
+        return np.stack(
+            [
+                crop_squeezed(label, square, self._crop_row(draw, row, width, height), width, height, side_px)
+                for square, row, (height, width) in images
+            ]
+        )
+
+    def _crop_row(self, draw: int, row: int, width: int, height: int) -> CropRow:
+        training = self._config.training
+        if training.crop_scale is None:
+            return centre_crop(width, height)
+        generator = np.random.default_rng([training.seed, draw, 2, row])
+        return random_crop(generator, width, height, training.crop_scale, training.crop_ratio)
 
 
 def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:

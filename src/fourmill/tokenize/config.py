@@ -14,7 +14,7 @@ from fourmill.core.digest import digest_json
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 
 TRAIN_VERSION = "3"  # of the networks and their training
-TRAIN_SET_VERSION = "1"  # of what is packed and how
+TRAIN_SET_VERSION = "2"  # of what is packed and how
 TEXT_VERSION = "1"  # of the WordPiece fit
 TOKENS_VERSION = "1"  # of labels to tokens
 
@@ -127,8 +127,8 @@ class TrainingConfig(_Config):
     )
     crop_scale: Span | None = Field(
         default=None,
-        description="Share of a packed square's area that is seen, drawn for each image and resized (Table 3); None: all of it. "
-        "CLIP features are of crops that were drawn when the set was packed.",
+        description="Share of an image's area that is seen, drawn for each and resized (Table 3); None: its centre square, which "
+        "stands for it in sets without `side_px`. CLIP's crops are drawn when the set is packed.",
     )
     crop_ratio: Span = Field(default=(0.75, 1.3333), description="Width over height of such crops (Table 3).")
     sides_px: tuple[Positive, ...] = Field(
@@ -271,15 +271,15 @@ class TrainSetConfig(_Config):
     )
     side_px: Positive | None = Field(
         default=None,
-        description="Side of the packed squares: larger than input_px where crops or larger sides are drawn from them; None: "
-        "input_px. Held-out samples are packed at input_px.",
+        description="Side of the squares that whole images are squeezed to where crops or larger sides are drawn from them; None: "
+        "centre squares of input_px, as held-out samples always are.",
     )
     clip_crops: Positive = Field(
         default=1,
-        description="Crops a sample and side whose CLIP features are packed: the whole square, and more drawn by number and key. "
+        description="Crops a sample and side whose CLIP features are packed: the centre square, and more drawn by number and key. "
         "Features are computed when the set is packed, by the labeller, which the training program does not know.",
     )
-    clip_crop_scale: Span = Field(default=(0.2, 1.0), description="Share of the square's area of such crops (Table 3).")
+    clip_crop_scale: Span = Field(default=(0.2, 1.0), description="Share of the image's area of such crops (Table 3).")
     clip_px: Positive | tuple[Positive, ...] | None = Field(
         default=None,
         description="Side, or sides, at which CLIP sees them; None: input_px. A tokenizer trains on features of exactly its sides: "

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourmill.core.crops import CROPPERS, CropRow, centre_crop
+from fourmill.core.crops import CROPPERS, CropRow
 from fourmill.core.labels import decode_depth, decode_image, decode_normal, decode_semseg
 
 Features = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -25,15 +25,6 @@ _DECODERS: dict[str, Callable[[bytes], NDArray[Any]]] = {
 
 class LabelError(ValueError):
     """A label that a tokenizer cannot take: found, expected."""
-
-
-def crop_label(label: str, data: bytes, input_px: int, size: tuple[int, int]) -> NDArray[Any]:
-    """The centre crop of one member; see `crop_label_at`.
-
-    Returns:
-        (S, S) or (S, S, 3), of the type that the label's tokenizer takes.
-    """
-    return crop_label_at(label, data, input_px, size, [centre_crop(*size)])[0]
 
 
 def crop_label_at(

@@ -20,12 +20,11 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from fourmill.core import metrics
-from fourmill.core.crops import CROPPERS
 from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.modality import SEMSEG_INVALID
 from fourmill.tokenize.config import NUM_CLASS_ROWS, ImageLabel
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
-from fourmill.tokenize.train_set import LabelArrays, spread, unpack
+from fourmill.tokenize.train_set import LabelArrays, centre_squares, spread, unpack
 
 HEADLINES: dict[ImageLabel, tuple[str, str]] = {
     "rgb": ("psnr_db", "higher"),
@@ -185,11 +184,12 @@ def _name(class_id: int) -> str:
 
 def _baseline(label: ImageLabel, labels: LabelArrays, true: NDArray[Any]) -> NDArray[Any]:
     """The training set's mean or most common map at the held-out samples' side, for each of them."""
+    side = true.shape[1]
+    if label != "clip":
+        found = baseline_map(label, np.concatenate([*centre_squares(labels, label, side)]))
+        return np.broadcast_to(found, true.shape)
     found = baseline_map(label, unpack(spread(labels.train), label))
-    side, packed = true.shape[1], found.shape[0]
-    if side != packed and label == "clip":
+    if side != found.shape[0]:
         map_1CHW = torch.from_numpy(found).movedim(-1, 0)[None]
         found = F.interpolate(map_1CHW, size=(side, side), mode="bilinear", antialias=True)[0].movedim(0, -1).numpy()
-    elif side != packed:
-        found = CROPPERS[label](found, (0, 0, packed, packed, 0), side)
     return np.broadcast_to(found, true.shape)

@@ -11,7 +11,7 @@ from fourmill.tokenize.config import ImageTokenizerConfig, TrainingConfig
 from fourmill.tokenize.guard import Guard
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError
-from fourmill.tokenize.train_set import LabelArrays, spread, unpack
+from fourmill.tokenize.train_set import LabelArrays, centre_squares
 from fourmill.tokenize.vit import VitDecoder
 
 _EMA_WARMUP = 10.0  # the average's decay is n / (n + 10) after n steps, until it reaches its own: early weights fade
@@ -81,7 +81,11 @@ def start(
     """
     training = config.training
     torch.manual_seed(training.seed)
-    model = ImageTokenizer(config, _depth_span(labels)) if config.label == "depth" else ImageTokenizer(config)
+    model = (
+        ImageTokenizer(config, _depth_span(labels, config.input_px))
+        if config.label == "depth"
+        else ImageTokenizer(config)
+    )
     if begun is not None:
         if begun.config.at_stage(training) != config:
             raise ModelError(
@@ -119,8 +123,8 @@ def _average(model: ImageTokenizer, training: TrainingConfig) -> ModelEmaV3 | No
     return ModelEmaV3(model, decay=training.ema_decay, use_warmup=True, warmup_gamma=_EMA_WARMUP, warmup_power=1.0)
 
 
-def _depth_span(labels: LabelArrays) -> tuple[float, float]:
+def _depth_span(labels: LabelArrays, input_px: int) -> tuple[float, float]:
     """Least and largest standardised depth of the training set, in parts so that it need not be unpacked at once."""
-    maps = spread(labels.train, _SPAN_OF)
-    parts = [standardise_depth(unpack(maps[i : i + 256], "depth")) for i in range(0, len(maps), 256)]
-    return round(float(min(p.min() for p in parts)), 3), round(float(max(p.max() for p in parts)), 3)
+    parts = (standardise_depth(part) for part in centre_squares(labels, "depth", input_px, _SPAN_OF))
+    least, largest = zip(*((part.min(), part.max()) for part in parts), strict=True)
+    return round(float(min(least)), 3), round(float(max(largest)), 3)

@@ -1,6 +1,7 @@
-"""The frozen subset that image tokenizers are trained on: crops of images and labels, packed into one file.
+"""The frozen subset that image tokenizers are trained on: squares of images and labels, packed into one file.
 
-Only the configured blocks are read, so blocks that come later do not change it.
+Where crops are drawn from them they are whole images, squeezed, beside each image's own height and width; else centre squares. Only
+the configured blocks are read, so blocks that come later do not change it.
 """
 
 import logging
@@ -15,23 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from fourmill.core.crops import CropRow, crop_rgb, random_crop
+from fourmill.core.crops import CropRow, centre_crop, random_crop
 from fourmill.core.digest import digest_file
 from fourmill.core.names import Layout, SampleKey, Split
 from fourmill.core.shards import MissingShardError, ShardPlace, need, read_members, read_rows
 from fourmill.core.store import Store
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
 from fourmill.tokenize.packed import PackWriter, local_file, map_arrays
-from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label
+from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
+from fourmill.tokenize.squeezed import crop_squeezed, whole_image
 
 _log = logging.getLogger(__name__)
 
 _FEATURES_BATCH = 64
 _PACKED_AT_ONCE = 64
-
+_CROPPED_AT_ONCE = 256
 
 T = TypeVar("T")
-_Sample = tuple[SampleKey, dict[str, NDArray[Any]]]
+_Place = Callable[[int, int], CropRow]  # of the packed square, by the image's width and height
 
 
 class TrainSetError(ValueError):
@@ -61,7 +63,7 @@ def build_train_set(
     """Pack the first samples of the blocks that have every label; publish under the digest of the content.
 
     Args:
-        input_px: side of the held-out samples, and of the others where the config has none.
+        input_px: side of the held-out samples' centre squares, and of the others' where the config has no `side_px`.
         features: makes the CLIP features; without it the set has none and no clip tokenizer can be trained on it.
         features_at: makes them of crops of a side in pixels, where the config names CLIP's sides; `features` by default.
         scratch: local folder that arrays grow in; the system's temporary one by default.
@@ -75,9 +77,10 @@ def build_train_set(
     with PackWriter(scratch) as writer:
         for split, wanted in wanted_of.items():
             part = "train" if split == "train" else "eval"
-            side_px = config.side_px or input_px if split == "train" else input_px
-            samples = _samples(store, dataset, layout, config.blocks, split, side_px)
-            counts[part] = _append(writer, part, islice(samples, wanted))
+            squeezed_px = config.side_px if split == "train" else None
+            place, side_px = (whole_image, squeezed_px) if squeezed_px else (centre_crop, input_px)
+            samples = _samples(store, dataset, layout, config.blocks, split, place, side_px)
+            counts[part] = _append(writer, part, islice(samples, wanted), with_sizes=place is whole_image)
             if not counts[part]:
                 raise TrainSetError(
                     f"no {split} sample of {dataset} in {', '.join(config.blocks)} has an image and all of "
@@ -100,6 +103,14 @@ class LabelArrays:
     eval: NDArray[Any]
     eval_semseg: NDArray[np.uint8]
     at_side: Mapping[int, NDArray[Any]] = field(default_factory=dict)  # CLIP features of images of each side in pixels
+    squeezed_from: NDArray[np.int64] | None = None  # (N, 2) height, width of images packed whole; None: centre squares
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Height and width in pixels, (N, 2), of what the training split's squares were squeezed from: their own where they are
+        centre squares.
+        """
+        return _own_sizes(self.train) if self.squeezed_from is None else self.squeezed_from
 
 
 def read_label(store: Store, path: str, digest: str, label: ImageLabel, is_checked: bool = False) -> LabelArrays:
@@ -129,7 +140,8 @@ def read_label(store: Store, path: str, digest: str, label: ImageLabel, is_check
     train = at_side[min(at_side)] if at_side else arrays.get(f"train/{label}")
     if train is None:
         raise TrainSetError(f"{path} holds {', '.join(sorted(arrays))}, no {label}: build it with a features callable")
-    return LabelArrays(train, arrays[f"eval/{label}"], arrays["eval/semseg"], at_side)
+    squeezed_from = None if label == "clip" else arrays.get("train/size")
+    return LabelArrays(train, arrays[f"eval/{label}"], arrays["eval/semseg"], at_side, squeezed_from)
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -147,6 +159,24 @@ def spread(packed: NDArray[Any], most: int = 4096) -> NDArray[Any]:
     return packed[:: -(-len(packed) // most)]
 
 
+def centre_squares(labels: LabelArrays, label: ImageLabel, side_px: int, most: int = 4096) -> Iterator[NDArray[Any]]:
+    """Centre squares of at most so many images of the training split, evenly spread, unpacked, some at a time. Not of CLIP features,
+    which cannot be cropped.
+    """
+    images = zip(spread(labels.train, most), spread(labels.sizes, most).tolist(), strict=True)
+    for some in _parts(images, _CROPPED_AT_ONCE):
+        yield np.stack(
+            [
+                crop_squeezed(label, unpack(square, label), centre_crop(width, height), width, height, side_px)
+                for square, (height, width) in some
+            ]
+        )
+
+
+def _own_sizes(squares: NDArray[Any]) -> NDArray[np.int64]:
+    return np.broadcast_to(np.array(squares.shape[1:3], np.int64), (len(squares), 2))
+
+
 def unpack(packed: NDArray[Any], label: str) -> NDArray[Any]:
     """A packed batch as tokenizers take it: 16-bit depth, 8-bit normals and half features become float32."""
     if label == "depth":
@@ -156,25 +186,41 @@ def unpack(packed: NDArray[Any], label: str) -> NDArray[Any]:
     return packed.astype(np.float32) if label == "clip" else packed
 
 
+@dataclass(frozen=True)
+class _Sample:
+    key: SampleKey
+    size: tuple[int, int]  # width, height of its image
+    squares: dict[str, NDArray[Any]]  # by label
+
+
 def _samples(
-    store: Store, dataset: str, layout: Layout, blocks: tuple[str, ...], split: Split, input_px: int
+    store: Store,
+    dataset: str,
+    layout: Layout,
+    blocks: tuple[str, ...],
+    split: Split,
+    place: _Place,
+    side_px: int,
 ) -> Iterator[_Sample]:
-    """Crops of every sample that has all labels, in key order, decoded only as far as somebody asks."""
+    """Squares of every sample that has all labels, in key order, decoded only as far as somebody asks."""
     for shard in sorted(shard for block in blocks for shard in layout.shards_of(block)):
         members: dict[str, dict[SampleKey, bytes]] = {}
         for label, folder in FOLDERS.items():
-            place = ShardPlace(dataset, split, folder, shard)
-            need(store, place, f"{dataset}/images" if label == "rgb" else f"labels/{label}")
-            members[label] = dict(members_of(store, place))
+            tar = ShardPlace(dataset, split, folder, shard)
+            need(store, tar, f"{dataset}/images" if label == "rgb" else f"labels/{label}")
+            members[label] = dict(members_of(store, tar))
         sizes = image_sizes(store, ShardPlace(dataset, split, FOLDERS["rgb"], shard))
         for key in sorted(set.intersection(*(set(found) for found in members.values()))):
+            size = sizes[key]
             try:
-                yield (
-                    key,
-                    {label: crop_label(label, found[key], input_px, sizes[key]) for label, found in members.items()},
-                )
+                squares = {
+                    label: crop_label_at(label, found[key], side_px, size, [place(*size)])[0]
+                    for label, found in members.items()
+                }
             except LabelError as error:  # one bad label: tokenizing rejects it too, by its own reason
                 _log.warning("train set: %s left out: %s", key, error)
+            else:
+                yield _Sample(key, size, squares)
 
 
 def members_of(store: Store, place: ShardPlace) -> Iterator[tuple[SampleKey, bytes]]:
@@ -197,51 +243,54 @@ def image_sizes(store: Store, place: ShardPlace) -> dict[SampleKey, tuple[int, i
     return {SampleKey(row["key"]): (row["width"], row["height"]) for row in rows if row["status"] == "ok"}
 
 
-def _append(writer: PackWriter, part: str, samples: Iterator[_Sample]) -> int:
+def _append(writer: PackWriter, part: str, samples: Iterator[_Sample], with_sizes: bool) -> int:
     """Pack samples; how many there were."""
     count = 0
     for some in _parts(samples, _PACKED_AT_ONCE):
         for name, array in _pack(some).items():
             writer.append(f"{part}/{name}", array)
+        if with_sizes:
+            writer.append(f"{part}/size", np.array([sample.size[::-1] for sample in some], np.int64))
         count += len(some)
     return count
 
 
 def _pack(found: list[_Sample]) -> dict[str, NDArray[Any]]:
-    depth = np.stack([crops["depth"] for _, crops in found])
-    normal = np.stack([crops["normal"] for _, crops in found])
+    depth = np.stack([sample.squares["depth"] for sample in found])
+    normal = np.stack([sample.squares["normal"] for sample in found])
     return {
-        "rgb": np.stack([crops["rgb"] for _, crops in found]),
+        "rgb": np.stack([sample.squares["rgb"] for sample in found]),
         "depth": np.rint(depth * 65535).astype(np.uint16),
         "normal": np.rint((normal + 1) * 127.5).astype(np.uint8),
-        "semseg": np.stack([crops["semseg"] for _, crops in found]),
-        "keys": np.array([int(key) for key, _ in found], np.int64),
+        "semseg": np.stack([sample.squares["semseg"] for sample in found]),
+        "keys": np.array([int(sample.key) for sample in found], np.int64),
     }
 
 
 def _append_crop_features(
     writer: PackWriter, features_at: Callable[[int], Features], config: TrainSetConfig, input_px: int
 ) -> None:
-    """Features of every sample's whole square, then of every sample's second crop, and so on; of further crops at further sides."""
+    """Features of every sample's centre square, then of every sample's second crop, and so on; of further crops at further sides."""
     rgb, keys, sides = writer.rows("train/rgb"), writer.rows("train/keys"), config.clip_sides(input_px)
+    sizes = writer.rows("train/size") if config.side_px else _own_sizes(rgb)
     for i, px in enumerate(sides):
         features = features_at(px)
         for number in range(i * config.clip_crops, (i + 1) * config.clip_crops):
             crops = (
-                crop_rgb(one, _clip_crop(int(key), number, rgb.shape[1], config), px)
-                for one, key in zip(rgb, keys, strict=True)
+                crop_squeezed("rgb", square, _clip_crop(int(key), number, width, height, config), width, height, px)
+                for square, key, (height, width) in zip(rgb, keys, sizes.tolist(), strict=True)
             )
             _append_features(writer, "train", features, crops, f"_{px}" if len(sides) > 1 else "")
 
 
-def _clip_crop(key: int, number: int, side_px: int, config: TrainSetConfig) -> CropRow:
-    """The whole square, or a drawn crop of which half are mirrored: CLIP's features of a mirrored image are not its features of
-    the image, mirrored.
+def _clip_crop(key: int, number: int, width: int, height: int, config: TrainSetConfig) -> CropRow:
+    """The image's centre square, or a drawn crop of which half are mirrored: CLIP's features of a mirrored image are not its
+    features of the image, mirrored.
     """
     if number == 0:
-        return 0, 0, side_px, side_px, 0
+        return centre_crop(width, height)
     draw = np.random.default_rng([key, number])
-    place = random_crop(draw, side_px, side_px, config.clip_crop_scale)[:4]
+    place = random_crop(draw, width, height, config.clip_crop_scale)[:4]
     return (*place, int(draw.random() < 0.5))
 
 
