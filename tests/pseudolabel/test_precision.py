@@ -81,7 +81,7 @@ def test_boxes_agree(precision: str, pictures: list[Picture]) -> None:
 
 
 def test_boxes_of_vitdet_agree(tmp_path: Path, pictures: list[Picture]) -> None:
-    """Runs in the environment of infra/detectron2. The backbone computes in less; heads are float32 always."""
+    """Runs in the environment of infra/detectron2. Backbone and heads compute in less; scores and corners come of float32."""
     pytest.importorskip("detectron2", reason="not in this environment, and must not be")
     from fourmill.pseudolabel.vitdet import VitDetLabeller
 

@@ -29,6 +29,7 @@ from fourmill.pseudolabel.stored import (
 )
 
 VERSION = "1"  # of what labellers make of the same image, weights and config
+VITDET_VERSION = "2"  # 1 had heads in float32 whatever the precision, and attention that rounds otherwise
 
 _SEEDED_DETECTOR = "rt_detr_v2"  # as `detector` builds it
 
@@ -214,8 +215,10 @@ def config_digest(config: AnyLabellerConfig) -> str:
 
 
 def label_version(config: AnyLabellerConfig) -> str:
-    """Which labeller, and the version of what it makes of the same image, weights and config: `vitdet-1`."""
-    return f"{config.kind}-{OWN[own_label(config)].version if isinstance(config, OwnConfig) else VERSION}"
+    """Which labeller, and the version of what it makes of the same image, weights and config: `vitdet-2`."""
+    if isinstance(config, OwnConfig):
+        return f"{config.kind}-{OWN[own_label(config)].version}"
+    return f"{config.kind}-{VITDET_VERSION if isinstance(config, VitDetConfig) else VERSION}"
 
 
 def architecture(config: AnyLabellerConfig, store: Store) -> str | None:

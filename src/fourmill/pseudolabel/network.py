@@ -32,7 +32,7 @@ from fourmill.pseudolabel.labeller import NetworkError, has_content
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _SAME = 1e-5  # relative: the same computation, in other rows of a batch
 _FIRST_SIZES = 32  # of images whose answers are remembered until a network has shown that it is alive
@@ -105,7 +105,7 @@ class Forward:
             network: all that the function asks, and nothing that others ask in float32.
             blocks: parts of the network that are alike, to be compiled instead of the whole: the first one's code serves all.
         """
-        self._device, self._dtype = device, _PRECISIONS[settings.precision]
+        self._device, self._dtype = device, PRECISIONS[settings.precision]
         self._channels_last = settings.channels_last
         self._network, self._function = network, function
         self._first, self._known_sizes = Lock(), set[tuple[int, ...]]()

@@ -25,9 +25,10 @@ from fourmill.core.coco import COCO_THINGS
 from fourmill.core.labels import Box, Picture
 from fourmill.core.safe_load import read_weights
 from fourmill.core.streams import streams_of, to_device, to_host
-from fourmill.pseudolabel.config import VERSION, VitDetConfig, weights_digest
+from fourmill.pseudolabel.config import VITDET_VERSION, VitDetConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
+    PRECISIONS,
     Forward,
     Watch,
     check_finite,
@@ -40,6 +41,7 @@ from fourmill.pseudolabel.network import (
 )
 from fourmill.pseudolabel.stored import WEIGHTS_FILE
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, check_vitdet, read_architecture
+from fourmill.pseudolabel.vitdet_parts import fuse_attention, heads_in
 
 _BASE = "model_zoo/configs/common/models/mask_rcnn_vitdet.py"
 _CASCADE = (((10, 10, 5, 5), 0.5), ((20, 20, 10, 10), 0.6), ((30, 30, 15, 15), 0.7))  # box scales and IoU of each stage
@@ -53,7 +55,7 @@ class VitDetLabeller:
     """Boxes, the surest first."""
 
     label = "det"
-    version = VERSION
+    version = VITDET_VERSION
 
     def __init__(self, config: VitDetConfig) -> None:
         self.batch_size = config.batch_size
@@ -62,7 +64,9 @@ class VitDetLabeller:
         folder = Path(config.weights)
         self._architecture = read_architecture(folder)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = placed(_load(folder, self._architecture), config, self._device)
+        self._model = placed(load(folder, self._architecture), config, self._device)
+        fuse_attention(self._model.backbone.net)
+        heads_in(self._model, PRECISIONS[config.precision])
         self.streams = streams_of(self._device)
         self._watch = Watch("features", config.weights)
         self._forward = Forward(
@@ -117,7 +121,7 @@ class VitDetLabeller:
             check_finite("features", share_B, self._config.weights)
         images = ImageList(pixels_BCHW, sizes)
         features = dict(zip(self._levels, maps, strict=True))
-        with torch.autocast(self._device.type, enabled=False):  # the heads cost little, and boxes are coordinates
+        with torch.autocast(self._device.type, enabled=False):
             proposals, _ = self._model.proposal_generator(images, features)
             found, _ = self._model.roi_heads(images, features, proposals)
         return found, facts_BX
@@ -221,7 +225,13 @@ def _configured(model: Any, a: VitDetArchitecture) -> Any:
     return model
 
 
-def _load(folder: Path, architecture: VitDetArchitecture) -> Any:
+def load(folder: Path, architecture: VitDetArchitecture) -> Any:
+    """detectron2's network with the weights of a folder, float32.
+
+    Raises:
+        Detectron2MissingError: this Python has no detectron2.
+        NetworkError: the weights do not fit, or are not finite.
+    """
     require_detectron2()  # before 2.7 GB are read
     state = read_weights(folder / WEIGHTS_FILE)
     check_vitdet(state, architecture, str(folder / WEIGHTS_FILE))
