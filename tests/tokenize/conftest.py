@@ -11,13 +11,28 @@ import pytest
 import torch
 from PIL import Image
 
-from fourmill.core.labels import Box, encode_boxes, encode_depth, encode_normal, encode_semseg
+from fourmill.core.labels import (
+    Box,
+    decode_depth,
+    decode_image,
+    decode_normal,
+    decode_semseg,
+    encode_boxes,
+    encode_depth,
+    encode_normal,
+    encode_semseg,
+)
 from fourmill.core.names import SPLITS, Layout, SampleKey, Split, sample_key
-from fourmill.core.shards import Item, Recipe, ShardPlace, write_shard
+from fourmill.core.shards import Item, Recipe, ShardPlace, read_members, write_shard
 from fourmill.core.store import LocalStore, Store
-from fourmill.tokenize.config import TokenizerSpec, TrainSetConfig
+from fourmill.core.work import ShardJob
+from fourmill.tokenize.align import AlignWorker, align_recipe, token_folder
+from fourmill.tokenize.config import ImageTokenizerConfig, TokenizerSpec, TokenizingConfig, TrainSetConfig
+from fourmill.tokenize.image_tokenizer import ImageTokenizer
+from fourmill.tokenize.load import save_image_tokenizer
 from fourmill.tokenize.presets import smallest_tokenizers
 from fourmill.tokenize.train_set import TrainSet, build_train_set
+from fourmill.tokenize.worker import TokenWorker, token_recipe
 
 DATASET = "tiny"
 LAYOUT = Layout(rows_per_shard=12, shards_per_block=2, num_blocks=2)
@@ -131,6 +146,60 @@ class Tiny:
 @pytest.fixture
 def tiny(train_set: TrainSet) -> Tiny:
     return Tiny(DATASET, LAYOUT, LABEL_ROWS, features, train_set)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """From the labels of the tiny data set to tokens and aligned shards, by untrained tokenizers."""
+
+    store: Store
+    tiny: Tiny
+
+    def tokenizer(self, label: str, seed: int = 0) -> tuple[str, str]:
+        """Folder and digest of a tiny tokenizer with weights of its own."""
+        values = smallest_tokenizers(FEATURE_DIM)[label].model_dump()
+        values["encoder"] |= {"kind": "vit", "width": 32, "depth": 1, "heads": 2}
+        values["quantizer"] |= {"codebook_size": 64}
+        if values["decoder"]["kind"] == "vit":
+            values["decoder"] |= {"width": 32, "depth": 1, "heads": 2}
+        torch.manual_seed(seed)
+        model = ImageTokenizer(ImageTokenizerConfig.model_validate(values)).eval()
+        digest, folder = save_image_tokenizer(self.store, f"tokenizer_{label}", model, "card")
+        return folder, digest
+
+    def job(self, modality: str, digest: str, config: TokenizingConfig, shard: int, split: Split) -> ShardJob:
+        px = int(modality.partition("@")[2])
+        made_of = (self.store, self.tiny.dataset, split, shard, modality, digest, px, "", config)
+        return ShardJob(split, shard, token_recipe(*made_of), "run")
+
+    def tokens_of(self, modality: str, shard: int, split: Split = "train") -> dict[str, np.ndarray]:
+        place = ShardPlace(self.tiny.dataset, split, token_folder(modality), shard)
+        return {key: np.load(io.BytesIO(data), allow_pickle=False) for key, data in read_members(self.store, place)}
+
+    def tokenized(self, config: TokenizingConfig, labels: dict[str, tuple[str, str]], shard: int) -> None:
+        for label, (path, digest) in labels.items():
+            modality = f"tok_{label}@64"
+            worker = TokenWorker(self.store.root, self.tiny.dataset, modality, path, 64, config=config)
+            worker.run_together([self.job(modality, digest, config, shard, split) for split in SPLITS])
+            worker.close()
+
+    def aligned(self, config: TokenizingConfig, labels: dict[str, tuple[str, str]], shard: int) -> None:
+        self.tokenized(config, labels, shard)
+        modalities = [f"tok_{label}@64" for label in labels]
+        for split in SPLITS:
+            recipe = align_recipe(self.store, self.tiny.dataset, split, shard, modalities, config.crops)
+            worker = AlignWorker(self.store.root, self.tiny.dataset, modalities, config.crops)
+            worker.run(ShardJob(split, shard, recipe, "run"))
+
+    def decode(self, label: str, data: bytes) -> np.ndarray:
+        """A stored image or label."""
+        decoders = {"depth": decode_depth, "normal": decode_normal, "semseg": decode_semseg}
+        return decode_image(data).rgb_HWC if label == "rgb" else decoders[label](data)
+
+
+@pytest.fixture
+def chain(store: Store, tiny: Tiny) -> Chain:
+    return Chain(store, tiny)
 
 
 @pytest.fixture

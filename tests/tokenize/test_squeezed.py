@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import load
 
 from fourmill.core.crops import CROPPERS, centre_crop, random_crop
-from fourmill.core.labels import decode_depth, decode_image, decode_normal, decode_semseg
 from fourmill.core.names import sample_key
 from fourmill.core.shards import ShardPlace, read_members
 from fourmill.tokenize.config import TrainSetConfig
@@ -17,12 +16,6 @@ from fourmill.tokenize.train_set import build_train_set, centre_squares, read_la
 
 BLOCKS = ("block_00", "block_01")
 SHAPES = [(120, 90), (90, 120), (100, 100), (128, 32), (1000, 3), (3, 1000), (1, 1)]
-DECODERS = {
-    "rgb": lambda data: decode_image(data).rgb_HWC,
-    "depth": decode_depth,
-    "normal": decode_normal,
-    "semseg": decode_semseg,
-}
 
 
 @given(st.integers(1, 1200), st.integers(1, 1200), st.integers(1, 512), st.integers(0, 2**32), st.floats(0.05, 1))
@@ -72,7 +65,7 @@ def test_where_nothing_is_squeezed_crops_are_those_of_the_image():
 
 @pytest.mark.parametrize("label", ["rgb", "depth", "normal", "semseg"])
 def test_training_rows_are_whole_images_with_their_sizes_and_held_out_ones_centre_squares(
-    store, tiny, put_images, label
+    store, tiny, chain, put_images, label
 ):
     put_images(0, SHAPES)
     config = TrainSetConfig(num_samples=30, num_eval=6, blocks=BLOCKS, side_px=96)
@@ -85,7 +78,7 @@ def test_training_rows_are_whole_images_with_their_sizes_and_held_out_ones_centr
     assert np.array_equal(arrays[f"eval/{label}"], plain[f"eval/{label}"])
     kept = dict(read_members(store, ShardPlace(tiny.dataset, "train", FOLDERS[label], 0)))
     for square, key in list(zip(unpack(arrays[f"train/{label}"], label), arrays["train/keys"], strict=True))[:9]:
-        image = DECODERS[label](kept[sample_key(int(key))])
+        image = chain.decode(label, kept[sample_key(int(key))])
         squeezed = CROPPERS[label](image, whole_image(image.shape[1], image.shape[0]), 96)
         assert np.allclose(square, squeezed, atol=1 / 127)  # as it is packed, in 8 or 16 bits
 

@@ -1,0 +1,72 @@
+"""What a manifest never mixes: tokenizers, and tokens or images of two ages."""
+
+from typing import Any
+
+import pytest
+
+from fourmill.core.ledger import write_ledger
+from fourmill.core.manifest import Manifest
+from fourmill.core.modality import modality_table
+from fourmill.core.shards import Item, MissingShardError, Recipe, ShardPlace, read_members, write_shard
+from fourmill.core.store import Store
+from fourmill.tokenize.align import align_recipe
+from fourmill.tokenize.config import TokenizingConfig
+from fourmill.tokenize.manifest import ManifestError, build_manifest
+
+PLAIN = TokenizingConfig()
+
+
+def all_aligned(chain: Any, made_by: tuple[str, str], label: str = "rgb") -> None:
+    """Both shards of the first block, and the ledgers that a manifest counts in."""
+    for shard in (0, 1):
+        chain.aligned(PLAIN, {label: made_by}, shard)
+    for folder in ("images", "_aligned"):
+        write_ledger(chain.store, chain.tiny.dataset, folder, "block_00", range(2), folder, 0)
+
+
+def manifest(chain: Any, digest: str, label: str = "rgb") -> Manifest:
+    name = f"tok_{label}@64"
+    table = {n: m for n, m in modality_table(64, 8, {label: 64}, 4400).items() if n == name}
+    return build_manifest(
+        chain.store, chain.tiny.dataset, chain.tiny.layout, ["block_00"], table, {name: digest}, "text", 64, 8, "source"
+    )
+
+
+def test_a_manifest_never_mixes_two_tokenizers(chain: Any) -> None:
+    old, new = chain.tokenizer("rgb", seed=0), chain.tokenizer("rgb", seed=1)
+    assert old[1] != new[1]
+    all_aligned(chain, old)
+    assert manifest(chain, old[1]).modalities["tok_rgb@64"].tokenizer == old[1]
+    chain.aligned(PLAIN, {"rgb": new}, 1)
+    for digest, wrong in ((old[1], new[1]), (new[1], old[1])):
+        with pytest.raises(ManifestError, match=f"made by tokenizer {wrong[:12]}, the current one is {digest[:12]}"):
+            manifest(chain, digest)
+
+
+def test_a_manifest_never_takes_shards_that_were_aligned_from_older_tokens(chain: Any) -> None:
+    old, new = chain.tokenizer("rgb", seed=0), chain.tokenizer("rgb", seed=1)
+    all_aligned(chain, old)
+    for shard in (0, 1):
+        chain.tokenized(PLAIN, {"rgb": new}, shard)
+    chain.aligned(PLAIN, {"rgb": new}, 0)
+    stale = r"train aligned shard 00001 of tiny is stale: it was made of tokens/tok_rgb@64 .* materialize tokens/shards"
+    with pytest.raises(ManifestError, match=stale):
+        manifest(chain, new[1])
+    chain.aligned(PLAIN, {"rgb": new}, 1)
+    assert manifest(chain, new[1]).num_samples("train") > 0
+
+
+def test_a_manifest_never_takes_shards_that_were_aligned_from_older_images(store: Store, tiny: Any, chain: Any) -> None:
+    made_by = chain.tokenizer("semseg")  # whose tokens stay as they are
+    all_aligned(chain, made_by, "semseg")
+    place = ShardPlace(tiny.dataset, "val", "images", 1)
+    size = {"width": 80, "height": 72}
+    items = [Item(key, ext="png", data=data, extra=size) for key, data in read_members(store, place)]
+    write_shard(store, place, Recipe(stage="images", code_version="2"), items[:-1], "r", tiny.label_schema)
+    with pytest.raises(ManifestError, match="val aligned shard 00001 of tiny is stale: it was made of tiny/images"):
+        manifest(chain, made_by[1], "semseg")
+
+
+def test_what_cannot_be_aligned_names_the_images_of_its_own_data_set(store: Store, tiny: Any) -> None:
+    with pytest.raises(MissingShardError, match="materialize tiny/images"):
+        align_recipe(store, tiny.dataset, "train", 9, ["tok_rgb@64"])
