@@ -59,13 +59,13 @@ def load_image_tokenizer(store: Store, folder: str, device: str = "cpu", with_de
         ModelError: a file is missing or damaged, weights do not fit the config, where every wrong key is named, or the two are
             not those that the folder's digest is of.
     """
-    known, weights = load_config(store, folder), _read(store, folder, "model.safetensors")
+    (known, config), weights = _read_config(store, folder), _read(store, folder, "model.safetensors")
     try:
         state = load(weights)
     except SafetensorError as error:
         raise ModelError(f"{folder}/model.safetensors is damaged: {error}; copy it again") from error
     model = make_tokenizer(known, state, folder, with_decoder)
-    found = _digest(weights, json.loads(_read(store, folder, "config.json")))
+    found = _digest(weights, config)
     if found != folder.rpartition("/")[2]:
         raise ModelError(
             f"{folder} holds weights or a config of another digest, {found[:12]}: tokens would bear the wrong name. "
@@ -80,6 +80,11 @@ def load_config(store: Store, folder: str) -> StoredConfig:
     Raises:
         ModelError: it is missing or is none.
     """
+    return _read_config(store, folder)[0]
+
+
+def _read_config(store: Store, folder: str) -> tuple[StoredConfig, dict[str, Any]]:
+    """A config, and its values as the file has them, which the digest is of."""
     text = _read(store, folder, "config.json")
     try:
         values = json.loads(text)
@@ -87,7 +92,7 @@ def load_config(store: Store, folder: str) -> StoredConfig:
         low, high = (float(value) for value in values["depth_span"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ModelError(f"{folder}/config.json is not a tokenizer's config: {error}") from error
-    return StoredConfig(config, (low, high))
+    return StoredConfig(config, (low, high)), values
 
 
 def make_tokenizer(

@@ -5,12 +5,10 @@ The file is a safetensors file, which any reader of those takes; nothing in it r
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -136,23 +134,17 @@ def local_file(store: Store, path: str, cache: Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: it is not in the store.
+        StoreFullError: there is no room for the copy.
     """
     if isinstance(store, LocalStore):
         if not store.exists(path):
             raise FileNotFoundError(path)
         return store.path(path)
-    target = (cache or Path.home() / ".cache" / "fourmill" / "train_sets") / path.rpartition("/")[2]
-    if not target.is_file():
-        with store.open(path) as source:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            draft = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-            try:
-                with draft.open("wb") as file:
-                    shutil.copyfileobj(source, file, _PIECE)
-                draft.replace(target)
-            finally:
-                draft.unlink(missing_ok=True)
-    return target
+    copies, name = LocalStore(cache or Path.home() / ".cache" / "fourmill" / "train_sets"), path.rpartition("/")[2]
+    if not copies.exists(name):
+        with store.open(path) as source, copies.create(name) as file:
+            shutil.copyfileobj(source, file, _PIECE)
+    return copies.path(name)
 
 
 def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
