@@ -26,6 +26,7 @@ from fourmill.core.precision import fast_products
 from fourmill.core.safe_load import UnsafeFileError, refusal
 from fourmill.core.streams import own_stream, to_device, to_host
 from fourmill.pseudolabel.config import Colour, NetworkSettings, WeightsMissingError, seed_of
+from fourmill.pseudolabel.folder_check import check_folder
 from fourmill.pseudolabel.gpu_clock import GpuClock
 from fourmill.pseudolabel.labeller import NetworkError, has_content
 
@@ -320,15 +321,16 @@ def from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
 
     Raises:
         WeightsMissingError: the folder cannot be loaded.
-        UnsafeFileError: it would run a program of its own.
+        UnsafeFileError: it would run a program of its own, or fetch one, or other weights.
         NetworkError: the file lacks keys of the network, has others, or has them in other shapes; they are named.
     """
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    check_folder(label, folder)
     try:
         network, info = model_class.from_pretrained(
-            folder,
+            folder.absolute(),  # else transformers takes what is no folder for the name of a repository
             local_files_only=True,
             trust_remote_code=False,  # else transformers asks whoever sits there, and runs what the folder brings
             output_loading_info=True,
@@ -342,10 +344,6 @@ def from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(f"{label} labeller: {refusal(folder, error)}") from error
     except (OSError, ValueError, KeyError, ImportError) as error:
-        if "trust_remote_code" in str(error):
-            raise UnsafeFileError(
-                f"{label} labeller: {folder} is refused, and nothing in it was run: its config.json names a program of its own"
-            ) from error
         raise WeightsMissingError(
             f"{label} labeller: {folder} does not load as {model_class.__name__} ({type(error).__name__}: {error}). Expected "
             "config.json and model.safetensors as save_pretrained writes them"
