@@ -11,7 +11,7 @@ from fourmill.runtime.generation import Generator, joined
 from fourmill.runtime.heldout import read_heldout
 from fourmill.runtime.samples import evaluate
 from fourmill.runtime.session import Session
-from fourmill.runtime.training import make_manifest
+from fourmill.runtime.training import make_manifest, make_train_set
 
 
 @pytest.fixture
@@ -38,3 +38,14 @@ def test_one_sample_is_scored_however_many_processes_there_are(session: Session)
     samples = session.project.samples.model_copy(update={"num_scored": 1})
     project = session.project.model_copy(update={"samples": samples, "fourm_processes": 2})
     assert evaluate(Session(project)).num_samples == 1
+
+
+@pytest.mark.ray
+def test_held_out_samples_are_compared_with_mean_maps_of_their_own_size(session: Session) -> None:
+    """Though whole images are packed, larger than what is generated."""
+    project = session.project
+    larger = project.train_set.model_copy(update={"side_px": 2 * project.input_px})
+    samples = project.samples.model_copy(update={"num_scored": 1})
+    wide = Session(project.model_copy(update={"train_set": larger, "samples": samples}))
+    make_train_set(wide)
+    assert 0 < evaluate(wide).baseline["depth_error"] < 2

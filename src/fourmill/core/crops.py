@@ -71,7 +71,7 @@ def crop_rows(key: SampleKey, width: int, height: int, config: CropConfig) -> li
     """The crops of one sample: a function of its key, its image's size and the config, so all its modalities have the same.
 
     Row 0 is the centre square. Further ones are drawn as torchvision's RandomResizedCrop does: area and aspect, then the
-    place; where no draw of ten fits, the centre square stands in.
+    place.
 
     Args:
         width: of the full image, in pixels, as its height.
@@ -100,7 +100,7 @@ def random_crop(
         ratio: width over height, from and to; its logarithm is uniform.
 
     Returns:
-        Its row; the centre square's where no draw of ten fits.
+        Its row; where no draw of ten fits, that of the largest crop in the centre whose ratio is in the range.
     """
     for _ in range(10):
         area = width * height * draw.uniform(*scale)
@@ -109,7 +109,9 @@ def random_crop(
         if 0 < crop_width <= width and 0 < crop_height <= height:
             top = int(draw.integers(height - crop_height + 1))
             return top, int(draw.integers(width - crop_width + 1)), crop_height, crop_width, 0
-    return centre_crop(width, height)
+    crop_width = min(width, max(1, round(height * ratio[1])))
+    crop_height = min(height, max(1, round(width / ratio[0])))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width, 0
 
 
 def crop_rgb(rgb_HWC: NDArray[np.uint8], row: CropBox, size_px: int) -> NDArray[np.uint8]:

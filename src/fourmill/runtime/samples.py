@@ -116,13 +116,13 @@ def _iou(a: Box, b: Box) -> float:
 
 def _mean_maps(session: Session, number: int) -> dict[str, NDArray[Any]]:
     """Per-pixel mean (most common class) of the training set, as often as there are held-out samples."""
-    from fourmill.tokenize.train_set import read_label, spread, unpack
+    from fourmill.tokenize.train_set import centre_squares, read_label
 
     train_set = current(session.store, session.project.dataset, "train_set", "tokenizers/train_set")
 
     def train(label: Any) -> NDArray[Any]:
-        packed = read_label(session.store, train_set.path, train_set.digest, label).train
-        return unpack(spread(packed), label)
+        labels = read_label(session.store, train_set.path, train_set.digest, label)
+        return np.concatenate([*centre_squares(labels, label, session.project.input_px)])
 
     one = {
         "depth": metrics.mean_map(train("depth")),
