@@ -85,7 +85,7 @@ def test_the_paper_s_labellers_run_on_any_list(tmp_path: Path, monkeypatch: pyte
     det = project.ray.for_stage("labels/det")
     assert isinstance(project.labellers["det"], VitDetConfig)
     assert dict(det.runtime_env) == {"py_executable": DETECTRON2_PYTHON}
-    assert det.gpus_per_worker == 1.0
+    assert det.gpus_per_worker == 0.5
 
 
 def test_folders_of_networks_get_the_profile_s_crops_precision_and_environment(
@@ -102,7 +102,7 @@ def test_folders_of_networks_get_the_profile_s_crops_precision_and_environment(
             ray = project.ray.for_stage("labels/det")
             assert dict(ray.runtime_env) == ({"py_executable": DETECTRON2_PYTHON} if kind == "vitdet" else {})
             as_dpt = project.ray.for_stage("labels/depth").gpus_per_worker  # the others leave a GPU room
-            assert ray.gpus_per_worker == (1.0 if kind == "vitdet" and grid == 14 else as_dpt)
+            assert ray.gpus_per_worker == (0.5 if kind == "vitdet" and grid == 14 else as_dpt)
 
 
 def test_the_demo_s_labellers_are_no_default_for_a_list(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def _labelled(project: Project, choice: Choice) -> Project:
 
 
 def _with_a_place_for_detectors(project: Project, base: Project) -> Project:
-    """ViTDet's actors in detectron2's own environment, a GPU each; other detectors' in this one, sharing GPUs as DPT's do."""
+    """ViTDet's actors in detectron2's own environment, two to a GPU; other detectors' in this one, sharing GPUs as DPT's do."""
     det, depth = "labels/det", "labels/depth"
     stages = project.ray.stages
     share = before = stages.get(det) or stages.get("labels") or StageShare()

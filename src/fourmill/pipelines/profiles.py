@@ -128,17 +128,17 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
         ingest=IngestConfig(),
         labellers=paper_labellers(precision="bf16"),
         # Stage one of the tokenizers is ImageNet-1K's; whoever has it gives it in place of CC12M's blocks (docs/imagenet.md).
-        # Packed sets lie on disk: 1.4 MB a sample of 256 pixels, so 280 GB each; 5.6 MB of 448 with CLIP's features at eight sides,
-        # 112 GB. The paper's 1.28 million are 1.8 TB.
+        # Packed images are whole, so larger than what is cropped from them. Sets lie on disk: 1.7 MB a sample of 320 pixels, so
+        # 345 GB each; 7.5 MB of 640 with CLIP's features at eight sides, 150 GB. The paper's 1.28 million are 2.2 TB.
         train_set=TrainSetConfig(
-            num_samples=200_000, num_eval=1_000, blocks=("block_00", "block_01"), side_px=256, clip_crops=4
+            num_samples=200_000, num_eval=1_000, blocks=("block_00", "block_01"), side_px=320, clip_crops=4
         ),
         more_train_sets={
             "imagenet": TrainSetConfig(
-                num_samples=200_000, num_eval=1_000, blocks=("block_02", "block_03"), side_px=256, clip_crops=4
+                num_samples=200_000, num_eval=1_000, blocks=("block_02", "block_03"), side_px=320, clip_crops=4
             ),
             "multi_resolution": TrainSetConfig(
-                num_samples=20_000, num_eval=1_000, blocks=("block_04",), side_px=448, clip_px=MULTI_RESOLUTION
+                num_samples=20_000, num_eval=1_000, blocks=("block_04",), side_px=640, clip_px=MULTI_RESOLUTION
             ),
         },
         tokenizers=paper_tokenizers(),
@@ -161,9 +161,9 @@ def cc12m_4m7(out: Path, train_minutes: float = 0.0) -> Project:
 def _gpu_shares() -> dict[str, StageShare]:
     """Who shares GPUs with whom, on eight of them; what is not named here needs none."""
     quarter, half = (StageShare(num_workers=8 * n, gpus_per_worker=1 / n) for n in (4, 2))
-    whole = StageShare(gpus_per_worker=1.0, runtime_env={"py_executable": DETECTRON2_PYTHON})
+    detectron2 = half.model_copy(update={"runtime_env": {"py_executable": DETECTRON2_PYTHON}})
     none = StageShare()
-    labels = {"labels/depth": quarter, "labels/normal": quarter, "labels/semseg": half, "labels/det": whole}
+    labels = {"labels/depth": quarter, "labels/normal": quarter, "labels/semseg": half, "labels/det": detectron2}
     return {**labels, "tokens": quarter, **{f"tokens/{name}": none for name in ("caption", "det", "shards")}}
 
 
