@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from fourmill.core.store import open_store
 from fourmill.pipelines import doctor, preflight
 from fourmill.pipelines.cli import app
-from fourmill.pipelines.profiles import cc12m_4m7, smallest
+from fourmill.pipelines.profiles import cc12m_4m7, demo, smallest
 from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.config import weights_digest
 from fourmill.pseudolabel.stored import ORIGINS, WeightsMissingError, read_pointer
+from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import RayConfig
 from fourmill.tokenize.released import RELEASED
 
@@ -62,6 +63,19 @@ def test_adding_weights_to_a_project_changes_the_labels_that_they_make_and_no_ot
         if weights_digest(after.labellers[label]) != weights_digest(before.labellers[label])
     ]
     assert changed == ["depth"] and "depth now made with them" in said
+
+
+def test_weights_that_no_label_is_made_with_come_with_what_to_write_for_that(
+    tmp_path: Path, depth_folder: Path
+) -> None:
+    workspace = Workspace(tmp_path / "out")
+    workspace.keep(demo(workspace.out))
+    said = run("weights", "add", "depth", str(depth_folder), "--out", str(workspace.out)).replace("\n", "")
+    labellers = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    project = workspace.project().model_dump(mode="json")
+    workspace.keep(Project.model_validate({**project, "labellers": project["labellers"] | labellers}))
+    again = run("weights", "add", "depth", str(depth_folder), "--out", str(workspace.out))
+    assert "depth now made with them" in again
 
 
 def test_the_list_says_what_serves_and_where_it_is_from(tmp_path: Path, depth_folder: Path) -> None:

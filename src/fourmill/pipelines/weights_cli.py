@@ -85,9 +85,18 @@ def add(
     typer.echo(f"{name}: stored:{name}/{pointer.digest} in {kept.root} ({pointer.origin}; licence: {pointer.licence})")
     if out is not None and Workspace(out.resolve()).project_file.exists():
         workspace = Workspace(out.resolve())
-        project, labels = with_weights(workspace.project(), name, f"stored:{name}/{pointer.digest}")
+        weights = f"stored:{name}/{pointer.digest}"
+        project = with_weights(workspace.project(), name, weights)
         write_project(project, workspace.project_file)
-        typer.echo(f"{workspace.project_file}: {', '.join(labels) or 'no label'} now made with them")
+        labels = [label for label, config in project.labellers.items() if getattr(config, "weights", None) == weights]
+        said = f"{', '.join(labels)} now made with them" if labels else _how_to_use(name, weights)
+        typer.echo(f"{workspace.project_file}: {said}")
+
+
+def _how_to_use(name: str, weights: str) -> str:
+    origin = ORIGINS[name]
+    labeller = {"kind": origin.kind, "weights": weights}
+    return f"no label is made with them yet; for that write {json.dumps({origin.label: labeller})} into its labellers"
 
 
 def _add_tokenizer(store: Store, name: str, path: Path, origin: str, licence: str | None, out: Path | None) -> None:

@@ -24,12 +24,11 @@ def missing_weights(project: Project) -> dict[str, str]:
     return found
 
 
-def with_weights(project: Project, name: str, weights: str) -> tuple[Project, list[str]]:
-    """The project with the labellers that name these weights on another version of them, and which labels that is."""
+def with_weights(project: Project, name: str, weights: str) -> Project:
+    """The project with the labellers that name these weights, in whichever version, on this one."""
     changed: dict[str, AnyLabellerConfig] = {}
     for label, config in project.labellers.items():
         named = getattr(config, "weights", "")
         if named != weights and (named == f"stored:{name}" or named.startswith(f"stored:{name}/")):
             changed[label] = config.model_copy(update={"weights": weights})
-    update = {"labellers": {**project.labellers, **changed}}
-    return (project.model_copy(update=update) if changed else project), list(changed)
+    return project.model_copy(update={"labellers": {**project.labellers, **changed}}) if changed else project
