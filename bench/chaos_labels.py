@@ -1,7 +1,8 @@
 """Label a block on a small Ray cluster while its actors, its worker nodes and its driver are killed with SIGKILL.
 
 The cluster is one machine's: a head without CPUs, and two worker nodes, either of which may be killed; another takes its
-place. After every round the block must have the digests that a plain loop gives, no label twice, none missing.
+place. After every round the block must have the digests that a plain loop gives, no label twice, none missing. With
+`--together` depth and normals are made by tiny networks, both from one decoding of each image.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,13 @@ from fourmill.core.shards import Item, Recipe, ShardPlace, need, read_members, w
 from fourmill.core.store import LocalStore
 from fourmill.core.work import ShardJob
 from fourmill.pipelines.profiles import smallest
+from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.worker import LabelWorker, label_recipe
 from fourmill.runtime.pool import ShardRunner
 from fourmill.runtime.project import Project, write_project
 from fourmill.runtime.ray_session import RayConfig
 
-LABEL = "depth"
+TOGETHER = ("depth", "normal")
 LAYOUT = Layout(rows_per_shard=40, shards_per_block=6, num_blocks=1)
 SIDE_PX = 160  # some 20 ms a label
 KINDS = ("actor", "node", "driver")
@@ -53,9 +55,14 @@ _QUICK_TO_MISS = {
 
 
 class Stand:
-    """A store with a block of images, what its labels should be, and a cluster to make them on."""
+    """A store with a block of images, what its labels should be, and a cluster to make them on.
 
-    def __init__(self, folder: Path) -> None:
+    Several labels are of networks that are fed alike, so that the first one's stage makes the others along with it.
+    """
+
+    def __init__(self, folder: Path, labels: Sequence[str]) -> None:
+        self.labels = labels
+        self.num_alone = 0  # shards left to a later label's own stage, of rounds that ended
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -68,28 +75,31 @@ class Stand:
         self._nodes = [self._new_node() for _ in range(2)]
         base = smallest(folder)
         ray = RayConfig(address=self._cluster.address, num_workers=3)
-        self.project = base.model_copy(update={"layout": LAYOUT, "ray": ray})
+        networks = seeded_labellers() if len(labels) > 1 else {}
+        labellers = {**base.labellers, **{label: networks[label] for label in labels if label in networks}}
+        self.project = base.model_copy(update={"layout": LAYOUT, "ray": ray, "labellers": labellers})
         self.store = LocalStore(self.project.store)
         write_project(self.project, self._file)
         _fill(self.store, self.project)
-        self._expected = _by_a_plain_loop(self.store, self.project)
+        self._expected = {label: _by_a_plain_loop(self.store, self.project, label) for label in labels}
 
     def start(self) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "bench.label_driver", str(self._file), LABEL]
+        command = [sys.executable, "-m", "bench.label_driver", str(self._file), *self.labels]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def clear(self) -> None:
         """Forget the labels of the last round."""
         for split in SPLITS:
-            for path in (LABEL, f"_ledger/{LABEL}"):
+            for path in (path for label in self.labels for path in (label, f"_ledger/{label}")):
                 shutil.rmtree(Path(self.project.store) / self.project.dataset / split / path, ignore_errors=True)
 
     def wrong(self) -> list[str]:
         """Shards whose content differs from the plain loop's, or that lack a label or have one twice."""
         return [
-            f"{split} {shard}"
-            for (split, shard), expected in self._expected.items()
-            if _content(self.store, self.project, split, shard) != expected
+            f"{label} {split} {shard}"
+            for label, shards in self._expected.items()
+            for (split, shard), expected in shards.items()
+            if _content(self.store, self.project, label, split, shard) != expected
         ]
 
     def kill_node(self, rng: random.Random) -> bool:
@@ -144,24 +154,24 @@ def _fill(store: LocalStore, project: Project) -> None:
     write_ledger(store, project.dataset, "images", "block_00", LAYOUT.shards_of("block_00"), "images", 0)
 
 
-def _by_a_plain_loop(store: LocalStore, project: Project) -> dict[tuple[str, int], Any]:
-    config = project.labellers[LABEL]
-    worker = LabelWorker(project.store, project.dataset, LABEL, config)
+def _by_a_plain_loop(store: LocalStore, project: Project, label: str) -> dict[tuple[str, int], Any]:
+    config = project.labellers[label]
+    worker = LabelWorker(project.store, project.dataset, label, config)
     found: dict[tuple[str, int], Any] = {}
     for shard in range(LAYOUT.shards_per_block):
         for split in SPLITS:
-            recipe = label_recipe(store, project.dataset, split, shard, LABEL, config)
+            recipe = label_recipe(store, project.dataset, split, shard, label, config)
             worker.run(ShardJob(split, shard, recipe, "plain"))
-            found[split, shard] = _content(store, project, split, shard)
+            found[split, shard] = _content(store, project, label, split, shard)
             images = [key for key, _ in read_members(store, ShardPlace(project.dataset, split, "images", shard))]
             assert found[split, shard][1] == images, "one label an image, in order"
     worker.close()
     return found
 
 
-def _content(store: LocalStore, project: Project, split: Any, shard: int) -> tuple[str, list[str]]:
-    place = ShardPlace(project.dataset, split, LABEL, shard)
-    return need(store, place, LABEL).content, [str(key) for key, _ in read_members(store, place)]
+def _content(store: LocalStore, project: Project, label: str, split: Any, shard: int) -> tuple[str, list[str]]:
+    place = ShardPlace(project.dataset, split, label, shard)
+    return need(store, place, label).content, [str(key) for key, _ in read_members(store, place)]
 
 
 def disturbed(stand: Stand, kind: str, kills: int, rng: random.Random) -> tuple[int, list[str]]:
@@ -188,9 +198,10 @@ def _round(stand: Stand, kind: str, kills: int, rng: random.Random) -> int:
             driver, killed = stand.start(), killed + 1
         else:
             killed += stand.kill_node(rng) if kind == "node" else stand.kill_actor(rng)
-    _, complaint = driver.communicate(timeout=_DEADLINE_S)
+    said, complaint = driver.communicate(timeout=_DEADLINE_S)
     if driver.returncode != 0:
         raise SystemExit(f"the block was not finished after {killed} kills of its {kind}: {complaint[-3000:]}")
+    stand.num_alone += sum(json.loads(line)["made"] for line in said.splitlines()[1:])
     return killed
 
 
@@ -215,12 +226,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10, help="of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--together", action="store_true", help="depth and normals from one decoding, not depth alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one kill of each kind")
     given = parser.parse_args()
     rng, rows, figures, wrong = random.Random(given.seed), [], {}, []
     with tempfile.TemporaryDirectory(prefix="fourmill-chaos-") as folder:
-        stand = Stand(Path(folder))
+        stand = Stand(Path(folder), TOGETHER if given.together else TOGETHER[:1])
         try:
             for kind in given.kinds:
                 killed, odd = disturbed(stand, kind, 1 if given.quick else given.kills, rng)
@@ -229,6 +241,8 @@ def main() -> None:
                 wrong += odd
         finally:
             stand.stop()
+    if given.together:
+        figures["shards_of_normals_made_alone"] = stand.num_alone
     report("chaos_labels", ["killed", "times", "shards"], rows, {**figures, "shards_that_differ": len(wrong)})
     if wrong:
         print(json.dumps(wrong), file=sys.stderr)

@@ -1,8 +1,9 @@
-"""A driver to be killed: labels a project's first block as its asset does, and says the digest of its ledger.
+"""A driver to be killed: labels a project's first block as its assets do in one run, and says the digests of the ledgers.
 
-python -m bench.label_driver PROJECT.json LABEL
+python -m bench.label_driver PROJECT.json LABEL [LABEL ...]
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from fourmill.runtime.stages import label_stage, publish_ledger, run_block
 
 
 def main() -> None:
-    """Run the stage."""
-    session = Session(read_project(Path(sys.argv[1])))
-    stage, block = label_stage(session, sys.argv[2]), session.project.layout.block_keys()[0]
-    print(publish_ledger(session, stage, block, run_block(session, stage, block)).digest)
+    """Run the stages, in order; a line of JSON for each."""
+    session, labels = Session(read_project(Path(sys.argv[1]))), sys.argv[2:]
+    block = session.project.layout.block_keys()[0]
+    for label in labels:
+        stage = label_stage(session, label, labels)
+        made = run_block(session, stage, block)
+        digest = publish_ledger(session, stage, block, made).digest
+        print(json.dumps({"label": label, "made": made, "digest": digest}), flush=True)
 
 
 if __name__ == "__main__":
