@@ -201,7 +201,8 @@ def _round(stand: Stand, kind: str, kills: int, rng: random.Random) -> int:
     said, complaint = driver.communicate(timeout=_DEADLINE_S)
     if driver.returncode != 0:
         raise SystemExit(f"the block was not finished after {killed} kills of its {kind}: {complaint[-3000:]}")
-    stand.num_alone += sum(json.loads(line)["made"] for line in said.splitlines()[1:])
+    told = [json.loads(line) for line in said.splitlines() if line.startswith("{")]  # Ray says something there, too
+    stand.num_alone += sum(stage["made"] for stage in told[1:])
     return killed
 
 
