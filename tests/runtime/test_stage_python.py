@@ -9,6 +9,7 @@ from fourmill.core.shards import Recipe
 from fourmill.pipelines.profiles import smallest
 from fourmill.runtime.ray_session import PythonMissingError, RayConfig, StageShare
 from fourmill.runtime.session import Session
+from fourmill.runtime.stage_python import ask_python
 from fourmill.runtime.stages import BlockStage, run_block
 
 
@@ -62,3 +63,13 @@ def test_a_python_that_is_not_there_is_missed_before_a_ray_starts(tmp_path: Path
         PythonMissingError, match=r"labels/det: there is no \S*gone/python on this machine.*infra/detectron2"
     ):
         run_block(session, echo_stage(session, "labels/det"), "block_00")
+
+
+def test_a_python_is_asked_what_an_actor_needs(tmp_path: Path, other_python: Path) -> None:
+    assert ask_python([str(other_python)]).lacks == ()
+    (lack,) = ask_python([sys.executable], ["ray", "no_such_library"]).lacks
+    assert lack == "cannot import no_such_library (No module named 'no_such_library'): install no_such_library in it"
+    (lack,) = ask_python([sys.executable], ["fourmill.pseudolabel.vitdet:require_detectron2"]).lacks
+    assert "detectron2" in lack
+    (lack,) = ask_python(["sh", "-c", "echo no module named ray >&2; exit 1"]).lacks
+    assert "does not run (exit code 1: no module named ray)" in lack

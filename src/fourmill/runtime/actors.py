@@ -8,7 +8,9 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +24,13 @@ from fourmill.runtime.ray_session import RayConfig
 
 _log = logging.getLogger(__name__)
 _MOST_STILLBORN = 8  # actors in a row that never come up: not bad luck any more
+_TRIES = 3  # in a row, after which those that are up are left to work, and another is asked for now and then
+_TRY_AGAIN_AFTER_S = 60.0
+_LAST_WORDS = 800  # characters of a reason, its end
 
 
 class ActorsError(RuntimeError):
-    """Actors that do not come up."""
+    """Actors that do not come up; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,16 @@ class Crew:
     another could do. The crew replaces it, and the shard goes back to the others.
     """
 
-    def __init__(self, config: RayConfig) -> None:
-        self._config = config
+    def __init__(self, config: RayConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._clock = config, clock
         self._coming: dict[Any, Any] = {}  # answer that is awaited -> actor
         self._known: set[Any] = set()  # of these answers: those of actors that were up before
         self._ready: list[Any] = []
         self._here: dict[Any, psutil.Process] = {}  # actor -> its process, of those on this machine
         self._stillborn = 0
+        self._again_at = 0.0  # when another is asked for, after several that died
+        self._is_environment_bad = False
+        self.last_words = ""  # of an actor that died before it came up; none once one has come up
 
     def __len__(self) -> int:
         return len(self._coming) + len(self._ready)
@@ -92,6 +100,11 @@ class Crew:
     def num_ready(self) -> int:
         """Actors that are up."""
         return len(self._ready)
+
+    @property
+    def coming(self) -> list[Any]:
+        """Actors that were asked for and are not up."""
+        return [actor for answer, actor in self._coming.items() if answer not in self._known]
 
     @property
     def answers(self) -> list[Any]:
@@ -103,9 +116,17 @@ class Crew:
         return [actor for actor in self._ready if not any(actor is other for other in busy)]
 
     def grow(self, number: int) -> None:
-        """Ask for actors until there are so many; those without room wait, and make an autoscaler add machines."""
+        """Ask for actors until there are so many; those without room wait, and make an autoscaler add machines.
+
+        After several that died only now and then, while others are up; and where their environment could not be set up, not
+        before it is known of all that were asked for.
+        """
         import ray
 
+        if self._stillborn >= _TRIES and self._ready and self._clock() < self._again_at:
+            return
+        if self._is_environment_bad and self._coming and not self._ready:
+            return
         remote: Any = ray.remote(ShardRunner)
         options: dict[str, Any] = {"num_cpus": self._config.cpus_per_worker, "num_gpus": self._config.gpus_per_worker}
         if self._config.runtime_env:
@@ -118,7 +139,7 @@ class Crew:
         """Take an awaited answer: the actor is up, or it is gone.
 
         Raises:
-            ActorsError: too many in a row died before they answered.
+            ActorsError: none is up, and too many in a row died before they answered, or all by their environment.
         """
         import ray
         from ray.exceptions import RayError
@@ -128,21 +149,40 @@ class Crew:
         try:
             node, pid = ray.get(answer)
         except RayError as error:
-            if was_up:
-                return
-            self._stillborn += 1
-            _log.warning("an actor died before it came up: %s", error)
-            if self._stillborn >= _MOST_STILLBORN:
-                raise ActorsError(
-                    f"{self._stillborn} Ray actors in a row died before they came up, the last one so: {error}. Look at the "
-                    "session's logs (/tmp/ray/session_latest/logs), at memory, and at the runtime environment"
-                ) from error
+            if not was_up:
+                self._mourn(error)
             return
-        self._stillborn = 0
+        self._stillborn, self._is_environment_bad, self.last_words = 0, False, ""
         self._ready.append(actor)
         if node == ray.get_runtime_context().get_node_id():
             with suppress(psutil.NoSuchProcess):
                 self._here[actor] = psutil.Process(pid)
+
+    def _mourn(self, error: Exception) -> None:
+        from ray.exceptions import RuntimeEnvSetupError
+
+        is_environment = isinstance(error, RuntimeEnvSetupError)
+        self._stillborn += 1
+        self._again_at = self._clock() + _TRY_AGAIN_AFTER_S
+        self._is_environment_bad |= is_environment
+        self.last_words = words = _environment_words(error) if is_environment else str(error)[-_LAST_WORDS:].strip()
+        _log.warning("an actor died before it came up: %s", words)
+        if self._ready:
+            return
+        number = self._stillborn
+        if is_environment and not self._coming:
+            self._stillborn, self._is_environment_bad = 0, False  # of the next stage nothing is known
+            raise ActorsError(
+                f"Ray could not set up the environment of its actors, {json.dumps(dict(self._config.runtime_env))}: {words}. "
+                "Mend it on the cluster's nodes, or set ray.runtime_env or that of ray.stages; the node has more in "
+                "/tmp/ray/session_latest/logs/runtime_env_setup-*.log"
+            ) from error
+        if number >= _MOST_STILLBORN:
+            self._stillborn = 0
+            raise ActorsError(
+                f"{number} Ray actors in a row died before they came up, the last one so: {words}. Look at the "
+                "session's logs (/tmp/ray/session_latest/logs), at memory, and at the runtime environment"
+            ) from error
 
     def doubt(self, busy: list[Any]) -> None:
         """One actor was lost: have those without work answer again before they get any, lest its node took them along."""
@@ -177,6 +217,14 @@ class Crew:
             if len(self) <= max(number, len(busy)):
                 break
             self.dismiss(actor)
+
+
+def _environment_words(error: Exception) -> str:
+    """The reason at the end of a traceback, and the node: `on node 10.0.0.7: FileNotFoundError: ... 'podman'`."""
+    said = str(error).strip()
+    node = re.search(r"\[Node ([^\]]+)\]", said)
+    last = next(iter(said.splitlines()[::-1]), type(error).__name__).strip()
+    return f"{f'on node {node[1]}: ' if node else ''}{last[-_LAST_WORDS:]}"
 
 
 _crews: dict[tuple[Any, ...], Crew] = {}  # of this process's Ray session: one at most

@@ -68,7 +68,7 @@ class Pace:
         if num_workers is not None:
             said.append(f"{num_workers} worker{'s' * (num_workers != 1)}")
         if self._done < self._num_shards:
-            said.append(f"{_duration(self._elapsed * (self._num_shards - self._done) / self._done)} left")
+            said.append(f"{duration(self._elapsed * (self._num_shards - self._done) / self._done)} left")
         return ", ".join(said).replace("%", " %")
 
     def facts(self) -> dict[str, float]:
@@ -82,7 +82,8 @@ class Pace:
         return {name: spent / max(self._worked_s, 1e-9) for name, spent in sorted(self._spent.items())}
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Some time in words: `42 s`, `12 min`, `3 h 20 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -12,11 +12,12 @@ from typing import Any
 from fourmill.core.digest import Json
 from fourmill.core.shards import Receipt
 from fourmill.core.work import Progress, ShardJob
-from fourmill.runtime.actors import Crew, Made, ShardRunner, crew_of, make_worker
+from fourmill.runtime.actors import ActorsError, Crew, Made, ShardRunner, crew_of, make_worker
 from fourmill.runtime.pace import Pace
 from fourmill.runtime.ray_session import RayConfig, check_room, dashboard_url, ensure_ray
+from fourmill.runtime.waiting import Wait
 
-__all__ = ["ShardError", "ShardRunner", "make_worker", "run_shards"]
+__all__ = ["ActorsError", "ShardError", "ShardRunner", "make_worker", "run_shards"]
 
 _log = logging.getLogger(__name__)
 _MOST_LOSSES = 3  # a shard whose actor dies more often is at fault itself
@@ -49,7 +50,8 @@ def run_shards(
 
     Raises:
         ShardError: a worker raised, or a shard's actors died again and again; shards already finished stay finished.
-        RayUnreachableError: there is no Ray, or none of its nodes can hold an actor.
+        ActorsError: no actor has come up within `start_timeout_s`, or none can; where some are up, the work goes on with those.
+        RayUnreachableError: there is no Ray, or a local one without room for an actor.
     """
     if not jobs:
         return []
@@ -62,6 +64,9 @@ def run_shards(
     work = _Work(factory, json.dumps(arguments, sort_keys=True), groups, pace)
     try:
         work.finish(crew, config)
+    except ActorsError as error:
+        work.stop(crew)
+        raise ActorsError(f"{jobs[0].recipe.stage}: {error}") from error
     except BaseException:  # an interrupt too: whoever cancels a run wants its machines back
         work.stop(crew)
         raise
@@ -86,9 +91,11 @@ class _Work:
         return [actor for _, actor in self._running.values()]
 
     def stop(self, crew: Crew) -> None:
-        """End those who are at work, and wait until they are gone: then nobody writes any more."""
+        """End those who are at work, and wait until they are gone: then nobody writes any more. Those not up are not awaited."""
         import ray
 
+        for actor in crew.coming:
+            crew.dismiss(actor)
         crew.stop(self.busy(), _GONE_WITHIN_S)
         if self._running:
             ray.wait(list(self._running), num_returns=len(self._running), timeout=_GONE_WITHIN_S)
@@ -97,6 +104,8 @@ class _Work:
         import ray
 
         crew.shrink(config.num_workers, [])
+        wait = Wait(self._groups[0][0].recipe.stage, config)
+        wait.begin(crew)
         where = dashboard_url(config)
         self._pace(0, self._num_jobs, f"Ray dashboard {where}" if where else "")
         while len(self.made) < len(self._groups):
@@ -107,6 +116,8 @@ class _Work:
             if not self._waiting:
                 crew.shrink(config.kept_workers, self.busy())
             hoped = crew.answers if self._waiting else []
+            if remark := wait.look(crew, bool(self._waiting)):
+                self._pace(self._num_done(), self._num_jobs, remark)
             done, _ = ray.wait([*self._running, *hoped], num_returns=1, timeout=_LOOK_EVERY_S)
             for reference in done:
                 if reference in self._running:
@@ -137,7 +148,10 @@ class _Work:
         note = ""
         for made in self.made[index]:
             note = self._pace.note(made.receipt, made.shares, crew.num_ready)
-        self._pace(sum(map(len, self.made.values())), self._num_jobs, note)
+        self._pace(self._num_done(), self._num_jobs, note)
+
+    def _num_done(self) -> int:
+        return sum(map(len, self.made.values()))
 
     def _lost(self, index: int, error: Exception) -> None:
         self._losses[index] += 1

@@ -36,6 +36,7 @@ class PythonMissingError(ValueError):
 NumWorkers = Annotated[int, Field(gt=0)]
 Cpus = Annotated[float, Field(gt=0)]
 Gpus = Annotated[float, Field(ge=0)]
+StartTimeout = Annotated[float, Field(gt=0)]
 
 
 class StageShare(BaseModel):
@@ -47,6 +48,7 @@ class StageShare(BaseModel):
     min_workers: Annotated[int, Field(ge=0)] | None = Field(default=None, description="Actors kept without work.")
     cpus_per_worker: Cpus | None = Field(default=None, description="CPUs reserved for each actor.")
     gpus_per_worker: Gpus | None = Field(default=None, description="GPUs for each actor; 0.25: four share one.")
+    start_timeout_s: StartTimeout | None = Field(default=None, description="Seconds that an actor has to come up.")
     runtime_env: dict[str, Any] | None = Field(
         default=None,
         description="Ray runtime environment of the actors: for libraries that must not be in the main one.",
@@ -70,6 +72,10 @@ class RayConfig(BaseModel):
     )
     cpus_per_worker: Cpus = Field(default=1.0, description="CPUs reserved for each actor.")
     gpus_per_worker: Gpus = Field(default=0.0, description="GPUs for each actor; 0.25: four share one.")
+    start_timeout_s: StartTimeout = Field(
+        default=1800.0,
+        description="Seconds that a stage waits for its first actor: for an autoscaler's nodes, and for images to be pulled.",
+    )
     runtime_env: dict[str, Any] = Field(default={}, description="Ray runtime environment of the actors.")
     stages: dict[str, StageShare] = Field(
         default={}, description="Other shares for some stages, by asset (labels/depth) or its group (labels)."
@@ -215,7 +221,7 @@ def check_room(config: RayConfig) -> None:
 def check_python(config: RayConfig, asset: str) -> None:
     """Prove that a stage's own Python is there, before any work starts: without it Ray would try to start actors for ever.
 
-    Of a cluster's machines nothing is known here.
+    A cluster's nodes are asked when actors do not come up on them (`waiting.py`).
 
     Raises:
         PythonMissingError: it is not on this machine, where a local Ray's actors are to be.
