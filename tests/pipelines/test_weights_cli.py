@@ -1,7 +1,6 @@
-"""`fourmill weights` and `fourmill doctor`, in this process: what they change, what they say, how they end."""
+"""`fourmill weights`, in this process: what they change, what they say, how they end."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fourmill.core.store import open_store
-from fourmill.pipelines import doctor, preflight
+from fourmill.pipelines import preflight
 from fourmill.pipelines.cli import app
-from fourmill.pipelines.profiles import cc12m_4m7, demo, smallest
+from fourmill.pipelines.profiles import cc12m_4m7, demo
 from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.config import weights_digest
 from fourmill.pseudolabel.stored import ORIGINS, WeightsMissingError, read_pointer
 from fourmill.runtime.project import Project
-from fourmill.runtime.ray_session import RayConfig
 from fourmill.tokenize.released import RELEASED
 
 RUNNER = CliRunner()
@@ -129,48 +127,3 @@ def test_preflight_names_every_labeller_without_weights(paper: Workspace) -> Non
         "det",
         "clip",
     ]
-
-
-def test_doctor_says_what_a_project_lacks_and_what_to_do(paper: Workspace) -> None:
-    done = RUNNER.invoke(app, ["doctor", "--out", str(paper.out), "--json"])
-    assert done.exit_code == 1
-    found = {one["what"]: one for one in json.loads(done.output)}
-    for label, name in (("depth", "depth"), ("det", "vitdet")):
-        assert found[f"labeller of {label}"]["state"] == "missing"
-        assert f"fourmill weights add {name} " in found[f"labeller of {label}"]["detail"]
-    assert found["torch"]["state"] == found["store"]["state"] == "ok"
-    assert found["detectron2"]["state"] != "ok" and "/opt/detectron2/bin/python" in found["detectron2"]["detail"]
-    assert "no list at" in found["source of cc12m"]["detail"]
-    assert "GB" in found["free space"]["detail"]
-
-
-def test_doctor_finds_nothing_missing_where_all_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "MIN_FREE_DISK_MB", 1)
-    monkeypatch.setattr(preflight.check_memory, "__defaults__", (1,))  # of machines too small for the demo
-    workspace = Workspace(tmp_path)
-    workspace.scenes.mkdir()
-    (workspace.scenes / "list.tsv").write_text("http://a.example/1.jpg\ta dog\n")
-    workspace.keep(smallest(tmp_path))
-    said = run("doctor", "--out", str(tmp_path))
-    assert "nothing is missing" in said and "missing  " not in said
-
-
-def test_doctor_asks_the_python_that_is_to_have_detectron2(tmp_path: Path) -> None:
-    here = doctor._detectron2(RayConfig(runtime_env={"py_executable": sys.executable}))
-    assert here.state == "missing" and "detectron2 is not installed" in here.detail
-    gone = doctor._detectron2(RayConfig(runtime_env={"py_executable": str(tmp_path / "python")}))
-    assert gone.state == "missing" and "infra/detectron2" in gone.detail
-    image = doctor._detectron2(RayConfig(runtime_env={"image_uri": "somewhere/detectron2:1"}))
-    assert image.state == "note"
-    assert doctor._detectron2(RayConfig()).state == "missing"
-
-
-def test_doctor_counts_gpus_that_are_asked_for_and_not_there() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        assert doctor._gpu(RayConfig(gpus_per_worker=1.0)).state == "ok"
-        return
-    assert doctor._gpu(RayConfig()).state == "ok"
-    assert doctor._gpu(RayConfig(gpus_per_worker=0.5)).state == "missing"
-    assert doctor._gpu(RayConfig(gpus_per_worker=0.5, address="auto")).state == "note"

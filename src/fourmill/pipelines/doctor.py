@@ -3,13 +3,12 @@
 import importlib.util
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,9 +16,11 @@ from rich.table import Table
 
 from fourmill.core.store import check_writable, is_local
 from fourmill.pipelines import preflight
+from fourmill.pipelines.doctor_finding import Finding, State
+from fourmill.pipelines.doctor_pythons import stage_pythons
 from fourmill.pipelines.profiles import PROFILES, profile
 from fourmill.pipelines.workspace import Workspace
-from fourmill.pseudolabel.config import SceneConfig, VitDetConfig
+from fourmill.pseudolabel.config import SceneConfig
 from fourmill.runtime.labeller_weights import missing_weights, pinned_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import RayConfig, check_reachable
@@ -28,22 +29,6 @@ from fourmill.runtime.tokenizer_weights import missing_tokenizers
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "safetensors", "ray", "dagster")
 _STORED_BYTES = 1_000_000  # an image, its labels and its tokens at the paper's sizes (docs/benchmarks.md)
 _SCENE_BYTES = 30_000  # the demo's
-_DETECTRON2_TIMEOUT_S = 180
-_DETECTRON2_CHECK = (
-    "import fourmill.pseudolabel.vitdet as vitdet; vitdet.require_detectron2(); import detectron2, ray, torch; "
-    "print('detectron2', detectron2.__version__, 'torch', torch.__version__, 'ray', ray.__version__)"
-)
-
-State = Literal["ok", "missing", "note"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    state: State
-    detail: str  # what was found, or what is missing and what to do
 
 
 def doctor(
@@ -74,8 +59,7 @@ def examine(project: Project) -> Iterator[Finding]:
     yield from _libraries()
     yield _gpu(project.ray)
     yield from _weights(project)
-    if isinstance(project.labellers["det"], VitDetConfig):
-        yield _detectron2(project.ray.for_stage("labels/det"))
+    yield from stage_pythons(project)
     for dataset in project.datasets():
         source = dataset.source
         yield _checked(f"source of {dataset.name}", source.where, partial(preflight.check_source, source))
@@ -134,41 +118,6 @@ def _weights(project: Project) -> Iterator[Finding]:
     for label, digest in project.served_tokenizers.items():
         fine: State = "missing" if label in lacking else "ok"
         yield Finding(f"tokenizer of {label}", fine, lacking.get(label, f"imported, {digest[:12]}"))
-
-
-def _detectron2(ray: RayConfig) -> Finding:
-    what, environment = "detectron2", ray.runtime_env
-    if "image_uri" in environment:
-        return Finding(what, "note", f"in the image {environment['image_uri']}; looked at when its first actor starts")
-    python = environment.get("py_executable")
-    if python is None:
-        from fourmill.pseudolabel.vitdet import require_detectron2
-
-        try:
-            return Finding(what, "ok", f"{require_detectron2()}")
-        except ImportError as error:
-            return Finding(what, "missing", str(error))
-    if shutil.which(python) is None:
-        is_elsewhere = ray.address not in (None, "local")
-        detail = f"no {python} on this machine"
-        todo = "; the cluster's nodes need it" if is_elsewhere else "; build it as infra/detectron2/README.md says"
-        return Finding(what, "note" if is_elsewhere else "missing", detail + todo)
-    return _asked(what, python)
-
-
-def _asked(what: str, python: str) -> Finding:
-    try:
-        command = [python, "-W", "ignore", "-c", _DETECTRON2_CHECK]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_DETECTRON2_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding(what, "missing", f"{python} does not run: {error}")
-    lines = [line for line in (done.stderr if done.returncode else done.stdout).splitlines() if line.strip()]
-    last = lines[-1] if lines else "no word"
-    if done.returncode:
-        return Finding(what, "missing", f"{python}: {last}")
-    if f"ray {version('ray')}" not in last:
-        return Finding(what, "missing", f"{python} has {last}; its Ray must be this one, {version('ray')}")
-    return Finding(what, "ok", f"{python}: {last}")
 
 
 def _space(project: Project) -> Finding:
