@@ -1,11 +1,10 @@
-"""bfloat16, channels last and torch.compile are settings: with them on, labels stay within stated bounds of float32's.
+"""bfloat16 and channels last are settings: with them on, labels stay within stated bounds of float32's.
 
 The bounds hold for tiny seeded networks, whose answers are spread over their whole range; each is about three times what
 was measured. bfloat16 has 8 bits of precision: 1/256 in an operation.
 """
 
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,19 +194,3 @@ def test_channels_last_change_nothing_to_speak_of(label: str, pictures: list[Pic
             assert np.abs(a - b).max() < 1e-3
         else:
             assert [box.class_name for box in a] == [box.class_name for box in b]
-
-
-def test_a_network_that_dynamo_traces_labels_as_one_that_it_does_not(pictures: list[Picture]) -> None:
-    exact, other = (labels("depth", pictures[:1], how) for how in ({}, {"compile_backend": "eager"}))
-    assert np.abs(exact[0] - other[0]).max() < 1e-5
-
-
-@pytest.mark.skipif(shutil.which("c++") is None, reason="inductor wants a C++ compiler (apt-get install g++)")
-def test_a_compiled_network_labels_as_one_that_is_not(
-    photo: Callable[..., np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the smallest network: compiling the others takes minutes."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    crops = np.stack([photo(64, 64, seed) for seed in range(3)])
-    exact, other = (make_features(seeded("clip", how))(crops) for how in ({}, {"compile_backend": "inductor"}))
-    assert np.abs(exact - other).max() < 1e-4 * np.abs(exact).max()

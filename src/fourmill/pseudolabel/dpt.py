@@ -51,6 +51,8 @@ class DptLabeller:
             raise NetworkError(
                 f"{config.weights} is a plain DPT; the {label} labeller drives DPT-Hybrid (is_hybrid in config.json)"
             )
+        if config.compile_backend is not None:
+            _fix_padding(self._network)
         self.streams = streams_of(self._device)
         self._watch = Watch(label, config.weights)
         self._forward = Forward(config, self._device, self._network, lambda pixels: (forward(self._network, pixels),))
@@ -117,6 +119,23 @@ def forward(network: Any, pixels_BCHW: Tensor) -> Tensor:
         if index in config.backbone_out_indices[2:]:  # the first two are stages of the convolutional stem
             maps.append(hidden)
     return network.head(network.neck(maps, height // config.patch_size, width // config.patch_size))
+
+
+def _fix_padding(network: nn.Module) -> None:
+    """Let the convolutional stem pad by constants; at multiples of 32 they are what transformers computes from each size.
+
+    Computed, they nest in one another, and dynamo does not come to an end with them where sizes are symbols, which they are
+    from the second size on.
+    """
+    from transformers.models.bit.modeling_bit import DynamicPad2d
+
+    for module in network.modules():
+        pad = getattr(module, "pad", None)
+        if isinstance(pad, DynamicPad2d):
+            sides = zip(pad.kernel_size, pad.stride, pad.dilation, strict=True)
+            height, width = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, stride, dilation in sides)
+            by = (width // 2, width - width // 2, height // 2, height - height // 2)
+            module.pad = nn.ConstantPad2d(by, pad.value)
 
 
 def _closest(side: float) -> int:

@@ -6,8 +6,8 @@ transformers' own processor works at 384 x 384 throughout, which blurs every bor
 B images, Q queries, C classes, H and W pixels.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ from fourmill.pseudolabel.network import (
 )
 from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
 
+Made = TypeVar("Made")
+
 _DIVISOR = 32  # stride of the deepest map: inputs are padded to a multiple
 _PIXELS_AT_ONCE = {"cpu": 1 << 14, "cuda": 1 << 20}  # as many as stay in caches; as few kernels as possible
 _MASK_VALUES_AT_ONCE = 1 << 28  # 1 GB of masks; a photograph of 24 million pixels has 10 GB of them
@@ -55,7 +57,9 @@ class Mask2FormerLabeller:
         self.streams = streams_of(self._device)
         self._watch = Watch("mask logits", config.weights)
         self._standardise = Standardise(config.mean, config.std, self._device)
-        self._forward = Forward(config, self._device, self._network, self._logits)
+        function = self._logits if config.compile_backend is None else by_size(self._logits, config.compile_backend)
+        as_it_is = config.model_copy(update={"compile_backend": None})
+        self._forward = Forward(as_it_is, self._device, self._network, function)
         self.clock = self._forward.clock
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
@@ -100,6 +104,20 @@ class Mask2FormerLabeller:
     def _logits(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         output = self._network(pixel_values=pixels_BCHW)
         return output.class_queries_logits, output.masks_queries_logits
+
+
+def by_size(function: Callable[[Tensor], Made], backend: str) -> Callable[[Tensor], Made]:
+    """A function of images that is compiled anew for each height and width, eight times at most; others run as they are.
+
+    With sizes as symbols, which they would be from the second on, dynamo does not come to an end with Swin's windows.
+    """
+    compiled = torch.compile(function, backend=backend)
+
+    def asked(pixels_BCHW: Tensor) -> Made:
+        torch._dynamo.mark_static(pixels_BCHW, [2, 3])
+        return compiled(pixels_BCHW)
+
+    return asked
 
 
 def _semantic(classes_QC: Tensor, masks_QHW: Tensor, size: tuple[int, int]) -> Tensor:
