@@ -81,6 +81,8 @@ class Stand:
         self.store = LocalStore(self.project.store)
         write_project(self.project, self._file)
         _fill(self.store, self.project)
+        if networks:
+            _one_thread()
         self._expected = {label: _by_a_plain_loop(self.store, self.project, label) for label in labels}
 
     def start(self) -> "subprocess.Popen[str]":
@@ -125,6 +127,13 @@ class Stand:
 
     def stop(self) -> None:
         self._cluster.shutdown()
+
+
+def _one_thread() -> None:
+    """As many as Ray gives an actor of one CPU: a network's sums, and so its labels' last bits, depend on it."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def busy_actors() -> list[psutil.Process]:
