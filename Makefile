@@ -62,6 +62,7 @@ bench: setup ## every benchmark, quick
 chaos: setup ## kill the demo at random moments; its digests must not change
 	$(BIN)/python -m bench.chaos --profile smallest --kills 5
 	$(BIN)/python -m bench.chaos_labels --kills 10
+	$(BIN)/python -m bench.chaos_labels --kills 2 --together
 
 lock: setup ## compile requirements/*.txt again
 	$(UV_COMPILE) requirements/bootstrap.in -o requirements/bootstrap.txt

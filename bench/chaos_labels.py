@@ -211,6 +211,7 @@ def _round(stand: Stand, kind: str, kills: int, rng: random.Random) -> int:
     if driver.returncode != 0:
         raise SystemExit(f"the block was not finished after {killed} kills of its {kind}: {complaint[-3000:]}")
     told = [json.loads(line) for line in said.splitlines() if line.startswith("{")]  # Ray says something there, too
+    assert len(told) == len(stand.labels), said
     stand.num_alone += sum(stage["made"] for stage in told[1:])
     return killed
 
