@@ -13,6 +13,7 @@ from fourmill.core.digest import Json
 from fourmill.core.shards import Receipt
 from fourmill.core.work import Progress, ShardJob
 from fourmill.runtime.actors import ActorsError, Crew, Made, ShardRunner, crew_of, make_worker
+from fourmill.runtime.interrupts import interruptible
 from fourmill.runtime.pace import Pace
 from fourmill.runtime.ray_session import RayConfig, check_room, dashboard_url, ensure_ray
 from fourmill.runtime.waiting import Wait
@@ -63,7 +64,8 @@ def run_shards(
     groups = [jobs[i : i + size] for i in range(0, len(jobs), size)]
     work = _Work(factory, json.dumps(arguments, sort_keys=True), groups, pace)
     try:
-        work.finish(crew, config)
+        with interruptible():
+            work.finish(crew, config)
     except ActorsError as error:
         work.stop(crew)
         raise ActorsError(f"{jobs[0].recipe.stage}: {error}") from error
