@@ -1,5 +1,6 @@
 """A stage with a Python of its own: its actors really run under it, and those of other stages do not."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -65,11 +66,21 @@ def test_a_python_that_is_not_there_is_missed_before_a_ray_starts(tmp_path: Path
         run_block(session, echo_stage(session, "labels/det"), "block_00")
 
 
-def test_a_python_is_asked_what_an_actor_needs(tmp_path: Path, other_python: Path) -> None:
+def test_a_python_is_asked_what_an_actor_needs(
+    tmp_path: Path, other_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert ask_python([str(other_python)]).lacks == ()
     (lack,) = ask_python([sys.executable], ["ray", "no_such_library"]).lacks
     assert lack == "cannot import no_such_library (No module named 'no_such_library'): install no_such_library in it"
     (lack,) = ask_python([sys.executable], ["fourmill.pseudolabel.vitdet:require_detectron2"]).lacks
     assert "detectron2" in lack
+    older = "import sys; sys.version_info = (*sys.version_info[:2], 99); "
+    older_python = tmp_path / "older"
+    older_python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{older}exec(sys.argv.pop(1))" "$4" "$5"\n')
+    older_python.chmod(0o755)
+    (lack,) = ask_python([str(older_python)], ["json"]).lacks
+    assert re.match(r"is Python 3\.\d+\.99 and must be 3\.\d+\.\d+, as here", lack)
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    assert ask_python([str(older_python)], ["json"]).lacks == ()
     (lack,) = ask_python(["sh", "-c", "echo no module named ray >&2; exit 1"]).lacks
     assert "does not run (exit code 1: no module named ray)" in lack

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 ACTOR_NEEDS = ("ray", "fourmill.runtime.actors")
+_MATCH_LEVEL = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"  # Ray's own
 _TIMEOUT_S = 180.0  # torch from a cold disk
 _PROGRAM = """
 import importlib, importlib.metadata, json, sys
-found = {"python": "%d.%d" % sys.version_info[:2]}
+found = {"python": "%d.%d.%d" % sys.version_info[:3]}
 lacking = {}
 for wanted in sys.argv[1:]:
     module, _, function = wanted.partition(":")
@@ -69,9 +71,10 @@ def _silent(reason: str) -> PythonReport:
 
 
 def _lacks(found: Mapping[str, str], lacking: Mapping[str, str]) -> tuple[str, ...]:
-    here, ray = "{}.{}".format(*sys.version_info[:2]), version("ray")
+    here, ray = "{}.{}.{}".format(*sys.version_info[:3]), version("ray")
     said: list[str] = []
-    if found["python"] != here:
+    is_lax = os.environ.get(_MATCH_LEVEL) == "minor"  # else the last number counts for Ray too
+    if found["python"].split(".")[: 2 if is_lax else 3] != here.split(".")[: 2 if is_lax else 3]:
         said.append(f"is Python {found['python']} and must be {here}, as here: build that environment with it")
     if "ray" in found and found["ray"] != ray:
         said.append(f"has ray {found['ray']} and must have that of here: install ray=={ray} in it")
