@@ -2,10 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +67,46 @@ def test_what_a_signal_raises_while_ray_waits_comes_out_as_itself(ray_session: N
 
 def _never() -> None:
     threading.Event().wait()
+
+
+TWO_STAGES = """
+import sys
+import dagster as dg
+from fourmill.core.shards import Recipe
+from fourmill.core.work import ShardJob, no_progress
+from fourmill.runtime.pool import run_shards
+from fourmill.runtime.ray_session import RayConfig
+
+def stage(name):
+    @dg.asset(name=name)
+    def hangs():
+        job = ShardJob("train", 0, Recipe(stage="echo", code_version="1"), "run")
+        root = f"{sys.argv[1]}/{name}"
+        run_shards("echo_worker:EchoWorker", {"root": root, "hang": True}, [job], RayConfig(num_workers=1), no_progress)
+    return hangs
+
+sys.exit(0 if dg.materialize([stage("one"), stage("two")], raise_on_error=False).success else 1)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_does_not_go_on_with_the_next_stage(how: signal.Signals, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    heeds = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored below a shell's background
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "data")}
+    program = [sys.executable, "-c", heeds + TWO_STAGES, str(tmp_path)]
+    driver = subprocess.Popen(program, env=environment, stderr=subprocess.DEVNULL)
+    deadline, tick = time.monotonic() + DEADLINE_S, threading.Event()
+    while not (begun := list(tmp_path.glob("*/hanging/*"))) and driver.poll() is None and time.monotonic() < deadline:
+        tick.wait(0.1)
+    assert len(begun) == 1
+    driver.send_signal(how)
+    assert driver.wait(DEADLINE_S) != 0
+    assert list(tmp_path.glob("*/hanging/*")) == begun
 
 
 def test_other_errors_stay_what_they_are() -> None:

@@ -1,5 +1,7 @@
 """What ends a run comes through Ray's calls as itself."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,3 +21,17 @@ def interruptible() -> Iterator[None]:
         if cause is not None and not isinstance(cause, Exception):
             raise cause from None
         raise
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Around Ray's start, which makes SIGTERM end the program by SystemExit; a step of Dagster's would take that for its failure.
+
+    Where somebody, such as Dagster, has said before what SIGTERM does, that holds again afterwards.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)

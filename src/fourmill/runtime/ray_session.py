@@ -19,6 +19,8 @@ from typing import Annotated, Any
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fourmill.runtime.interrupts import sigterm_kept
+
 _log = logging.getLogger(__name__)
 _session: dict[str, str | None] = {}  # what Ray said of this process's session when it began
 _END_TIMEOUT_S = 30.0  # for processes that were killed to be gone
@@ -157,6 +159,13 @@ def ensure_ray(config: RayConfig) -> None:
     if ray.is_initialized():
         return
     check_reachable(config)
+    with sigterm_kept():
+        _connect(config)
+
+
+def _connect(config: RayConfig) -> None:
+    import ray
+
     if config.address not in (None, "local"):
         context = ray.init(
             address=config.address, namespace="fourmill", log_to_driver=False, logging_level=logging.WARNING
