@@ -1,5 +1,7 @@
 """What a person is told when a run fails."""
 
+import signal
+
 import dagster as dg
 
 from fourmill.core.store import StoreFullError
@@ -25,3 +27,15 @@ def test_a_failed_run_is_told_in_the_words_of_the_package() -> None:
     assert told.startswith("label_block block_00, images: ")
     assert "images train shard 00002: no room for /data/shard-00002.tar: it needs at least 8,000 bytes" in told
     assert "Errno 28" not in told
+
+
+def test_a_run_that_was_ended_is_told_so_and_how_to_go_on() -> None:
+    @dg.asset
+    def images() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    job = dg.Definitions(assets=[images], jobs=[dg.define_asset_job("label_block")]).resolve_job_def("label_block")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+    told = first_error(result, "label_block", "block_00")
+    assert told == "label_block block_00, images: ended by a signal; the same command goes on with what is left"

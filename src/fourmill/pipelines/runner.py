@@ -160,6 +160,8 @@ def first_error(result: dg.ExecuteInProcessResult, job: str, partition: str | No
             # Dagster wraps what an asset raises; what that was caused by in turn is already in its words.
             while error is not None and error.cause is not None and str(error.cls_name).startswith("Dagster"):
                 error = error.cause
+            if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                return f"{where}, {event.step_key}: ended by a signal; the same command goes on with what is left"
             message = error.message.strip() if error else event.message
             return f"{where}, {event.step_key}: {message}"
     return f"{where} failed; see the run {result.run_id} in `make ui`"
