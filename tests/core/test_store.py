@@ -143,7 +143,8 @@ def test_files_are_readable_by_others(tmp_path: Path) -> None:
 def test_what_killed_writers_left_is_swept_and_what_is_being_written_is_not(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.write("shards/shard-00000.tar", b"whole")
-    left = tmp_path / "shards" / ".shard-00001.tar.4242.0a1b2c3d.tmp"
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = tmp_path / "shards" / f".shard-00001.tar.{ended.stdout.strip()}.0a1b2c3d.tmp"
     left.write_bytes(b"half of it")
     with store.create("shards/shard-00001.tar") as stream:
         stream.write(b"being written")
@@ -154,5 +155,7 @@ def test_what_killed_writers_left_is_swept_and_what_is_being_written_is_not(tmp_
     left.write_bytes(b"half of it")
     store.sweep("shards", "shard-00002.")
     assert left.exists()
+    of_another = tmp_path / "shards" / f".shard-00001.tar.{os.getppid()}.0a1b2c3d.tmp"
+    of_another.write_bytes(b"of a run beside this one")
     store.sweep("shards", "shard-00001.")
-    assert not left.exists()
+    assert not left.exists() and of_another.exists()

@@ -1,5 +1,6 @@
 """What a stage that failed sweeps away: its own writers' remains, never what other stages may be writing."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_a_failed_stage_leaves_what_others_write_beside_it(tmp_path: Path, monke
     project, store = session.project, LocalStore(session.project.store)
     shard = project.layout.shards_of("block_00")[0]
     drafts = {
-        folder: store.path(f"{project.dataset}/train/{folder}/.{shard_name(shard)}.tar.1.ab.tmp")
+        folder: store.path(f"{project.dataset}/train/{folder}/.{shard_name(shard)}.tar.{os.getpid()}.ab.tmp")
         for folder in ("own", "shared")
     }
     for draft in drafts.values():

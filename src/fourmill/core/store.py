@@ -75,7 +75,8 @@ class Store(Protocol):
         """Remove what killed writers have left of files of a folder; never what somebody may still be writing.
 
         Args:
-            name: the beginning of the names of files that nobody writes now; their remains go whatever their age.
+            name: the beginning of the names of files that nobody writes now; their remains go whatever their age, except those of
+                a process of this machine that lives, as of a second run of the same block.
         """
         ...
 
@@ -171,7 +172,7 @@ class LocalStore:
         oldest = time.time() - _ABANDONED_AFTER_S
         for draft in base.glob(f".{name or ''}*.tmp") if base.is_dir() else ():
             with suppress(OSError):  # another sweeper was first, or it is not ours to remove
-                if name is not None or draft.stat().st_mtime < oldest:
+                if draft.stat().st_mtime < oldest or (name is not None and not _is_written(draft)):
                     draft.unlink()
 
     def check(self) -> None:
@@ -185,6 +186,20 @@ class LocalStore:
             raise StoreError(
                 f"store {self.root!r} cannot be written ({error.strerror}); choose another root or mend its rights"
             ) from error
+
+
+def _is_written(draft: Path) -> bool:
+    """Whether the writer is another process of this machine that lives: a run of the same block beside this one, say."""
+    _, pid, _, _ = draft.name.rsplit(".", 3)
+    if pid == str(os.getpid()):
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager
