@@ -7,10 +7,11 @@ import pytest
 from fourmill.core.ledger import write_ledger
 from fourmill.core.manifest import Manifest
 from fourmill.core.modality import modality_table
-from fourmill.core.shards import Item, MissingShardError, Recipe, ShardPlace, read_members, write_shard
+from fourmill.core.shards import Item, MissingShardError, Recipe, ShardPlace, need, read_members, write_shard
 from fourmill.core.store import Store
 from fourmill.tokenize.align import align_recipe
 from fourmill.tokenize.config import TokenizingConfig
+from fourmill.tokenize.freshness import StaleLabelsError
 from fourmill.tokenize.manifest import ManifestError, build_manifest
 
 PLAIN = TokenizingConfig()
@@ -65,6 +66,43 @@ def test_a_manifest_never_takes_shards_that_were_aligned_from_older_images(store
     write_shard(store, place, Recipe(stage="images", code_version="2"), items[:-1], "r", tiny.label_schema)
     with pytest.raises(ManifestError, match="val aligned shard 00001 of tiny is stale: it was made of tiny/images"):
         manifest(chain, made_by[1], "semseg")
+
+
+def test_a_manifest_never_mixes_tokens_made_with_unlike_settings(chain: Any) -> None:
+    made_by = chain.tokenizer("rgb")
+    all_aligned(chain, made_by)
+    chain.aligned(TokenizingConfig(precision="bf16"), {"rgb": made_by}, 1)
+    with pytest.raises(ManifestError, match=r"tok_rgb@64 shard 00001 was made with other settings .* than shard 00000"):
+        manifest(chain, made_by[1])
+
+
+def made_again(store: Store, tiny: Any, folder: str, inputs: dict[str, str] | None = None) -> None:
+    """Shard 1 of the training split, its first sample left out."""
+    place = ShardPlace(tiny.dataset, "train", folder, 1)
+    size, ext = {"width": 80, "height": 72}, "jpg" if folder == "images" else "png"
+    items = [Item(key, ext=ext, data=data, extra=size) for key, data in read_members(store, place)]
+    recipe = Recipe(stage=folder, code_version="2", inputs=inputs or {})
+    write_shard(store, place, recipe, items[1:], "r", tiny.label_schema)
+
+
+def test_a_manifest_never_takes_tokens_of_older_labels_or_labels_of_older_images(
+    store: Store, tiny: Any, chain: Any
+) -> None:
+    made_by = chain.tokenizer("semseg")
+    all_aligned(chain, made_by, "semseg")
+    images = need(store, ShardPlace(tiny.dataset, "train", "images", 1), "images").content
+    made_again(store, tiny, "semseg", {"images": images})
+    with pytest.raises(
+        ManifestError, match=r"tok_semseg@64 shard 00001 was made of labels/semseg .* materialize tokens/"
+    ):
+        manifest(chain, made_by[1], "semseg")
+    all_aligned(chain, made_by, "semseg")
+    manifest(chain, made_by[1], "semseg")
+    made_again(store, tiny, "images")
+    with pytest.raises(ManifestError, match=r"labels/semseg, train shard 00001: made of images .* and then tokens/"):
+        manifest(chain, made_by[1], "semseg")
+    with pytest.raises(StaleLabelsError, match="materialize labels/semseg for its block again"):
+        chain.tokenized(PLAIN, {"semseg": chain.tokenizer("semseg", seed=1)}, 1)
 
 
 def test_what_cannot_be_aligned_names_the_images_of_its_own_data_set(store: Store, tiny: Any) -> None:

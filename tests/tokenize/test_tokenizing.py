@@ -116,7 +116,7 @@ def test_a_shard_of_labels_that_is_gone_stops_the_work_and_says_what_to_make(
         worker.run(planned)
     assert read_receipt(store, ShardPlace(tiny.dataset, "train", token_folder("tok_normal@64"), 1)) is None
     store.delete(place.receipt)
-    with pytest.raises(MissingShardError, match="is not there: materialize normal"):
+    with pytest.raises(MissingShardError, match="is not there: materialize labels/normal"):
         worker.run(planned)
     worker.close()
 

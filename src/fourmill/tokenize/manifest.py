@@ -2,14 +2,17 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from fourmill.core.ledger import read_ledger
 from fourmill.core.manifest import Manifest, ModalityEntry, ShardEntry
 from fourmill.core.modality import Modality
 from fourmill.core.names import SPLITS, Layout, Split
-from fourmill.core.shards import Receipt, ShardPlace, need
+from fourmill.core.shards import Receipt, Recipe, ShardPlace, need
 from fourmill.core.store import Store
-from fourmill.tokenize.align import FOLDER, source_asset, source_folders, token_folder
+from fourmill.tokenize.align import CROPS, FOLDER, source_asset, source_folders, token_folder
+from fourmill.tokenize.freshness import StaleLabelsError, fresh_labels
+from fourmill.tokenize.worker import asset_of, label_of, source_folder
 
 
 class ManifestError(ValueError):
@@ -37,15 +40,16 @@ def build_manifest(
         input_px: side of the crops of the base resolution.
 
     Raises:
-        ManifestError: tokens of two tokenizers in one modality, a shard aligned from other tokens or images than there are
-            now, or no training sample at all.
+        ManifestError: tokens of two tokenizers, or made with unlike settings, in one modality; a shard aligned from other tokens
+            or images than there are now, or made of other labels; or no training sample at all.
         MissingShardError: an aligned shard is not there.
     """
     blocks = list(blocks)
     splits: dict[Split, list[ShardEntry]] = {}
+    settings: dict[str, _Settings] = {}
     for split in SPLITS:
         shards = [shard for block in blocks for shard in layout.shards_of(block)]
-        entries = [_entry(store, dataset, split, shard, table, tokenizers) for shard in shards]
+        entries = [_entry(store, dataset, split, shard, table, tokenizers, settings) for shard in shards]
         splits[split] = [entry for entry in entries if entry.count]
     if not splits["train"]:
         raise ManifestError(f"{dataset} has no training sample in blocks {blocks[0]}..{blocks[-1]}; see the ledgers")
@@ -72,8 +76,22 @@ def build_manifest(
     )
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """How the tokens of a modality were made, by the first shard that was looked at."""
+
+    digests: tuple[str, ...]
+    shard: int
+
+
 def _entry(
-    store: Store, dataset: str, split: Split, shard: int, table: Mapping[str, Modality], tokenizers: Mapping[str, str]
+    store: Store,
+    dataset: str,
+    split: Split,
+    shard: int,
+    table: Mapping[str, Modality],
+    tokenizers: Mapping[str, str],
+    settings: dict[str, _Settings],
 ) -> ShardEntry:
     aligned = need(store, ShardPlace(dataset, split, FOLDER, shard), "tokens/shards")
     tars: dict[str, str] = {}
@@ -92,9 +110,38 @@ def _entry(
                 f"{split} {modality} shard {shard:05d} was made by tokenizer {made_by.weights[:12]}, the current one is "
                 f"{digest[:12]}: materialize tokens/{modality} and tokens/shards for its block again"
             )
+        _check_alike(modality, made_by, split, shard, settings)
+        _check_label(store, dataset, split, shard, modality, made_by)
     texts_and_tokens = [m.name for m in table.values() if m.kind != "pixels"]
     _check_fresh(store, dataset, split, shard, aligned, source_folders(texts_and_tokens))
     return ShardEntry(shard=shard, count=aligned.num_ok, tars=tars)
+
+
+def _check_alike(modality: str, made_by: Recipe, split: Split, shard: int, settings: dict[str, _Settings]) -> None:
+    """One side, precision, CLIP network and choice of crops in a modality, as there is one tokenizer."""
+    found = (made_by.config, made_by.inputs.get(CROPS, ""))
+    first = settings.setdefault(modality, _Settings(found, shard))
+    if found != first.digests:
+        raise ManifestError(
+            f"{split} {modality} shard {shard:05d} was made with other settings (crops, precision, side or CLIP's weights) than "
+            f"shard {first.shard:05d}: materialize tokens/{modality} and tokens/shards for the older one's block again"
+        )
+
+
+def _check_label(store: Store, dataset: str, split: Split, shard: int, modality: str, made_by: Recipe) -> None:
+    """Tokens are of the labels there are now, and these of the images there are now: of one picture, whatever was made again."""
+    label = label_of(modality)
+    folder, asset = source_folder(label), asset_of(dataset, label)
+    try:
+        now = fresh_labels(store, ShardPlace(dataset, split, folder, shard), asset).content
+    except StaleLabelsError as error:
+        raise ManifestError(f"{error}, and then tokens/{modality} and tokens/shards") from error
+    then = made_by.inputs.get(folder)
+    if then != now:
+        raise ManifestError(
+            f"{split} {modality} shard {shard:05d} was made of {asset} {(then or 'nothing')[:12]}, which is {now[:12]} now; "
+            f"materialize tokens/{modality} and tokens/shards for its block again"
+        )
 
 
 def _check_fresh(

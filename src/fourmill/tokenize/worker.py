@@ -38,6 +38,7 @@ from fourmill.core.work import ShardJob
 from fourmill.tokenize.align import CROPS, token_folder
 from fourmill.tokenize.config import TOKENS_VERSION, TokenizingConfig
 from fourmill.tokenize.crop_settings import Settings, crop_settings
+from fourmill.tokenize.freshness import fresh_labels, sizes_now
 from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
 from fourmill.tokenize.train_set import image_sizes, members_of
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 ROW_EXTRA = pa.schema([("num_tokens", pa.int32())])  # of the sample, [EOS] included
 _WINDOW = 64  # crops that go to the network at a time
 _GROUPS_AHEAD = 3  # of them handed to the network's thread: one is worked on, the next begins without anybody's help
+
+_OLD = "of an image that is not there any more, or is of another size now: the labels are older than the images"
 
 T = TypeVar("T")
 
@@ -68,6 +71,11 @@ def label_of(modality: str) -> str:
 def source_folder(label: str) -> str:
     """The folder whose shards a label's tokens are made from."""
     return "boxes" if label == "det" else FOLDERS.get(label, "images")
+
+
+def asset_of(dataset: str, label: str) -> str:
+    """The asset that makes what a label's tokens are made from."""
+    return f"{dataset}/images" if source_folder(label) == "images" else f"labels/{label}"
 
 
 def token_recipe(
@@ -95,7 +103,7 @@ def token_recipe(
     config = config or TokenizingConfig()
     folder = source_folder(label)
     settings = {"input_px": input_px, "features": features_digest, **({} if label in TEXTS else config.recipe)}
-    asset = f"{dataset}/images" if folder == "images" else f"labels/{label}"
+    asset = asset_of(dataset, label)
     return Recipe(
         stage=f"tokens/{label}",
         code_version=TOKENS_VERSION,
@@ -154,7 +162,8 @@ class TokenWorker:
 
         Raises:
             ValueError: the labels or the tokenizer are not those of the recipe.
-            MissingShardError: the labels' tar is gone, or the images are.
+            StaleLabelsError: the labels are of other images than there are now.
+        MissingShardError: the labels' tar is gone, or the images are.
         """
         return self.run_together([job])[0]
 
@@ -184,7 +193,7 @@ class TokenWorker:
     def _source(self, job: ShardJob) -> ShardPlace:
         source = ShardPlace(self._dataset, job.split, source_folder(self._label), job.shard)
         found = {
-            source.folder: need(self._store, source, source.folder).content,
+            source.folder: fresh_labels(self._store, source, asset_of(self._dataset, self._label)).content,
             **_crops_input(self._config, self._label),
         }
         if found != job.recipe.inputs or not self._tokenizer_path.endswith(job.recipe.weights):
@@ -210,16 +219,14 @@ class TokenWorker:
 
     def _members(self, sources: Sequence[ShardPlace], settings: Sequence[Settings]) -> Iterator["_Member"]:
         for i, (source, rows_of) in enumerate(zip(sources, settings, strict=True)):
-            sizes = image_sizes(self._store, source)
+            sizes, now = image_sizes(self._store, source), sizes_now(self._store, source)
             for key, data in members_of(self._store, source):
-                yield _Member(i, key, data, sizes[key], rows_of.get(key))
+                yield _Member(i, key, data, sizes[key], rows_of.get(key) if now.get(key) == sizes[key] else None)
 
     def _crop(self, member: "_Member") -> "_Cropped":
         try:
             if member.rows is None:
-                raise LabelError(
-                    f"{self._label} of an image that is not there any more: the labels are older than the images"
-                )
+                raise LabelError(f"{self._label} {_OLD}")
             crops = crop_label_at(source_label(self._label), member.data, self._input_px, member.size, member.rows)
             if self._image is not None and self._features is None:
                 self._image.check(crops)
@@ -254,7 +261,7 @@ class _Member:
     key: SampleKey
     data: bytes
     size: tuple[int, int]  # width and height of its image
-    rows: list[CropRow] | None  # its crops; None where the shard's images lack it by now
+    rows: list[CropRow] | None  # its crops; None where the shard's images lack it by now, or have it in another size
 
 
 @dataclass(frozen=True)
@@ -350,9 +357,11 @@ def _caption_items(store: Store, source: ShardPlace, text: TextTokenizer) -> Ite
 
 
 def _box_items(store: Store, source: ShardPlace, text: TextTokenizer) -> Iterator[Item]:
-    sizes = image_sizes(store, source)
+    sizes, now = image_sizes(store, source), sizes_now(store, source)
     for key, data in members_of(store, source):
         try:
+            if now.get(key) != sizes[key]:
+                raise LabelError(f"boxes {_OLD}")
             boxes = decode_boxes(data)
             unknown = sorted({box.class_name for box in boxes} - set(CLASS_NAMES))
             if unknown:
