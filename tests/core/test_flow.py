@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourmill.core.flow import Threads, ahead, gather, in_order
+from fourmill.core.flow import Threads, ahead, drawn, gather, in_order
+
+DEADLINE_S = 180
 
 ITEMS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=40)  # (bucket, weight)
 
@@ -92,3 +94,41 @@ def test_results_keep_their_order_whoever_is_first(threads: Threads) -> None:
         gate.set()
 
     assert list(in_order(made(), most_unread=5)) == [0, 1, 2]
+
+
+def test_what_is_drawn_ahead_is_made_while_nobody_asks() -> None:
+    begun, enough = list[int](), threading.Event()
+
+    def items() -> Iterator[int]:
+        for i in range(6):
+            begun.append(i)
+            if i == 3:
+                enough.set()
+            yield i
+
+    with drawn(items(), 4) as found:
+        assert enough.wait(DEADLINE_S) and begun == [0, 1, 2, 3]
+        assert list(found) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_error_of_what_is_drawn_comes_after_what_was_made_before() -> None:
+    with drawn((10 // (i - 2) for i in range(5)), 9) as found:
+        assert [next(found), next(found)] == [-5, -10]
+        with pytest.raises(ZeroDivisionError):
+            next(found)
+
+
+def test_what_is_drawn_is_closed_when_its_taker_leaves() -> None:
+    closed = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    with pytest.raises(OSError, match="full"), drawn(items(), 2) as found:
+        assert next(found) == 1
+        raise OSError("the disk is full")
+    assert closed.is_set() and not [one for one in threading.enumerate() if one.name == "drawer"]

@@ -22,6 +22,7 @@ from fourmill.core.shards import (
 )
 from fourmill.core.store import Store
 from fourmill.core.work import GroupWorker
+from fourmill.tokenize import worker as token_worker
 from fourmill.tokenize.align import token_folder
 from fourmill.tokenize.config import TokenizingConfig
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -29,6 +30,7 @@ from fourmill.tokenize.worker import InParts, TokenWorker, token_recipe
 
 CROPS = TokenizingConfig(crops=CropConfig(num=3, seed=4))
 PLAIN = TokenizingConfig()
+DEADLINE_S = 180
 
 
 def test_the_defaults_leave_recipes_as_they_were(store: Store, tiny: Any) -> None:
@@ -78,6 +80,31 @@ def test_batches_go_on_from_one_shard_to_the_next(
     worker.close()
     assert [num for num, _ in seen] == [48]  # of eight shards and splits
     assert threading.current_thread().name not in {name for _, name in seen}  # which writes meanwhile
+
+
+def test_the_network_goes_on_to_the_last_shard_while_the_first_is_written(
+    store: Store, tiny: Any, chain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, digest = chain.tokenizer("rgb")
+    num_seen, all_seen = [0], threading.Event()
+    tokenize, write = ImageTokenizer.tokenize, token_worker.write_shard
+
+    def counted(self: ImageTokenizer, batch: np.ndarray, precision: Any = "fp32") -> np.ndarray:
+        num_seen[0] += len(batch)
+        if num_seen[0] == 48:
+            all_seen.set()
+        return tokenize(self, batch, precision)
+
+    def slow(*arguments: Any) -> Any:
+        assert all_seen.wait(DEADLINE_S)
+        return write(*arguments)
+
+    monkeypatch.setattr(token_worker, "_WINDOW", 4)
+    monkeypatch.setattr(ImageTokenizer, "tokenize", counted)
+    monkeypatch.setattr(token_worker, "write_shard", slow)
+    worker = TokenWorker(store.root, tiny.dataset, "tok_rgb@64", path, 64)
+    worker.run_together([chain.job("tok_rgb@64", digest, PLAIN, s, split) for s in range(4) for split in SPLITS])
+    worker.close()
 
 
 def test_a_label_out_of_range_is_rejected_and_its_neighbours_in_the_batch_pass(

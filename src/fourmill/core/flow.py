@@ -4,9 +4,12 @@ What meets in a batch depends on the samples alone, never on which thread was fa
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -54,6 +57,42 @@ def ahead(threads: ThreadPoolExecutor, work: Callable[[T], Made], items: Iterabl
     finally:
         for future in under_way:
             future.cancel()
+
+
+@contextmanager
+def drawn(items: Iterator[T], num: int) -> Generator[Iterator[T]]:
+    """Items drawn by a thread of their own, so many before anybody asks: who makes them goes on while who takes them is busy.
+
+    An error of theirs comes out in its place. At the end of the block the thread has ended, after the item it was at.
+    """
+    found: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()  # None: there are no more
+    room, is_over = Semaphore(num), Event()
+
+    def draw() -> None:
+        try:
+            with closing(items) if isinstance(items, Generator) else nullcontext():
+                while room.acquire() and not is_over.is_set():
+                    found.put((next(items),))
+        except StopIteration:
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+    def taken() -> Iterator[T]:
+        while (got := found.get()) is not None:
+            if isinstance(got, BaseException):
+                raise got
+            room.release()
+            yield got[0]
+
+    thread = Thread(target=draw, name="drawer")
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        is_over.set()
+        room.release()
+        thread.join()
 
 
 def gather(

@@ -1,7 +1,7 @@
 """Labels to tokens, shard by shard: the stage `tokens/*`. Torch is imported where a tokenizer is loaded.
 
-Decoding and cropping are in some threads, the network in another, hashing and writing in the caller's: nobody waits for a
-disk. Batches go on across the borders of shards that are made together.
+Decoding and cropping are in some threads, the network in another, reading the next shard's labels and handing out in one each,
+hashing and writing in the caller's: the network waits for no disk. Batches go on across the borders of shards that are made together.
 
 Crop settings are written before the first token of a shard (`crop_settings`), and all modalities crop by them. Tokens wait in
 `_tokens/{modality}` until `align` brings all modalities to the same keys.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fourmill.core.crops import CropRow, centre_crop
 from fourmill.core.digest import digest_json
-from fourmill.core.flow import Threads, ahead
+from fourmill.core.flow import Threads, ahead, drawn
 from fourmill.core.labels import decode_boxes
 from fourmill.core.modality import TEXTS
 from fourmill.core.names import SampleKey, Split
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 ROW_EXTRA = pa.schema([("num_tokens", pa.int32())])  # of the sample, [EOS] included
 _WINDOW = 64  # crops that go to the network at a time
+_ITEMS_AHEAD = 1024  # samples' tokens that may wait while a shard is written: half a megabyte a crop
 _GROUPS_AHEAD = 3  # of them handed to the network's thread: one is worked on, the next begins without anybody's help
 
 _OLD = "of an image that is not there any more, or is of another size now: the labels are older than the images"
@@ -176,11 +177,12 @@ class TokenWorker:
                 receipts[i] = done
         todo = [i for i in range(len(jobs)) if i not in receipts]
         sources = [self._source(jobs[i]) for i in todo]
-        parts = InParts(self._items(sources))
-        for part, i in enumerate(todo):
-            items = parts.take(part)
-            job = jobs[i]
-            receipts[i] = write_shard(self._store, self._place(job), job.recipe, items, job.run_id, ROW_EXTRA)
+        with drawn(self._items(sources), _ITEMS_AHEAD) as found:
+            parts = InParts(found)
+            for part, i in enumerate(todo):
+                items = parts.take(part)
+                job = jobs[i]
+                receipts[i] = write_shard(self._store, self._place(job), job.recipe, items, job.run_id, ROW_EXTRA)
         return [receipts[i] for i in range(len(jobs))]
 
     def close(self) -> None:
@@ -210,17 +212,28 @@ class TokenWorker:
             assert self._text is not None
             return ((i, item) for i, source in enumerate(sources) for item in texts(self._store, source, self._text))
         settings = [crop_settings(self._store, source, self._config.crops) for source in sources]  # before any token
-        members = self._members(sources, settings)
+        return self._image_items(sources, settings)
+
+    def _image_items(self, sources: Sequence[ShardPlace], settings: Sequence[Settings]) -> Iterator[tuple[int, Item]]:
+        with drawn((list(members_of(self._store, source)) for source in sources), 1) as tars:
+            yield from self._of_members(self._members(sources, settings, tars))
+
+    def _of_members(self, members: Iterator["_Member"]) -> Iterator[tuple[int, Item]]:
         ahead_of_network = ahead(self._threads.coders, self._crop, members, 2 * _WINDOW + self._threads.num)
         groups = _groups(ahead_of_network, max(1, _WINDOW // self._config.crops.num))
         return (
             found for group in ahead(self._threads.network, self._tokenized, groups, _GROUPS_AHEAD) for found in group
         )
 
-    def _members(self, sources: Sequence[ShardPlace], settings: Sequence[Settings]) -> Iterator["_Member"]:
-        for i, (source, rows_of) in enumerate(zip(sources, settings, strict=True)):
+    def _members(
+        self,
+        sources: Sequence[ShardPlace],
+        settings: Sequence[Settings],
+        tars: Iterable[list[tuple[SampleKey, bytes]]],
+    ) -> Iterator["_Member"]:
+        for i, (source, rows_of, members) in enumerate(zip(sources, settings, tars, strict=True)):
             sizes, now = image_sizes(self._store, source), sizes_now(self._store, source)
-            for key, data in members_of(self._store, source):
+            for key, data in members:
                 yield _Member(i, key, data, sizes[key], rows_of.get(key) if now.get(key) == sizes[key] else None)
 
     def _crop(self, member: "_Member") -> "_Cropped":
