@@ -48,6 +48,20 @@ def _state(spec: TokenizerSpec, store: Store) -> tuple[State, Batches]:
     return start(spec.config, labels), Batches(labels, spec.config)
 
 
+def test_a_step_is_taken_with_gradients_no_longer_than_the_bound(spec: Any, store: Store) -> None:
+    one = spec("clip", clip_grad=1e-3)
+    state, batches = _state(one, store)
+    taken: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        taken.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+
+    state.optimizer.register_step_pre_hook(note)
+    figures = train_step(state, batches(state.draw), one.config)
+    assert figures.gradient_norm > 1e-2 and taken == [pytest.approx(1e-3, rel=1e-3)]
+
+
 def _values(state: State) -> dict[str, torch.Tensor]:
     """Everything that a step may change, flat."""
     snapshot = state.snapshot()
