@@ -17,11 +17,13 @@ from typing import Any, cast
 import numpy as np
 import psutil
 import pytest
+import uvloop
 from PIL import Image
 
 from fourmill.core.names import Layout
 from fourmill.core.store import LocalStore
 from fourmill.ingest.config import IngestConfig
+from fourmill.ingest.leased_hosts import LeasedHostLimits
 from fourmill.ingest.source import build_source_index
 from fourmill.pipelines.profiles import smallest
 from fourmill.runtime.host_limits import cluster_host_limits, keeper
@@ -231,3 +233,23 @@ def test_workers_of_two_nodes_that_make_a_block_together_keep_to_the_limit_of_a_
 def test_outside_ray_there_is_no_cluster_to_share_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     assert cluster_host_limits(2, 4) is None
+
+
+@pytest.mark.ray
+def test_leases_given_back_after_the_end_of_ray_start_no_other(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    async def late() -> None:
+        limits = cluster_host_limits(2, 4)
+        assert isinstance(limits, LeasedHostLimits)
+        await limits.acquire("example.org")
+        limits.release("example.org")
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "remote", lambda *_: pytest.fail("Ray was asked"))
+        with pytest.raises(ConnectionError, match="has ended"):
+            await limits._sync("worker", 2, {})
+        await limits.close()
+
+    uvloop.run(late())

@@ -65,8 +65,11 @@ class _KeeperLink:
         self._handle: Any = None
 
     async def sync(self, worker: str, limit: int, claims: Claims) -> Grants:
+        import ray
         from ray.exceptions import ActorDiedError
 
+        if not ray.is_initialized():  # a remote call would start a Ray of its own, as the program ends
+            raise ConnectionError("the Ray that kept the limits of hosts has ended")
         if self._handle is None:
             self._handle = await asyncio.to_thread(keeper)
         try:
