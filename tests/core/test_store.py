@@ -157,5 +157,8 @@ def test_what_killed_writers_left_is_swept_and_what_is_being_written_is_not(tmp_
     assert left.exists()
     of_another = tmp_path / "shards" / f".shard-00001.tar.{os.getppid()}.0a1b2c3d.tmp"
     of_another.write_bytes(b"of a run beside this one")
+    of_nobody = [left.with_name(f".shard-00001.{rest}") for rest in ("tar.tmp", f"tar.{10**30}.0a.tmp")]
+    for draft in of_nobody:
+        draft.touch()
     store.sweep("shards", "shard-00001.")
-    assert not left.exists() and of_another.exists()
+    assert not left.exists() and of_another.exists() and not any(draft.exists() for draft in of_nobody)

@@ -190,15 +190,15 @@ class LocalStore:
 
 def _is_written(draft: Path) -> bool:
     """Whether the writer is another process of this machine that lives: a run of the same block beside this one, say."""
-    _, pid, _, _ = draft.name.rsplit(".", 3)
-    if pid == str(os.getpid()):
+    pid = (draft.name.split(".")[-3:-2] or [""])[0]  # as `_draft_of` names it
+    if not pid.isdecimal() or int(pid) == os.getpid():
         return False
     try:
         os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
