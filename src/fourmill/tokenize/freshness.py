@@ -3,40 +3,38 @@
 from dataclasses import replace
 
 from fourmill.core.names import SampleKey
-from fourmill.core.shards import Receipt, ShardPlace, need
+from fourmill.core.shards import Receipt, ShardPlace
 from fourmill.core.store import Store
 from fourmill.tokenize.train_set import image_sizes
 
-_IMAGES = "images"
+IMAGES = "images"
 
 
 class StaleLabelsError(ValueError):
     """Labels of other images than there are now; says which block's to make again."""
 
 
-def fresh_labels(store: Store, place: ShardPlace, asset: str) -> Receipt:
-    """The receipt of a shard of labels, or of the images themselves.
+def check_fresh(place: ShardPlace, asset: str, labels: Receipt, images: Receipt) -> None:
+    """See that a shard of labels is of the images there are now; images are of themselves.
 
     Args:
-        asset: that makes the shard, for messages.
+        asset: that makes the labels, for messages.
+        images: receipt of the shard's images now.
 
     Raises:
-        MissingShardError: the shard is not there, or its images are not.
         StaleLabelsError: the images have changed since.
     """
-    receipt = need(store, place, asset)
-    made_of = receipt.recipe.inputs.get(_IMAGES)
-    if place.folder == _IMAGES or made_of is None:
-        return receipt
-    now = need(store, replace(place, folder=_IMAGES), f"{place.dataset}/images").content
-    if made_of != now:
+    made_of = labels.recipe.inputs.get(IMAGES, images.content)
+    if place.folder != IMAGES and made_of != images.content:
         raise StaleLabelsError(
-            f"{asset}, {place.split} shard {place.shard:05d}: made of images {made_of[:12]}, which are {now[:12]} now; materialize "
-            f"{asset} for its block again"
+            f"{asset}, {place.split} shard {place.shard:05d}: made of images {made_of[:12]}, which are {images.content[:12]} now; "
+            f"materialize {asset} for its block again"
         )
-    return receipt
 
 
-def sizes_now(store: Store, place: ShardPlace) -> dict[SampleKey, tuple[int, int]]:
-    """(width, height) of a shard's images that are there now, whatever folder `place` is of."""
-    return image_sizes(store, replace(place, folder=_IMAGES))
+def fresh_sizes(store: Store, place: ShardPlace) -> dict[SampleKey, tuple[int, int]]:
+    """(width, height) of a shard's labels, of those whose image is there now in this size."""
+    sizes = image_sizes(store, place)
+    if place.folder == IMAGES:
+        return sizes
+    return dict(sizes.items() & image_sizes(store, replace(place, folder=IMAGES)).items())

@@ -11,7 +11,7 @@ from fourmill.core.names import SPLITS, Layout, Split
 from fourmill.core.shards import Receipt, Recipe, ShardPlace, need
 from fourmill.core.store import Store
 from fourmill.tokenize.align import CROPS, FOLDER, source_asset, source_folders, token_folder
-from fourmill.tokenize.freshness import StaleLabelsError, fresh_labels
+from fourmill.tokenize.freshness import IMAGES, StaleLabelsError, check_fresh
 from fourmill.tokenize.worker import asset_of, label_of, source_folder
 
 
@@ -49,7 +49,8 @@ def build_manifest(
     settings: dict[str, _Settings] = {}
     for split in SPLITS:
         shards = [shard for block in blocks for shard in layout.shards_of(block)]
-        entries = [_entry(store, dataset, split, shard, table, tokenizers, settings) for shard in shards]
+        receipts = (_Receipts(store, dataset, split, shard) for shard in shards)
+        entries = [_entry(of_shard, table, tokenizers, settings) for of_shard in receipts]
         splits[split] = [entry for entry in entries if entry.count]
     if not splits["train"]:
         raise ManifestError(f"{dataset} has no training sample in blocks {blocks[0]}..{blocks[-1]}; see the ledgers")
@@ -84,19 +85,33 @@ class _Settings:
     shard: int
 
 
+class _Receipts:
+    """The receipts of all folders of one shard, each read once: a manifest takes some twenty for each of thousands of shards."""
+
+    def __init__(self, store: Store, dataset: str, split: Split, shard: int) -> None:
+        self._store, self.dataset, self.shard = store, dataset, shard
+        self.split: Split = split
+        self._read: dict[str, Receipt] = {}
+
+    def place(self, folder: str) -> ShardPlace:
+        """Where the shard of a folder is."""
+        return ShardPlace(self.dataset, self.split, folder, self.shard)
+
+    def of(self, folder: str, asset: str) -> Receipt:
+        """A folder's, made by an asset. Raises MissingShardError."""
+        if folder not in self._read:
+            self._read[folder] = need(self._store, self.place(folder), asset)
+        return self._read[folder]
+
+
 def _entry(
-    store: Store,
-    dataset: str,
-    split: Split,
-    shard: int,
-    table: Mapping[str, Modality],
-    tokenizers: Mapping[str, str],
-    settings: dict[str, _Settings],
+    receipts: _Receipts, table: Mapping[str, Modality], tokenizers: Mapping[str, str], settings: dict[str, _Settings]
 ) -> ShardEntry:
-    aligned = need(store, ShardPlace(dataset, split, FOLDER, shard), "tokens/shards")
+    split, shard = receipts.split, receipts.shard
+    aligned = receipts.of(FOLDER, "tokens/shards")
     tars: dict[str, str] = {}
     for folder in [*(m.folder for m in table.values()), "crop_settings"]:
-        receipt = need(store, ShardPlace(dataset, split, folder, shard), "tokens/shards")
+        receipt = receipts.of(folder, "tokens/shards")
         if receipt.num_ok != aligned.num_ok:
             raise ManifestError(
                 f"{split} {folder} shard {shard:05d} holds {receipt.num_ok} samples, not {aligned.num_ok}"
@@ -104,60 +119,56 @@ def _entry(
         if receipt.tar_sha256 is not None:
             tars[folder] = receipt.tar_sha256
     for modality, digest in tokenizers.items():
-        made_by = need(store, ShardPlace(dataset, split, token_folder(modality), shard), f"tokens/{modality}").recipe
+        made_by = receipts.of(token_folder(modality), f"tokens/{modality}").recipe
         if made_by.weights != digest:
             raise ManifestError(
                 f"{split} {modality} shard {shard:05d} was made by tokenizer {made_by.weights[:12]}, the current one is "
                 f"{digest[:12]}: materialize tokens/{modality} and tokens/shards for its block again"
             )
-        _check_alike(modality, made_by, split, shard, settings)
-        _check_label(store, dataset, split, shard, modality, made_by)
+        _check_alike(modality, made_by, receipts, settings)
+        _check_label(modality, made_by, receipts)
     texts_and_tokens = [m.name for m in table.values() if m.kind != "pixels"]
-    _check_fresh(store, dataset, split, shard, aligned, source_folders(texts_and_tokens))
+    _check_fresh(aligned, receipts, source_folders(texts_and_tokens))
     return ShardEntry(shard=shard, count=aligned.num_ok, tars=tars)
 
 
-def _check_alike(modality: str, made_by: Recipe, split: Split, shard: int, settings: dict[str, _Settings]) -> None:
+def _check_alike(modality: str, made_by: Recipe, receipts: _Receipts, settings: dict[str, _Settings]) -> None:
     """One side, precision, CLIP network and choice of crops in a modality, as there is one tokenizer."""
     found = (made_by.config, made_by.inputs.get(CROPS, ""))
-    first = settings.setdefault(modality, _Settings(found, shard))
+    first = settings.setdefault(modality, _Settings(found, receipts.shard))
     if found != first.digests:
         raise ManifestError(
-            f"{split} {modality} shard {shard:05d} was made with other settings (crops, precision, side or CLIP's weights) than "
-            f"shard {first.shard:05d}: materialize tokens/{modality} and tokens/shards for the older one's block again"
+            f"{receipts.split} {modality} shard {receipts.shard:05d} was made with other settings (crops, precision, side or CLIP's "
+            f"weights) than shard {first.shard:05d}: materialize tokens/{modality} and tokens/shards for the older one's block again"
         )
 
 
-def _check_label(store: Store, dataset: str, split: Split, shard: int, modality: str, made_by: Recipe) -> None:
+def _check_label(modality: str, made_by: Recipe, receipts: _Receipts) -> None:
     """Tokens are of the labels there are now, and these of the images there are now: of one picture, whatever was made again."""
     label = label_of(modality)
-    folder, asset = source_folder(label), asset_of(dataset, label)
+    folder, asset = source_folder(label), asset_of(receipts.dataset, label)
+    labels, images = receipts.of(folder, asset), receipts.of(IMAGES, f"{receipts.dataset}/images")
     try:
-        now = fresh_labels(store, ShardPlace(dataset, split, folder, shard), asset).content
+        check_fresh(receipts.place(folder), asset, labels, images)
     except StaleLabelsError as error:
         raise ManifestError(f"{error}, and then tokens/{modality} and tokens/shards") from error
-    then = made_by.inputs.get(folder)
+    then, now = made_by.inputs.get(folder), labels.content
     if then != now:
         raise ManifestError(
-            f"{split} {modality} shard {shard:05d} was made of {asset} {(then or 'nothing')[:12]}, which is {now[:12]} now; "
-            f"materialize tokens/{modality} and tokens/shards for its block again"
+            f"{receipts.split} {modality} shard {receipts.shard:05d} was made of {asset} {(then or 'nothing')[:12]}, which is "
+            f"{now[:12]} now; materialize tokens/{modality} and tokens/shards for its block again"
         )
 
 
-def _check_fresh(
-    store: Store, dataset: str, split: Split, shard: int, aligned: Receipt, folders: Mapping[str, str]
-) -> None:
+def _check_fresh(aligned: Receipt, receipts: _Receipts, folders: Mapping[str, str]) -> None:
     """Training reads the aligned tars: they must be of what their sources hold now, not of what these held once."""
     for public, folder in folders.items():
-        asset = source_asset(dataset, public)
-        now, then = (
-            need(store, ShardPlace(dataset, split, folder, shard), asset).content,
-            aligned.recipe.inputs.get(folder),
-        )
+        asset = source_asset(receipts.dataset, public)
+        now, then = receipts.of(folder, asset).content, aligned.recipe.inputs.get(folder)
         if then != now:
             raise ManifestError(
-                f"{split} aligned shard {shard:05d} of {dataset} is stale: it was made of {asset} {(then or 'nothing')[:12]}, "
-                f"which is {now[:12]} now; materialize tokens/shards for its block again"
+                f"{receipts.split} aligned shard {receipts.shard:05d} of {receipts.dataset} is stale: it was made of {asset} "
+                f"{(then or 'nothing')[:12]}, which is {now[:12]} now; materialize tokens/shards for its block again"
             )
 
 

@@ -1,7 +1,7 @@
 """Labels to tokens, shard by shard: the stage `tokens/*`. Torch is imported where a tokenizer is loaded.
 
-Decoding and cropping are in some threads, the network in another, reading the next shard's labels and handing out in one each,
-hashing and writing in the caller's: the network waits for no disk. Batches go on across the borders of shards that are made together.
+Reading the next shard, decoding and cropping are in some threads, the network in another, handing out in one, hashing and writing in
+the caller's: the network waits for no disk. Batches go on across the borders of shards that are made together.
 
 Crop settings are written before the first token of a shard (`crop_settings`), and all modalities crop by them. Tokens wait in
 `_tokens/{modality}` until `align` brings all modalities to the same keys.
@@ -9,7 +9,7 @@ Crop settings are written before the first token of a shard (`crop_settings`), a
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -38,9 +38,9 @@ from fourmill.core.work import ShardJob
 from fourmill.tokenize.align import CROPS, token_folder
 from fourmill.tokenize.config import TOKENS_VERSION, TokenizingConfig
 from fourmill.tokenize.crop_settings import Settings, crop_settings
-from fourmill.tokenize.freshness import fresh_labels, sizes_now
+from fourmill.tokenize.freshness import IMAGES, check_fresh, fresh_sizes
 from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
-from fourmill.tokenize.train_set import image_sizes, members_of
+from fourmill.tokenize.train_set import members_of
 
 if TYPE_CHECKING:
     from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -194,8 +194,11 @@ class TokenWorker:
 
     def _source(self, job: ShardJob) -> ShardPlace:
         source = ShardPlace(self._dataset, job.split, source_folder(self._label), job.shard)
+        asset, images = asset_of(self._dataset, self._label), replace(source, folder=IMAGES)
+        labels = need(self._store, source, asset)
+        check_fresh(source, asset, labels, need(self._store, images, f"{self._dataset}/images"))
         found = {
-            source.folder: fresh_labels(self._store, source, asset_of(self._dataset, self._label)).content,
+            source.folder: labels.content,
             **_crops_input(self._config, self._label),
         }
         if found != job.recipe.inputs or not self._tokenizer_path.endswith(job.recipe.weights):
@@ -212,13 +215,8 @@ class TokenWorker:
             assert self._text is not None
             return ((i, item) for i, source in enumerate(sources) for item in texts(self._store, source, self._text))
         settings = [crop_settings(self._store, source, self._config.crops) for source in sources]  # before any token
-        return self._image_items(sources, settings)
-
-    def _image_items(self, sources: Sequence[ShardPlace], settings: Sequence[Settings]) -> Iterator[tuple[int, Item]]:
-        with drawn((list(members_of(self._store, source)) for source in sources), 1) as tars:
-            yield from self._of_members(self._members(sources, settings, tars))
-
-    def _of_members(self, members: Iterator["_Member"]) -> Iterator[tuple[int, Item]]:
+        tars = ahead(self._threads.coders, lambda source: list(members_of(self._store, source)), sources, 2)
+        members = self._members(sources, settings, tars)
         ahead_of_network = ahead(self._threads.coders, self._crop, members, 2 * _WINDOW + self._threads.num)
         groups = _groups(ahead_of_network, max(1, _WINDOW // self._config.crops.num))
         return (
@@ -232,15 +230,15 @@ class TokenWorker:
         tars: Iterable[list[tuple[SampleKey, bytes]]],
     ) -> Iterator["_Member"]:
         for i, (source, rows_of, members) in enumerate(zip(sources, settings, tars, strict=True)):
-            sizes, now = image_sizes(self._store, source), sizes_now(self._store, source)
+            sizes = fresh_sizes(self._store, source)
             for key, data in members:
-                yield _Member(i, key, data, sizes[key], rows_of.get(key) if now.get(key) == sizes[key] else None)
+                yield _Member(i, key, data, (sizes[key], rows_of[key]) if key in sizes else None)
 
     def _crop(self, member: "_Member") -> "_Cropped":
         try:
-            if member.rows is None:
+            if member.crops is None:
                 raise LabelError(f"{self._label} {_OLD}")
-            crops = crop_label_at(source_label(self._label), member.data, self._input_px, member.size, member.rows)
+            crops = crop_label_at(source_label(self._label), member.data, self._input_px, *member.crops)
             if self._image is not None and self._features is None:
                 self._image.check(crops)
         except LabelError as error:
@@ -273,8 +271,9 @@ class _Member:
     part: int  # which of the shards
     key: SampleKey
     data: bytes
-    size: tuple[int, int]  # width and height of its image
-    rows: list[CropRow] | None  # its crops; None where the shard's images lack it by now, or have it in another size
+    crops: (
+        tuple[tuple[int, int], list[CropRow]] | None
+    )  # image's width and height, rows; None: it is not there now in that size
 
 
 @dataclass(frozen=True)
@@ -370,10 +369,10 @@ def _caption_items(store: Store, source: ShardPlace, text: TextTokenizer) -> Ite
 
 
 def _box_items(store: Store, source: ShardPlace, text: TextTokenizer) -> Iterator[Item]:
-    sizes, now = image_sizes(store, source), sizes_now(store, source)
+    sizes = fresh_sizes(store, source)
     for key, data in members_of(store, source):
         try:
-            if now.get(key) != sizes[key]:
+            if key not in sizes:
                 raise LabelError(f"boxes {_OLD}")
             boxes = decode_boxes(data)
             unknown = sorted({box.class_name for box in boxes} - set(CLASS_NAMES))
