@@ -57,9 +57,7 @@ class Mask2FormerLabeller:
         self.streams = streams_of(self._device)
         self._watch = Watch("mask logits", config.weights)
         self._standardise = Standardise(config.mean, config.std, self._device)
-        function = self._logits if config.compile_backend is None else by_size(self._logits, config.compile_backend)
-        as_it_is = config.model_copy(update={"compile_backend": None})
-        self._forward = Forward(as_it_is, self._device, self._network, function)
+        self._forward = Forward(config, self._device, self._network, self._logits, compiler=by_size)
         self.clock = self._forward.clock
 
     def bucket(self, picture: Picture) -> tuple[int, int]:

@@ -99,12 +99,14 @@ class Forward:
         network: nn.Module,
         function: Callable[[Tensor], tuple[Tensor, ...]],
         blocks: Iterable[nn.Module] = (),
+        compiler: Callable[..., Any] = torch.compile,
     ) -> None:
         """A function that asks a network.
 
         Args:
             network: all that the function asks, and nothing that others ask in float32.
             blocks: parts of the network that are alike, to be compiled instead of the whole: the first one's code serves all.
+            compiler: takes the function and a backend, where the settings name one.
         """
         self._device, self._dtype = device, PRECISIONS[settings.precision]
         self._channels_last = settings.channels_last
@@ -116,7 +118,7 @@ class Forward:
             for block in blocks:
                 block.compile(backend=settings.compile_backend)
         elif settings.compile_backend is not None:
-            self._function = torch.compile(function, backend=settings.compile_backend)
+            self._function = compiler(function, backend=settings.compile_backend)
 
     def __call__(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
         """The function's outputs, float32."""

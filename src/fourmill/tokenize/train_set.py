@@ -80,7 +80,7 @@ def build_train_set(
             squeezed_px = config.side_px if split == "train" else None
             place, side_px = (whole_image, squeezed_px) if squeezed_px else (centre_crop, input_px)
             samples = _samples(store, dataset, layout, config.blocks, split, place, side_px)
-            counts[part] = _append(writer, part, islice(samples, wanted), with_sizes=place is whole_image)
+            counts[part] = _append(writer, part, islice(samples, wanted), with_sizes=squeezed_px is not None)
             if not counts[part]:
                 raise TrainSetError(
                     f"no {split} sample of {dataset} in {', '.join(config.blocks)} has an image and all of "
