@@ -63,6 +63,9 @@ def test_the_log_has_every_step_once_however_often_it_was_killed(spec, read_repo
     log = EventAccumulator(report["tensorboard"]).Reload()
     for name in ("loss", "learning_rate", "gradient_norm", "skipped_steps"):
         assert [event.step for event in log.Scalars(f"train/{name}")] == list(range(1, 9))
+    rates = [event.value for event in log.Scalars("train/learning_rate")]  # two steps of warm-up, six down
+    shares = [1 / 3, 2 / 3, 1, 0.933, 0.75, 0.5, 0.25, 0.067]
+    assert rates == pytest.approx([1.6e-3 * share for share in shares], rel=1e-3)
     losses = {event.step: event.value for event in log.Scalars("train/loss")}
     assert all(losses[step] == pytest.approx(loss, abs=1e-5) for step, loss in report["curve"])
     assert [event.step for event in log.Scalars("held_out/psnr_db")] == [4, 8]

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fourmill.core.checkpoint import load_checkpoint
 from fourmill.core.store import LocalStore
@@ -18,7 +20,8 @@ from fourmill.tokenize.config import TokenizerSpec, TrainingConfig
 from fourmill.tokenize.conversions import mirror
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, load_image_tokenizer
-from fourmill.tokenize.train import learning_rate, train_tokenizer
+from fourmill.tokenize.state import cosine
+from fourmill.tokenize.train import train_tokenizer
 from fourmill.tokenize.train_set import TrainSetError
 
 
@@ -167,12 +170,30 @@ def test_mirroring_turns_normals_round():
     assert mirrored[0, 0, 1].tolist() == [-1, 0, 0] and np.array_equal(mirrored[1], normal[1])
 
 
+def _rates(at: range, **values) -> list[float]:
+    training = TrainingConfig(loss="mse", batch_size=1, learning_rate=2.0, **values)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+    schedule, rates = cosine(optimizer, training), []
+    for step in at:
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
 def test_the_learning_rate_warms_up_and_decays_to_nothing():
-    training = TrainingConfig(loss="mse", steps=100, warmup_steps=10, batch_size=1, learning_rate=2.0)
-    rates = [learning_rate(training, s) for s in range(100)]
-    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0
-    assert rates[55] == pytest.approx(1.0) and rates[99] < 0.01
-    assert all(b <= a for a, b in pairwise(rates[10:]))
+    rates = _rates(range(101), steps=100, warmup_steps=10)
+    assert rates[:11] == pytest.approx([2 * (step + 1) / 11 for step in range(11)])
+    assert rates[10] == max(rates) == 2.0
+    assert rates[55] == pytest.approx(1.0) and 0 < rates[99] < 0.01 and rates[100] == 0
+    assert all(b < a for a, b in pairwise(rates[10:]))
+
+
+@given(st.integers(1, 40), st.integers(0, 50), st.data())
+def test_a_learning_rate_follows_from_its_step_alone(steps, warmup, data):
+    rates = _rates(range(steps), steps=steps, warmup_steps=warmup)
+    assert all(0 < rate <= 2 for rate in rates)
+    first = data.draw(st.integers(0, steps - 1))
+    assert _rates(range(first, steps), steps=steps, warmup_steps=warmup) == rates[first:]
 
 
 def test_scoring_half_of_the_tokens_scores_all_in_the_mean(spec):

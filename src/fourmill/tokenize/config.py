@@ -13,7 +13,7 @@ from fourmill.core.crops import CropConfig
 from fourmill.core.digest import digest_json
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 
-TRAIN_VERSION = "3"  # of the networks and their training
+TRAIN_VERSION = "4"  # of the networks and their training; 3 had another warm-up
 TRAIN_SET_VERSION = "2"  # of what is packed and how
 TEXT_VERSION = "1"  # of the WordPiece fit
 TOKENS_VERSION = "2"  # of labels to tokens; 1 had the centre square where no drawn crop fits
@@ -109,7 +109,7 @@ class TrainingConfig(_Config):
     loss: Literal["mse", "smooth_l1", "cross_entropy"] = Field(description="Reconstruction loss (Table 3).")
     steps: Positive = Field(description="Optimiser steps.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        description="Steps of linear warm-up; cosine decay to 0 after it."
+        description="Steps of linear warm-up before the peak; cosine decay to 0 after it."
     )
     batch_size: Positive = Field(description="Images a step.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(description="Peak learning rate, at this batch size.")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 
 from fourmill.core.metrics import standardise_depth
@@ -24,6 +25,7 @@ class State:
 
     model: ImageTokenizer
     optimizer: torch.optim.Optimizer
+    schedule: CosineLRScheduler  # keeps nothing: a rate follows from its step, so checkpoints do not hold it
     ema: ModelEmaV3 | None
     guard: Guard = field(default_factory=Guard)
     step: int = 0  # taken or skipped
@@ -35,6 +37,11 @@ class State:
     def draw(self) -> int:
         """Number of the batch that the next step sees: all that is drawn for it follows from (seed, draw)."""
         return self.step + self.guard.moved_on
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step that is, or was last, taken."""
+        return self.optimizer.param_groups[0]["lr"]
 
     @property
     def published(self) -> ImageTokenizer:
@@ -95,7 +102,8 @@ def start(
             )
         model.load_state_dict(begun.state_dict())
     model.to_device(torch.device(device)).train()
-    state = State(model, _adamw(model, training), _average(model, training))
+    optimizer = _adamw(model, training)
+    state = State(model, optimizer, cosine(optimizer, training), _average(model, training))
     if training.compile:
         _compile(model)
     return state
@@ -115,6 +123,23 @@ def _adamw(model: ImageTokenizer, training: TrainingConfig) -> torch.optim.Optim
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True)
+
+
+def cosine(optimizer: torch.optim.Optimizer, training: TrainingConfig) -> CosineLRScheduler:
+    """The schedule by steps, timm's: linear warm-up to the peak, which step `warmup_steps` has, then cosine decay to 0 (Table 3).
+
+    Args:
+        optimizer: with the peak as its learning rate.
+    """
+    warmup = training.warmup_steps
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=max(1, training.steps - warmup),
+        warmup_t=warmup,
+        warmup_lr_init=training.learning_rate / (warmup + 1),  # timm's own, 0, would waste the first step
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
 
 
 def _average(model: ImageTokenizer, training: TrainingConfig) -> ModelEmaV3 | None:

@@ -16,7 +16,7 @@ from fourmill.core.ranks import ALONE, Ranks, join_ranks
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
 from fourmill.tokenize.batches import Batches
-from fourmill.tokenize.config import ImageTokenizerConfig, TokenizerSpec, TrainingConfig
+from fourmill.tokenize.config import ImageTokenizerConfig, TokenizerSpec
 from fourmill.tokenize.guard import TrainingError
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.journal import Journal
@@ -37,6 +37,7 @@ class Figures:
 
     loss: float
     gradient_norm: float  # before clipping
+    learning_rate: float
     tokens: Tensor  # codebook indices of this process's rows
 
     @property
@@ -79,17 +80,6 @@ def _train(store: Store, spec: TokenizerSpec, ranks: Ranks, progress: Progress) 
             drop_checkpoint(Path(spec.run_folder))
 
 
-def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Linear warm-up to the peak, then cosine decay to 0 (Table 3).
-
-    Not timm's: its warm-up ends one step apart from this one, and its values round otherwise, so weights would be others.
-    """
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    share = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
-
-
 def train_step(state: State, x: Tensor, config: ImageTokenizerConfig, ranks: Ranks = ALONE) -> Figures:
     """One optimiser step, or none where loss or gradient is not finite: then nothing but the step's number changes.
 
@@ -99,15 +89,14 @@ def train_step(state: State, x: Tensor, config: ImageTokenizerConfig, ranks: Ran
     training, model = config.training, state.model
     codebook = model.quantize.keep()
     generator = torch.Generator().manual_seed(training.seed * 2**32 + state.draw)
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(training, state.step)
+    state.schedule.step_update(state.step)  # here: also after a checkpoint was gone back to
     with torch.autocast(x.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
         loss, quantized = model.loss(x, generator, ranks)
     loss.backward()
     ranks.average_gradients(model.parameters())
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad)
     shared, length = torch.stack([ranks.mean(loss.detach()), norm]).tolist()  # the step's one wait for the device
-    figures = Figures(shared, length, quantized.tokens_Bhw)
+    figures = Figures(shared, length, state.learning_rate, quantized.tokens_Bhw)
     if figures.are_finite:
         state.optimizer.step()
         state.updates += 1
@@ -181,8 +170,7 @@ class Training:
         ended = state.step == training.steps
         if (state.step % max(1, training.steps // _CURVE_POINTS) == 0 or ended) and figures.are_finite:
             state.curve.append([state.step, round(figures.loss, 5)])
-        rate = learning_rate(training, state.step - 1)
-        self._journal.note(state, figures.loss, figures.gradient_norm, rate, figures.tokens)
+        self._journal.note(state, figures.loss, figures.gradient_norm, figures.learning_rate, figures.tokens)
         if training.score_every and state.step % training.score_every == 0 and not ended and self._ranks.is_first:
             scored = score_model(state.published, self._batches.labels, self._config.label)
             self._journal.score(state.step, scored)
