@@ -14,12 +14,19 @@ def test_signal_levels_of_the_public_schedule():
     assert (levels.diff() < 0).all()
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_schedule_without_a_first_and_a_last_step_is_refused(steps):
+    with pytest.raises(ValueError, match=f"schedule of {steps} steps, expected at least 2"):
+        signal_levels(steps)
+
+
 def test_trailing_steps():
     assert trailing_steps(1000, 50) == list(range(999, 18, -20))
     assert trailing_steps(1000, 1) == [999]
     assert trailing_steps(1000, 3) == [999, 666, 332]
-    with pytest.raises(ValueError, match="the schedule has 1000"):
-        trailing_steps(1000, 1001)
+    for wrong in (0, -1, 1001):
+        with pytest.raises(ValueError, match=rf"{wrong} sampling steps, expected 1\.\.1000"):
+            trailing_steps(1000, wrong)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 25])

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from fourmill.core.labels import decode_depth, decode_normal
+from fourmill.core.labels import decode_depth, decode_normal, encode_depth, encode_normal, encode_semseg
 from fourmill.core.metrics import standardise_depth
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.conversions import standardised
@@ -11,6 +11,8 @@ from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, check_keys
 from fourmill.tokenize.presets import paper_tokenizers, smallest_tokenizers
 from fourmill.tokenize.samples import LabelError
+from fourmill.tokenize.train_set import unpack
+from fourmill.tokenize.unet import PatchedUNet
 from fourmill.tokenize.vit import VitDecoder
 
 rng = np.random.default_rng(0)
@@ -46,8 +48,9 @@ def test_labels_become_tokens_and_labels_of_the_same_kind_again(label):
     decoded = tokenizer.detokenize(tokens, seed=1)
     assert decoded.shape == batch.shape and decoded.dtype == batch.dtype
     assert np.array_equal(decoded, tokenizer.detokenize(tokens, seed=1))
-    again = tokenizer.tokenize(decoded) if label != "normal" else tokenizer.tokenize(_labels(label, 1))
-    assert again.dtype == np.int16
+    assert tokenizer.tokenize(decoded).shape == tokens.shape
+    nothing = tokenizer.detokenize(tokens[:0])
+    assert nothing.shape == (0, *batch.shape[1:]) and nothing.dtype == batch.dtype
 
 
 @pytest.mark.parametrize("label", ["semseg", "depth"])
@@ -83,6 +86,11 @@ def test_tokens_do_not_depend_on_what_else_is_in_the_batch(label):
         ("normal", np.full((1, 64, 64, 3), -2, np.float32), r"in -1\.0\.\.1\.0"),
         ("semseg", np.full((1, 64, 64), 133, np.uint8), r"class 133, expected 0\.\.132, or 255"),
         ("clip", np.zeros((1, 8, 8, 13), np.float32), r"\(B, S, S, 12\)"),
+        (
+            "clip",
+            np.full((1, 8, 8, 12), np.nan, np.float32),
+            r"clip spans nan\.\.nan, expected finite numbers of any size",
+        ),
     ],
 )
 def test_what_a_tokenizer_cannot_take_is_said_with_what_it_takes(label, batch, reason):
@@ -97,9 +105,55 @@ def test_labels_as_files_hold_them_have_the_tokens_of_their_floats(label, kind):
     png = [cv2.imencode(".png", one if label == "depth" else one[..., ::-1])[1].tobytes() for one in stored]
     floats = np.stack([decode_depth(data) if label == "depth" else decode_normal(data) for data in png])
     tokenizer = _tokenizer(label, kind="vit")
-    tokens = tokenizer.tokenize(stored)
-    assert np.array_equal(tokens, tokenizer.tokenize(floats))
-    assert tokenizer.detokenize(tokens).dtype == np.float32
+    assert np.array_equal(tokenizer.tokenize(stored), tokenizer.tokenize(floats))
+
+
+ENCODERS = {"depth": encode_depth, "normal": encode_normal, "semseg": encode_semseg}
+STORED = {"depth": np.uint16, "normal": np.uint8}
+
+
+@pytest.mark.parametrize("label", SMALL)
+def test_labels_come_back_as_files_hold_them_and_are_taken_again(label):
+    tokenizer, tokens = decoding(label), _tokens(label, 3)
+    decoded, stored = (tokenizer.detokenize(tokens, as_stored=kept) for kept in (False, True))
+    assert stored.dtype == STORED.get(label, decoded.dtype) and stored.shape == decoded.shape
+    assert len(np.unique(stored)) > 2
+    if label in ENCODERS:  # images are stored as they come, features are not
+        pngs = [np.frombuffer(ENCODERS[label](one), np.uint8) for one in decoded]
+        in_files = np.stack([np.asarray(cv2.imdecode(png, cv2.IMREAD_UNCHANGED)) for png in pngs])
+        assert np.array_equal(stored, in_files[..., ::-1] if label == "normal" else in_files)  # OpenCV has BGR
+    else:
+        assert np.array_equal(stored, decoded)
+    assert np.array_equal(tokenizer.tokenize(stored), tokenizer.tokenize(unpack(stored, label)))
+
+
+def decoding(label: str) -> ImageTokenizer:
+    """A new U-Net gives zeros whatever its latents are; this one does not."""
+    tokenizer = _tokenizer(label)
+    if isinstance(tokenizer.decoder, PatchedUNet):
+        torch.nn.init.normal_(tokenizer.decoder.get_parameter("out.2.weight"))
+    return tokenizer
+
+
+def _tokens(label: str, number: int) -> np.ndarray:
+    return rng.integers(0, SMALL[label].codebook_size, (number, SMALL[label].num_tokens))
+
+
+@pytest.mark.parametrize("label", SMALL)
+def test_a_damaged_decoder_is_told_and_never_makes_labels(label):
+    tokenizer = decoding(label)
+    with torch.no_grad():
+        next(tokenizer.decoder.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match=f"the {label} tokenizer decodes to no numbers: its weights are damaged"):
+        tokenizer.detokenize(_tokens(label, 1))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_as_many_sampling_steps_as_the_schedule_does_not_have_are_refused(steps):
+    tokenizer = _tokenizer("rgb").train()
+    with pytest.raises(ValueError, match=rf"{steps} sampling steps, expected 1\.\.1000: the schedule has 1000"):
+        tokenizer.detokenize(_tokens("rgb", 1), sample_steps=steps)
+    assert tokenizer.training  # as it was
 
 
 @pytest.mark.parametrize("tokens", [np.full((1, 64), 3.7), np.ones((1, 64), bool)])
@@ -275,7 +329,7 @@ def test_features_that_stay_on_the_device_become_the_same_tokens():
         (torch.zeros(1, 8, 8, 11), r"\(1, 8, 8, 11\), expected float32 \(B, S, S, 12\)"),
         (torch.zeros(1, 8, 7, 12), "of square crops"),
         (torch.zeros(1, 8, 8, 12).half(), "torch.float16"),
-        (torch.full((1, 8, 8, 12), torch.inf), "not finite"),
+        (torch.full((1, 8, 8, 12), torch.inf), r"clip spans inf\.\.inf, expected finite numbers of any size"),
     ],
 )
 def test_features_on_a_device_that_do_not_fit_are_refused(found: torch.Tensor, reason: str):

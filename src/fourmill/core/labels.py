@@ -34,6 +34,10 @@ __all__ = [
     "encode_depth",
     "encode_normal",
     "encode_semseg",
+    "pack_depth",
+    "pack_normal",
+    "unpack_depth",
+    "unpack_normal",
 ]
 
 MAX_PIXELS = 100_000_000
@@ -113,6 +117,26 @@ def _pixels(data: bytes, begun: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(_whole(begun, ("JPEG", "PNG"), "image").convert("RGB"))
 
 
+def pack_depth(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Depth of any shape in [0, 1] as files hold it, in steps of 1/65535; what lies outside is not looked for."""
+    return np.rint(depth * np.float32(65535)).astype(np.uint16)
+
+
+def unpack_depth(packed: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Depth in [0, 1] of what files hold."""
+    return packed.astype(np.float32) / np.float32(65535)
+
+
+def pack_normal(normal: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Components in [-1, 1] of any shape as files hold them: n becomes round((n + 1) / 2 * 255); what lies outside is not looked for."""
+    return np.rint((normal + np.float32(1)) * np.float32(127.5)).astype(np.uint8)
+
+
+def unpack_normal(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Components in [-1, 1] of what files hold."""
+    return packed.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
 def encode_depth(depth_HW: NDArray[np.float32]) -> bytes:
     """16-bit PNG of a depth map, (H, W) float in [0, 1], far is large; steps of 1/65535.
 
@@ -120,7 +144,7 @@ def encode_depth(depth_HW: NDArray[np.float32]) -> bytes:
         ValueError: another shape, or a value outside [0, 1] or not finite.
     """
     _expect(depth_HW, "depth map", 2, None, 0.0, 1.0)
-    return _png(np.rint(depth_HW * np.float32(65535)).astype(np.uint16), cv2.IMWRITE_PNG_FILTER_PAETH)
+    return _png(pack_depth(depth_HW), cv2.IMWRITE_PNG_FILTER_PAETH)
 
 
 def decode_depth(data: bytes) -> NDArray[np.float32]:
@@ -128,11 +152,11 @@ def decode_depth(data: bytes) -> NDArray[np.float32]:
     image = _open(data, ("PNG",), "depth map")
     if image.mode != "I;16":
         raise ValueError(f"depth map has PIL mode {image.mode}, expected a 16-bit grey PNG (I;16)")
-    return np.asarray(image).astype(np.float32) / np.float32(65535)
+    return unpack_depth(np.asarray(image))
 
 
 def encode_normal(normal_HWC: NDArray[np.float32]) -> bytes:
-    """8-bit RGB PNG of a normal map, (H, W, 3) float in [-1, 1]; a component n becomes round((n + 1) / 2 * 255).
+    """8-bit RGB PNG of a normal map, (H, W, 3) float in [-1, 1], packed by `pack_normal`.
 
     Vectors are stored as given: the DPT network's own are not exactly of unit length.
 
@@ -140,8 +164,7 @@ def encode_normal(normal_HWC: NDArray[np.float32]) -> bytes:
         ValueError: another shape, or a value outside [-1, 1] or not finite.
     """
     _expect(normal_HWC, "normal map", 3, 3, -1.0, 1.0)
-    bytes_HWC = np.rint((normal_HWC[..., ::-1] + np.float32(1)) * np.float32(127.5)).astype(np.uint8)  # OpenCV has BGR
-    return _png(bytes_HWC, cv2.IMWRITE_PNG_FILTER_PAETH)
+    return _png(pack_normal(normal_HWC[..., ::-1]), cv2.IMWRITE_PNG_FILTER_PAETH)  # OpenCV has BGR
 
 
 def decode_normal(data: bytes) -> NDArray[np.float32]:
@@ -149,7 +172,7 @@ def decode_normal(data: bytes) -> NDArray[np.float32]:
     image = _open(data, ("PNG",), "normal map")
     if image.mode != "RGB":
         raise ValueError(f"normal map has PIL mode {image.mode}, expected an 8-bit RGB PNG")
-    return np.asarray(image).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return unpack_normal(np.asarray(image))
 
 
 def encode_semseg(ids_HW: NDArray[np.uint8]) -> bytes:

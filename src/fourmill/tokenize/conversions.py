@@ -1,16 +1,19 @@
 """What the store holds to what networks eat, and back. Nobody outside knows a mean, a scale or a shift.
 
-| label  | API                                         | or as files hold it | network                                         |
-|--------|---------------------------------------------|---------------------|-------------------------------------------------|
-| rgb    | uint8 (B, S, S, 3)                          |                     | [-1, 1]                                         |
-| depth  | float32 (B, S, S), 0..1                     | uint16              | standardised per image without the outer tenths |
-| normal | float32 (B, S, S, 3), components in [-1, 1] | uint8               | as it is                                        |
-| semseg | uint8 (B, S, S), raw ids, 255 none          |                     | class rows: ids + 1, 0 none                     |
-| clip   | float32 (B, h, w, C)                        |                     | as it is                                        |
+| label  | API                                         | as files hold it | network                                         |
+|--------|---------------------------------------------|------------------|-------------------------------------------------|
+| rgb    | uint8 (B, S, S, 3)                          | the same         | [-1, 1]                                         |
+| depth  | float32 (B, S, S), 0..1                     | uint16           | standardised per image without the outer tenths |
+| normal | float32 (B, S, S, 3), components in [-1, 1] | uint8            | as it is                                        |
+| semseg | uint8 (B, S, S), raw ids, 255 none          | the same         | class rows: ids + 1, 0 none                     |
+| clip   | float32 (B, h, w, C)                        | never stored     | as it is                                        |
 
-Labels come back as the API has them, whichever way they were given.
+`tokenize` takes both. `detokenize` gives the API's, or with `as_stored` what files hold, whichever way labels were given.
 """
 
+# B batch, S side of a square in pixels, C channels, h w token grid, N tokens
+
+import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fourmill.core.labels import pack_depth, pack_normal
 from fourmill.core.metrics import DEPTH_EPS, DEPTH_TAIL, standardise_depth
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 from fourmill.core.streams import to_device
@@ -35,6 +39,7 @@ _KINDS: dict[ImageLabel, tuple[type[np.generic], ...]] = {
     "semseg": (np.uint8,),
     "clip": (np.float32,),
 }
+_RANGES = {"depth": (0.0, 1.0), "normal": (-1.0, 1.0)}
 
 
 def check_batch(batch: Batch | Tensor, config: ImageTokenizerConfig) -> None:
@@ -79,7 +84,28 @@ def _check_features(features: Tensor, config: ImageTokenizerConfig) -> None:
         )
     grid_of(shape[1] * config.patch_px, config)
     if not bool(torch.isfinite(features).all()):
-        raise LabelError("clip features are not finite")
+        raise _out_of_range("clip", features)
+
+
+def check_tokens(tokens_BN: NDArray[Any], config: ImageTokenizerConfig) -> int:
+    """Tokens along a side of what can be decoded.
+
+    Raises:
+        LabelError: tokens that are no integers, of no square grid, of a size that does not fit, or outside the codebook.
+    """
+    label, size = config.label, config.codebook_size
+    if not np.issubdtype(tokens_BN.dtype, np.integer):  # bool is none
+        raise LabelError(f"{label} tokens are {tokens_BN.dtype}, expected integers in 0..{size - 1}")
+    grid = math.isqrt(tokens_BN.shape[1]) if tokens_BN.ndim == 2 else 0
+    if tokens_BN.ndim != 2 or tokens_BN.shape[1] != grid**2:
+        raise LabelError(
+            f"{label} tokens have shape {tokens_BN.shape}, expected (B, N) with N a square number, {config.num_tokens} at the "
+            f"training's {config.input_px} pixels"
+        )
+    grid_of(grid * config.patch_px, config)
+    if tokens_BN.size and not (tokens_BN.min() >= 0 and tokens_BN.max() < size):
+        raise LabelError(f"{label} tokens span {tokens_BN.min()}..{tokens_BN.max()}, expected 0..{size - 1}")
+    return grid
 
 
 def grid_of(side_px: int, config: ImageTokenizerConfig) -> int:
@@ -97,9 +123,14 @@ def grid_of(side_px: int, config: ImageTokenizerConfig) -> int:
 
 
 def _check_range(batch: Batch, label: str) -> None:
-    low, high = {"depth": (0.0, 1.0), "normal": (-1.0, 1.0)}.get(label, (-np.inf, np.inf))
+    low, high = _RANGES.get(label, (-np.inf, np.inf))
     if batch.size and not (np.isfinite(batch).all() and low <= batch.min() and batch.max() <= high):
-        raise LabelError(f"{label} spans {batch.min()}..{batch.max()}, expected finite numbers in {low}..{high}")
+        raise _out_of_range(label, batch)
+
+
+def _out_of_range(label: str, found: Batch | Tensor) -> LabelError:
+    within = "in {}..{}".format(*_RANGES[label]) if label in _RANGES else "of any size"
+    return LabelError(f"{label} spans {found.min()}..{found.max()}, expected finite numbers {within}")
 
 
 def to_network(batch: Batch | Tensor, label: str, device: torch.device | str = "cpu") -> Tensor:
@@ -131,7 +162,7 @@ def standardised(depth_BHW: Tensor) -> Tensor:
 
 
 def to_store(x_BCHW: Tensor, label: str, depth_span: tuple[float, float]) -> Batch:
-    """A network's output as the store holds it.
+    """A network's output as the API has it.
 
     One image's own scale and shift of depth are not in its tokens, so depth comes back relative: `depth_span` is what
     becomes 0 and 1. Normals come back of unit length; class maps are the best class of each pixel.
@@ -147,6 +178,13 @@ def to_store(x_BCHW: Tensor, label: str, depth_span: tuple[float, float]) -> Bat
     if label == "normal":
         x_BCHW = F.normalize(x_BCHW, dim=1)
     return x_BCHW.movedim(1, -1).contiguous().numpy()
+
+
+def packed(batch: Batch, label: str) -> Batch:
+    """A label of the API as files hold it: what `core.labels` would encode. Features stay as they are, in no file."""
+    if label == "depth":
+        return pack_depth(batch)
+    return pack_normal(batch) if label == "normal" else batch
 
 
 def mirror(batch: Batch, flips_B: NDArray[np.bool_], label: str) -> Batch:

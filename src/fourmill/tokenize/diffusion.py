@@ -15,7 +15,15 @@ _FIRST_BETA, _LAST_BETA = 1e-4, 0.02
 
 
 def signal_levels(num_steps: int) -> Tensor:
-    """Share of signal variance left at each step (alphas_cumprod), (T,) float32; 0 at the last step."""
+    """Share of signal variance left at each step (alphas_cumprod), (T,) float32; 0 at the last step.
+
+    Raises:
+        ValueError: less than two steps, the first and the last.
+    """
+    if num_steps < 2:
+        raise ValueError(
+            f"a noise schedule of {num_steps} steps, expected at least 2: the first keeps signal, the last none"
+        )
     betas = torch.linspace(_FIRST_BETA, _LAST_BETA, num_steps, dtype=torch.float64)
     root = (1 - betas).cumprod(0).sqrt()
     # Shift so that the last level is 0, scale so that the first stays.
@@ -27,10 +35,10 @@ def trailing_steps(num_steps: int, sample_steps: int) -> list[int]:
     """Steps that sampling visits, from the last one down: 50 of 1000 are 999, 979, ..., 19.
 
     Raises:
-        ValueError: more samples than steps.
+        ValueError: none, or more than the schedule has.
     """
     if not 0 < sample_steps <= num_steps:
-        raise ValueError(f"{sample_steps} sampling steps; the schedule has {num_steps}, at least 1 is needed")
+        raise ValueError(f"{sample_steps} sampling steps, expected 1..{num_steps}: the schedule has {num_steps}")
     return [round(num_steps - i * num_steps / sample_steps) - 1 for i in range(sample_steps)]
 
 
@@ -58,6 +66,9 @@ def sample_ddim(
 
     Returns:
         The image, float32.
+
+    Raises:
+        ValueError: sampling steps of none, or of more than there are levels.
     """
     steps = trailing_steps(len(levels_T), sample_steps)
     x = noise_BCHW

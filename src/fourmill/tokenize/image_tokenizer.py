@@ -7,7 +7,6 @@ Its state dict has the public names, so that public weights can be loaded at the
 
 # B batch, C channels, H W pixels, h w token grid, N = h*w tokens, D channels of a codeword, K classes
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,10 +25,10 @@ from fourmill.tokenize.config import (
     ImageTokenizerConfig,
     Precision,
 )
-from fourmill.tokenize.conversions import Batch, check_batch, grid_of, to_network, to_store
+from fourmill.tokenize.conversions import Batch, check_batch, check_tokens, packed, to_network, to_store
 from fourmill.tokenize.diffusion import add_noise, sample_ddim, signal_levels
 from fourmill.tokenize.quantizer import Quantized, Quantizer
-from fourmill.tokenize.samples import Features, LabelError
+from fourmill.tokenize.samples import Features
 from fourmill.tokenize.unet import PatchedUNet
 from fourmill.tokenize.vit import PatchEncoder, VitDecoder, VitEncoder, choose_attention
 
@@ -228,7 +227,13 @@ class ImageTokenizer(nn.Module):
             return self.quantize.nearest(latent_BDhw).where(latent_BDhw.isfinite().all(1), -1)
 
     @torch.no_grad()
-    def detokenize(self, tokens_BN: NDArray[np.integer], seed: int = 0, sample_steps: int | None = None) -> Batch:
+    def detokenize(
+        self,
+        tokens_BN: NDArray[np.integer],
+        seed: int = 0,
+        sample_steps: int | None = None,
+        as_stored: bool = False,
+    ) -> Batch:
         """Codebook indices to labels of the kind that `tokenize` takes.
 
         Depth is relative: each map's own scale and shift are not in its tokens.
@@ -236,38 +241,44 @@ class ImageTokenizer(nn.Module):
         Args:
             tokens_BN: (B, N) of any integer type; N is a square.
             seed: of the diffusion decoder's noise; the same tokens and seed give the same label.
-            sample_steps: DDIM steps; the config's by default.
+            sample_steps: DDIM steps of a diffusion decoder; the config's by default.
+            as_stored: as files hold it: depth as uint16 and normals as uint8, which `core.labels` would encode to. All else is
+                stored as it is. See the table in `conversions`.
+
+        Returns:
+            Labels of B squares; type, shape and range by label as in `conversions`.
 
         Raises:
             LabelError: tokens that are no integers, of no square grid, of a size that does not fit, or outside the codebook.
-            ValueError: the tokenizer was loaded without its decoder.
+            ValueError: the tokenizer was loaded without its decoder; sampling steps of none or of more than its schedule has; or
+                what is decoded are no numbers: the weights are damaged.
         """
         if not hasattr(self, "decoder"):
             raise ValueError(f"this {self.config.label} tokenizer was loaded without its decoder; load all of it")
-        size = self.config.codebook_size
-        if not np.issubdtype(tokens_BN.dtype, np.integer):  # bool is none
-            raise LabelError(f"{self.config.label} tokens are {tokens_BN.dtype}, expected integers in 0..{size - 1}")
-        grid = math.isqrt(tokens_BN.shape[-1]) if tokens_BN.ndim == 2 else 0
-        if tokens_BN.ndim != 2 or tokens_BN.shape[1] != grid**2:
-            raise LabelError(
-                f"{self.config.label} tokens have shape {tokens_BN.shape}, expected (B, N) with N a square number, "
-                f"{self.config.num_tokens} at the training's {self.config.input_px} pixels"
-            )
+        grid = check_tokens(tokens_BN, self.config)
         side_px = grid * self.config.patch_px
-        grid_of(side_px, self.config)
-        if tokens_BN.size and not (tokens_BN.min() >= 0 and tokens_BN.max() < size):
-            raise LabelError(
-                f"{self.config.label} tokens span {tokens_BN.min()}..{tokens_BN.max()}, expected 0..{size - 1}"
-            )
         was_training = self.training
         self.eval()
         tokens_Bhw = torch.from_numpy(tokens_BN.astype(np.int64)).view(-1, grid, grid)
+        # Networks take no empty batch.
+        some_Bhw = tokens_Bhw if len(tokens_Bhw) else tokens_Bhw.new_zeros(1, grid, grid)
         generator = torch.Generator().manual_seed(seed)
         # The same noise for every image of a batch: what is decoded depends on its own tokens and the seed only.
         noise = torch.randn((1, self.config.in_channels, side_px, side_px), generator=generator)
-        parts = [self._decode(part.to(self.device), noise, sample_steps) for part in tokens_Bhw.split(_BATCH)]
-        self.train(was_training)
-        return np.concatenate([to_store(p, self.config.label, self.depth_span) for p in parts])
+        try:
+            parts = [self._decoded(part, noise, sample_steps) for part in some_Bhw.split(_BATCH)]
+        finally:
+            self.train(was_training)
+        labels = np.concatenate(parts)[: len(tokens_BN)]
+        return packed(labels, self.config.label) if as_stored else labels
+
+    def _decoded(self, tokens_Bhw: Tensor, noise_1CHW: Tensor, sample_steps: int | None) -> Batch:
+        x_BCHW = self._decode(tokens_Bhw.to(self.device), noise_1CHW, sample_steps)
+        if not bool(x_BCHW.isfinite().all()):
+            raise ValueError(
+                f"the {self.config.label} tokenizer decodes to no numbers: its weights are damaged; train or import it again"
+            )
+        return to_store(x_BCHW, self.config.label, self.depth_span)
 
     def _decode(self, tokens_Bhw: Tensor, noise_1CHW: Tensor, sample_steps: int | None) -> Tensor:
         latent_BDhw = self.quantize.lookup(tokens_Bhw)
@@ -278,7 +289,7 @@ class ImageTokenizer(nn.Module):
             lambda x_BCHW, step_B: self.decoder(x_BCHW, step_B, latent_BDhw),
             noise_1CHW.to(self.device).expand(len(tokens_Bhw), -1, -1, -1),
             self._levels,
-            sample_steps or decoder.sample_steps,
+            decoder.sample_steps if sample_steps is None else sample_steps,
             decoder.clamp,
         )
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from fourmill.core.crops import CropRow, centre_crop, random_crop
 from fourmill.core.digest import digest_file
+from fourmill.core.labels import pack_depth, pack_normal, unpack_depth, unpack_normal
 from fourmill.core.names import Layout, SampleKey, Split
 from fourmill.core.shards import MissingShardError, ShardPlace, need, read_members, read_rows
 from fourmill.core.store import Store
@@ -180,9 +181,9 @@ def _own_sizes(squares: NDArray[Any]) -> NDArray[np.int64]:
 def unpack(packed: NDArray[Any], label: str) -> NDArray[Any]:
     """A packed batch as tokenizers take it: 16-bit depth, 8-bit normals and half features become float32."""
     if label == "depth":
-        return packed.astype(np.float32) / np.float32(65535)
+        return unpack_depth(packed)
     if label == "normal":
-        return packed.astype(np.float32) / np.float32(127.5) - np.float32(1)
+        return unpack_normal(packed)
     return packed.astype(np.float32) if label == "clip" else packed
 
 
@@ -260,8 +261,8 @@ def _pack(found: list[_Sample]) -> dict[str, NDArray[Any]]:
     normal = np.stack([sample.squares["normal"] for sample in found])
     return {
         "rgb": np.stack([sample.squares["rgb"] for sample in found]),
-        "depth": np.rint(depth * 65535).astype(np.uint16),
-        "normal": np.rint((normal + 1) * 127.5).astype(np.uint8),
+        "depth": pack_depth(depth),
+        "normal": pack_normal(normal),
         "semseg": np.stack([sample.squares["semseg"] for sample in found]),
         "keys": np.array([int(sample.key) for sample in found], np.int64),
     }
