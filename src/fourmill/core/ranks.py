@@ -65,6 +65,12 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def from_first(self, values: Tensor) -> Tensor:
+        """The first process's values on all of them, in place: for what each would compute a little differently."""
+        if self.size > 1:
+            dist.broadcast(values, 0)
+        return values
+
     def gather(self, rows: Tensor) -> Tensor:
         """Everybody's rows of a batch, in the batch's own order; see `rows`."""
         if self.size == 1:

@@ -130,6 +130,9 @@ class Quantizer(nn.Module):
             for _ in range(_KMEANS_ITERATIONS):
                 book.embed.copy_(self._averages(all_ND, self._nearest(all_ND), ALONE)[1])
             book.cluster_size.copy_(self._averages(all_ND, self._nearest(all_ND), ALONE)[0])
+            # A GPU adds up in any order, and latents between two codewords then fall to either.
+            ranks.from_first(book.embed)
+            ranks.from_first(book.cluster_size)
         book.initted.fill_(1)
 
     @torch.no_grad()
