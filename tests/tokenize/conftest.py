@@ -1,5 +1,7 @@
+import glob
 import io
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from fourmill.core.labels import (
 from fourmill.core.names import SPLITS, Layout, SampleKey, Split, sample_key
 from fourmill.core.shards import Item, Recipe, ShardPlace, read_members, write_shard
 from fourmill.core.store import LocalStore, Store
-from fourmill.core.work import ShardJob
+from fourmill.core.work import Progress, ShardJob
 from fourmill.tokenize.align import AlignWorker, align_recipe, token_folder
 from fourmill.tokenize.config import ImageTokenizerConfig, TokenizerSpec, TokenizingConfig, TrainSetConfig
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -220,6 +222,30 @@ def spec(store: Store, train_set: TrainSet, tmp_path: Path) -> Callable[..., Tok
         )
 
     return make
+
+
+@pytest.fixture
+def kill_at() -> Callable[[str, int], Progress]:
+    """Progress that sends SIGKILL to the programs that this process runs, when a checkpoint of that step or a later one is
+    there: `kill_at("runs/*/checkpoint.pt", 4)`.
+    """
+
+    def make(pattern: str, step: int) -> Progress:
+        def progress(done: int, total: int, note: str) -> None:
+            running = multiprocessing.active_children()
+            while any(program.is_alive() for program in running) and _step_of(pattern) < step:
+                pass
+            for program in running:
+                program.kill()
+
+        return progress
+
+    return make
+
+
+def _step_of(pattern: str) -> int:
+    steps = [torch.load(path, map_location="cpu", weights_only=True)["step"] for path in glob.glob(pattern)]
+    return max(steps, default=0)
 
 
 @pytest.fixture

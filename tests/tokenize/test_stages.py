@@ -1,17 +1,27 @@
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fourmill.core.store import LocalStore, open_store
 from fourmill.core.work import no_progress
+from fourmill.pipelines.profiles import smallest
+from fourmill.runtime.launch import ProgramError
+from fourmill.runtime.models import ModelRef, set_current
+from fourmill.runtime.project import Project
+from fourmill.runtime.session import Session
+from fourmill.runtime.training import train_tokenizer as train_tokenizer_of
 from fourmill.tokenize import train
-from fourmill.tokenize.config import StageRecord, TokenizerBounds
+from fourmill.tokenize.config import StageRecord, TokenizerBounds, TrainSetConfig
 from fourmill.tokenize.load import ModelError, load_image_tokenizer
 from fourmill.tokenize.presets import paper_tokenizers
 from fourmill.tokenize.state import start
 from fourmill.tokenize.train import train_tokenizer
-from fourmill.tokenize.train_set import read_label
+from fourmill.tokenize.train_set import build_train_set, read_label
 
 
 def _record(report: dict) -> StageRecord:
@@ -33,6 +43,50 @@ def test_a_stage_goes_on_from_the_one_before_at_several_sides(spec, store, read_
     state = start(second.config, read_label(store, second.train_set, second.train_set_digest, "semseg"), begun=begun)
     assert all(torch.equal(value, begun.state_dict()[key]) for key, value in state.model.state_dict().items())
     assert load_image_tokenizer(store, report["path"]).config == second.config
+
+
+SQUEEZED = TrainSetConfig(num_samples=20, num_eval=4, blocks=("block_00", "block_01"), side_px=96)
+
+
+@pytest.fixture
+def three_stages(store: LocalStore, tiny: Any, tmp_path: Path) -> Callable[[str], Project]:
+    """A project with a store of its own, whose depth tokenizer is trained in three stages on two training sets."""
+
+    def make(name: str) -> Project:
+        project = smallest(tmp_path / name)
+        shutil.copytree(store.root, project.store)
+        mine = open_store(project.store)
+        larger = build_train_set(mine, tiny.dataset, tiny.layout, SQUEEZED, 64, tiny.features)
+        for ref, made in (("train_set", tiny.train_set), ("train_set_larger", larger)):
+            set_current(mine, project.dataset, ModelRef(name=ref, digest=made.digest, path=made.path))
+        config = project.tokenizers["depth"]
+        first = config.training.model_copy(update={"name": "first", "steps": 4, "ema_decay": 0.9})
+        drawn = {"train_set": "larger", "crop_scale": (0.3, 1.0), "steps": 24, "checkpoint_every": 2}
+        second = first.model_copy(update={**drawn, "name": "second"})
+        third = second.model_copy(update={"name": "third", "sides_px": (32, 64, 96)})
+        update = {"earlier_stages": (first, second), "training": third}
+        tokenizers = {**project.tokenizers, "depth": config.model_copy(update=update)}
+        changed = project.model_copy(update={"tokenizers": tokenizers, "more_train_sets": {"larger": SQUEEZED}})
+        return Project.model_validate(changed.model_dump())
+
+    return make
+
+
+def test_kill_9_in_later_stages_and_resume_give_the_same_curves_and_tokenizer(three_stages, kill_at):
+    whole = train_tokenizer_of(Session(three_stages("whole")), "depth").report
+    project = three_stages("again")
+    folder = project.local_folder / "runs" / "tokenizer_depth"
+    for stage, step in (("second", 4), ("third", 6), ("third", 14)):
+        kill = kill_at(str(folder / stage / "checkpoints-*" / "checkpoint.pt"), step)
+        with pytest.raises(ProgramError, match="ended with code -9"):
+            train_tokenizer_of(Session(project, listener=lambda _, *event, kill=kill: kill(*event)), "depth")
+        assert (folder / "third").exists() == (stage == "third")
+    resumed = train_tokenizer_of(Session(project), "depth").report
+    assert "trained from the same inputs before" in (folder / "second" / "log.txt").read_text()
+    assert "resumed at step" in (folder / "third" / "log.txt").read_text()
+    for name in ("digest", "curve", "figures", "live_figures", "usage", "steps", "earlier_stages"):
+        assert resumed[name] == whole[name], name
+    assert [stage["name"] for stage in whole["earlier_stages"]] == ["first", "second"]
 
 
 def test_a_stage_of_another_shape_is_refused(spec, store, read_report):
