@@ -48,6 +48,20 @@ def test_tokens_are_those_of_a_cpu(label: str):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_tokens_are_of_the_weights_that_the_last_step_leaves():
+    tokenizer, batch = _vit("clip").to_device(torch.device("cuda")), _labels("clip", 4)
+    before = tokenizer.tokenize(batch)  # from now on this thread has a stream of its own
+    busy = torch.rand(8192, 8192, device="cuda")
+    with torch.no_grad():
+        for _ in range(20):  # the GPU is far behind when tokens are asked for
+            busy = busy @ busy / 8192
+        tokenizer.quant_proj.weight.neg_()
+    after = tokenizer.tokenize(batch)
+    assert not np.array_equal(after, before)
+    torch.cuda.synchronize()
+    assert np.array_equal(after, tokenizer.tokenize(batch))
+
+
 @pytest.mark.parametrize("label", SMALL)
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_training_steps_lower_the_loss(label: str, precision: str):

@@ -30,7 +30,8 @@ def streams_of(device: torch.device) -> int:
 def own_stream(device: torch.device) -> Iterator[None]:
     """Have what is done in the block on a GPU's stream of this thread's own; on a CPU nothing changes.
 
-    When it ends, all of it is done, so that any other stream may read what it made. A block in a block changes nothing.
+    It begins after all that this thread has asked of the GPU so far, such as the last step of a training. When it ends, all of it is
+    done, so that any other stream may read what it made. A block in a block changes nothing.
     """
     if device.type != "cuda" or _mine.is_inside:
         yield
@@ -38,6 +39,7 @@ def own_stream(device: torch.device) -> Iterator[None]:
     if _mine.stream is None or _mine.stream.device != device:
         torch.cuda.synchronize(device)  # weights are there: they came by another stream
         _mine.stream = torch.cuda.Stream(device)
+    _mine.stream.wait_stream(torch.cuda.current_stream(device))
     _mine.is_inside = True
     try:
         with torch.cuda.stream(_mine.stream):
