@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,15 @@ import torch
 
 from fourmill.core.checkpoint import save_checkpoint
 from fourmill.core.ranks import Ranks, RanksError
+from fourmill.core.store import LocalStore
 from fourmill.core.work import no_progress
-from fourmill.runtime.launch import run_program
+from fourmill.runtime.launch import ProgramError, run_program
 from fourmill.tokenize.batches import Batches
+from fourmill.tokenize.config import TokenizerSpec, TrainSetConfig
 from fourmill.tokenize.load import load_image_tokenizer
 from fourmill.tokenize.state import start
 from fourmill.tokenize.train import train_tokenizer
-from fourmill.tokenize.train_set import read_label
+from fourmill.tokenize.train_set import build_train_set, read_label
 
 
 @pytest.mark.parametrize("label", ["depth", "semseg"])
@@ -36,6 +40,46 @@ def test_two_processes_train_the_tokenizer_that_one_does(spec, store, read_repor
         # A latent between two codewords may fall to either.
         assert close.float().mean() > 0.95 if key.startswith("quantize") else close.all(), key
     assert report["figures"].keys() == alone["figures"].keys()
+
+
+@pytest.fixture
+def drawn(spec: Any, store: LocalStore, tiny: Any) -> Callable[..., TokenizerSpec]:
+    """The smallest training of a label on crops drawn at several sides."""
+    squeezed = TrainSetConfig(num_samples=20, num_eval=4, blocks=("block_00", "block_01"), side_px=96)
+    made = build_train_set(store, tiny.dataset, tiny.layout, squeezed, 64, tiny.features)
+
+    def make(label: str, folder: str, **values: Any) -> TokenizerSpec:
+        one = spec(label, folder=folder, sides_px=(32, 64, 96), crop_scale=(0.3, 1.0), precision="fp32", **values)
+        return one.model_copy(update={"train_set": made.path, "train_set_digest": made.digest})
+
+    return make
+
+
+def test_processes_draw_one_side_for_every_batch(drawn, store):
+    one = drawn("rgb", "sides", batch_size=2)
+    labels = read_label(store, one.train_set, one.train_set_digest, "rgb")
+    shares = [Batches(labels, one.config, Ranks(rank, 2)) for rank in (0, 1)]
+    sides = [tuple(share(draw).shape[-1] for share in shares) for draw in range(30)]
+    assert set(sides) == {(32, 32), (64, 64), (96, 96)}
+
+
+def test_two_processes_train_at_several_sides_as_one_does_and_resume_after_kill_9(
+    drawn, kill_at, store, read_report, tmp_path
+):
+    values = {"steps": 20, "checkpoint_every": 2}
+    alone = read_report(train_tokenizer(drawn("rgb", "one", **values), no_progress))
+    shared = drawn("rgb", "two", **values).model_copy(update={"processes": 2})
+    whole = read_report(run_program("fourmill.tokenize", shared, tmp_path / "log", 1, no_progress, 2))
+    assert np.allclose(np.array(whole["curve"][:6]), np.array(alone["curve"][:6]), rtol=1e-2)
+    store.delete(f"models/{shared.name}/trained/{shared.input_digest}/report.json")
+    again = shared.model_copy(update={"run_folder": str(tmp_path / "again")})
+    kill = kill_at(f"{again.run_folder}/checkpoint.pt", 4)
+    with pytest.raises(ProgramError, match="ended with code -9"):
+        run_program("fourmill.tokenize", again, tmp_path / "log", 1, kill, 2)
+    resumed = read_report(run_program("fourmill.tokenize", again, tmp_path / "log", 1, no_progress, 2))
+    assert "resumed at step" in (tmp_path / "log" / "log.txt").read_text()
+    for name in ("digest", "curve", "figures"):
+        assert resumed[name] == whole[name], name
 
 
 def test_processes_that_do_not_see_one_checkpoint_are_refused(spec, store, tmp_path: Path):
