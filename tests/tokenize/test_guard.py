@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load, save
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fourmill.core.digest import digest_bytes
 from fourmill.core.store import LocalStore, Store
 from fourmill.core.work import no_progress
-from fourmill.tokenize import train
+from fourmill.tokenize import journal, train
 from fourmill.tokenize.batches import Batches, batch_indices
 from fourmill.tokenize.config import GuardConfig, TokenizerSpec
 from fourmill.tokenize.guard import Guard, TrainingError
@@ -95,12 +96,16 @@ def test_a_step_that_is_no_number_changes_its_number_only(spec, store, value, fi
     assert not torch.equal(_values(state)["model.quantize._codebook.embed"], before["model.quantize._codebook.embed"])
 
 
-def test_a_bad_sample_costs_the_steps_that_see_it_and_no_more(spec, damage, read_report):
+def test_a_bad_sample_costs_the_steps_that_see_it_and_no_more(spec, damage, read_report, monkeypatch):
+    monkeypatch.setattr(journal, "USAGE_WINDOW", BATCH * 64)  # tokens of one step
     one = damage(spec("clip", steps=10), [batch_indices(NUM_TRAIN, BATCH, 0, 1)[2]])
     bad = [s for s in range(10) if batch_indices(NUM_TRAIN, BATCH, 0, 1)[2] in batch_indices(NUM_TRAIN, BATCH, 0, s)]
     report = read_report(train_tokenizer(one, no_progress))
     assert report["steps"] == 10 and report["skipped_steps"] == len(bad) >= 2 and report["rollbacks"] == 0
-    assert not {step for step, _ in report["curve"]} & {s + 1 for s in bad}
+    taken = [s + 1 for s in range(10) if s not in bad]
+    assert [step for step, _ in report["curve"]] == taken
+    log = EventAccumulator(report["tensorboard"]).Reload()
+    assert [event.step for event in log.Scalars("train/codebook_usage")] == taken
     assert np.isfinite(list(report["figures"].values())).all()
 
 

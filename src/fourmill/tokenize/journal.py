@@ -44,16 +44,17 @@ class Journal:
             is_first = not self._folder.exists()
             self._writer = SummaryWriter(str(self._folder), purge_step=None if is_first else step + 1)
 
-    def note(self, state: State, loss: float, gradient_norm: float, rate: float, tokens: Tensor) -> None:
+    def note(self, state: State, loss: float, gradient_norm: float, rate: float, tokens: Tensor | None) -> None:
         """Keep a step's tokens, and write its values where it is its turn.
 
         Args:
-            tokens: codebook indices of this process's rows.
+            tokens: codebook indices of this process's rows; None of a step that was skipped, whose latents may be no numbers.
         """
         if self._writer is None:
             return
-        self._tokens.append(tokens.flatten())
-        self._num_tokens += tokens.numel()
+        if tokens is not None:
+            self._tokens.append(tokens.flatten())
+            self._num_tokens += tokens.numel()
         if self._num_tokens >= USAGE_WINDOW:
             self._note_usage(self._writer, state.step)
         if state.step % self._config.training.log_every == 0:

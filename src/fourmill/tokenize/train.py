@@ -87,6 +87,7 @@ def train_step(state: State, x: Tensor, config: ImageTokenizerConfig, ranks: Ran
         x: this process's rows of the batch of `state.draw`, as the network sees them.
     """
     training, model = config.training, state.model
+    torch.compiler.cudagraph_mark_step_begin()  # what the graphs of the step before made is not needed any more
     codebook = model.quantize.keep()
     generator = torch.Generator().manual_seed(training.seed * 2**32 + state.draw)
     state.schedule.step_update(state.step)  # here: also after a checkpoint was gone back to
@@ -170,7 +171,8 @@ class Training:
         ended = state.step == training.steps
         if (state.step % max(1, training.steps // _CURVE_POINTS) == 0 or ended) and figures.are_finite:
             state.curve.append([state.step, round(figures.loss, 5)])
-        self._journal.note(state, figures.loss, figures.gradient_norm, figures.learning_rate, figures.tokens)
+        tokens = figures.tokens if figures.are_finite else None
+        self._journal.note(state, figures.loss, figures.gradient_norm, figures.learning_rate, tokens)
         if training.score_every and state.step % training.score_every == 0 and not ended and self._ranks.is_first:
             scored = score_model(state.published, self._batches.labels, self._config.label)
             self._journal.score(state.step, scored)
