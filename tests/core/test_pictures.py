@@ -2,6 +2,8 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from fourmill.core.labels import Box
@@ -11,6 +13,7 @@ from fourmill.core.pictures import (
     features_picture,
     fit_picture,
     grid_png,
+    nearest_pixels,
     normal_picture,
     semseg_legend,
     semseg_picture,
@@ -31,6 +34,24 @@ def test_near_is_bright_and_far_is_dark_in_any_unit() -> None:
     shown = depth_picture(ramp)
     assert (np.diff(brightness(shown)[0]) < 0).all()
     assert np.array_equal(depth_picture(ramp * 80 - 3), shown)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.sampled_from([(), (3,)]))
+def test_the_nearest_pixels_are_a_maps_own_in_their_order(
+    height: int, width: int, new_height: int, new_width: int, channels: tuple[int, ...]
+) -> None:
+    places = np.arange(height * width).reshape(height, width)
+    shown = nearest_pixels(
+        np.broadcast_to(places.reshape(height, width, *[1] * len(channels)), (height, width, *channels)),
+        new_height,
+        new_width,
+    )
+    assert shown.shape == (new_height, new_width, *channels)
+    rows, columns = np.divmod(shown.reshape(new_height, new_width, -1)[..., 0], width)
+    assert (np.diff(rows, axis=0) >= 0).all() and (np.diff(columns, axis=1) >= 0).all()
+    if new_height >= height and new_width >= width:
+        assert set(np.unique(shown)) == set(range(height * width))  # none is lost
+    assert np.array_equal(nearest_pixels(places, height, width), places)
 
 
 def test_depth_on_a_given_scale_compares_between_images() -> None:

@@ -1,6 +1,6 @@
 """Labels and features as pictures for people: colours, frames, legends. Nothing that a network reads.
 
-Every function returns (H, W, 3) uint8. `core.sheet` lays such pictures out in a grid.
+Every function that ends in `_picture` or `_legend` returns (H, W, 3) uint8. `core.sheet` lays such pictures out in a grid.
 """
 
 import colorsys
@@ -21,6 +21,7 @@ __all__ = [
     "features_picture",
     "fit_picture",
     "grid_png",
+    "nearest_pixels",
     "normal_picture",
     "semseg_legend",
     "semseg_picture",
@@ -65,6 +66,12 @@ _FAMILIAR = {
     "snow": (235, 240, 248),
     "wall-other-merged": (215, 205, 190),
 }
+
+
+def nearest_pixels(map_HW: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """A map (H, W, ...) at another size by its nearest pixels above and to the left, none of them mixed: classes stay classes."""
+    rows, columns = (np.arange(size) * full // size for size, full in zip((height, width), map_HW.shape, strict=False))
+    return map_HW[rows[:, None], columns]
 
 
 def depth_picture(depth_HW: NDArray[Any], vmin: float | None = None, vmax: float | None = None) -> RGB:

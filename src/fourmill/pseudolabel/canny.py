@@ -15,6 +15,7 @@ from pydantic import Field
 
 from fourmill.core.digest import Json
 from fourmill.core.labels import Picture
+from fourmill.core.pictures import nearest_pixels
 from fourmill.pseudolabel.format import RGB, Figures, LabelFormat, OwnConfig, OwnLabel
 from fourmill.pseudolabel.labeller import Answer
 from fourmill.pseudolabel.statistics import Statistics
@@ -106,15 +107,14 @@ def _summarise(found: Statistics) -> dict[str, Json]:
 def _show(shown: RGB, edges_HW: Any, cell_px: int) -> list[RGB]:
     """As large as the image is shown; an edge is white in every pixel that it touches, lest thin ones vanish."""
     height, width = shown.shape[:2]
-    rows = np.arange(edges_HW.shape[0]) * height // edges_HW.shape[0]
-    columns = np.arange(edges_HW.shape[1]) * width // edges_HW.shape[1]
-    small = np.zeros((height, width), np.uint8)
-    np.maximum.at(small, (rows[:, None], columns[None, :]), edges_HW)
     if height > edges_HW.shape[0]:
-        small = edges_HW[np.arange(height) * edges_HW.shape[0] // height][
-            :, np.arange(width) * edges_HW.shape[1] // width
-        ]
-    return [np.repeat(small[..., None], 3, 2)]
+        sized = nearest_pixels(edges_HW, height, width)
+    else:
+        rows = np.arange(edges_HW.shape[0]) * height // edges_HW.shape[0]
+        columns = np.arange(edges_HW.shape[1]) * width // edges_HW.shape[1]
+        sized = np.zeros((height, width), np.uint8)
+        np.maximum.at(sized, (rows[:, None], columns), edges_HW)
+    return [np.repeat(sized[..., None], 3, 2)]
 
 
 LABEL = OwnLabel(

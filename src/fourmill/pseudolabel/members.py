@@ -12,7 +12,14 @@ from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.digest import Json
 from fourmill.core.labels import Box
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
-from fourmill.core.pictures import boxes_picture, depth_picture, normal_picture, semseg_legend, semseg_picture
+from fourmill.core.pictures import (
+    boxes_picture,
+    depth_picture,
+    nearest_pixels,
+    normal_picture,
+    semseg_legend,
+    semseg_picture,
+)
 from fourmill.pseudolabel import canny
 from fourmill.pseudolabel.format import RGB, Figures, LabelFormat, OwnConfig, OwnLabel
 from fourmill.pseudolabel.statistics import Statistics
@@ -131,9 +138,8 @@ def _box_impossible(found: Statistics) -> list[str]:
 
 
 def _show_classes(shown: RGB, ids_HW: Any, cell_px: int) -> list[RGB]:
-    # By the nearest pixel: mixed colours would be other classes.
-    rows, columns = (np.arange(small) * full // small for small, full in zip(shown.shape, ids_HW.shape, strict=False))
-    return [semseg_picture(ids_HW[rows[:, None], columns]), semseg_legend(ids_HW, cell_px, cell_px)]
+    height, width = shown.shape[:2]
+    return [semseg_picture(nearest_pixels(ids_HW, height, width)), semseg_legend(ids_HW, cell_px, cell_px)]
 
 
 FORMATS: dict[str, LabelFormat] = {
