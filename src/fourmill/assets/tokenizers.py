@@ -16,7 +16,7 @@ from fourmill.runtime.launch import run_warm
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
 from fourmill.runtime.training import fit_text, make_train_set, train_set_asset, train_tokenizers
-from fourmill.tokenize.config import TEXT_VERSION, TRAIN_SET_VERSION, TRAIN_VERSION
+from fourmill.tokenize.config import TEXT_VERSION, TRAIN_SET_VERSION, TRAIN_VERSION, TrainSetConfig
 
 MIN_ROUND_TRIPS = 0.9
 TRAIN_SET = dg.AssetKey(["tokenizers", "train_set"])
@@ -44,7 +44,8 @@ def _train_set(project: Project, name: str | None) -> dg.AssetsDefinition:
         kinds={"python", "numpy"},
         owners=OWNERS,
         code_version=f"{TRAIN_SET_VERSION}-{digest_config(config)[:8]}-{weights_digest(clip)[:8]}",
-        description="Crops and labels of a fixed share of the first blocks, packed: later blocks do not change it.",
+        description=f"{_packed(config)} and their labels, of the first samples of {', '.join(config.blocks)}: blocks that come later "
+        "do not change it.",
         check_specs=[check_spec(key, "enough_samples", "At least one sample to train on and one to score.")],
     )
     def train_set(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
@@ -65,6 +66,12 @@ def _train_set(project: Project, name: str | None) -> dg.AssetsDefinition:
         )
 
     return train_set
+
+
+def _packed(config: TrainSetConfig) -> str:
+    return (
+        "Centre squares of images" if config.side_px is None else f"Whole images, squeezed to {config.side_px} pixels,"
+    )
 
 
 def _train_set_key(name: str | None) -> dg.AssetKey:
