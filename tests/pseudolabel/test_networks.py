@@ -256,6 +256,15 @@ def test_mask2former_sees_800_pixels_on_the_shorter_side_at_most_1333_on_the_lon
     assert shortest_edge(size, 800, 1333) == fed
 
 
+@pytest.mark.parametrize(
+    ("size", "fed"),
+    [((39, 78), (666, 1333)), ((78, 39), (1333, 666)), ((33, 86), (511, 1333)), ((744, 444), (1333, 795))],
+)
+def test_halves_of_a_pixel_are_rounded_as_detectron2_rounds_them(size: tuple[int, int], fed: tuple[int, int]) -> None:
+    """What its ResizeShortestEdge gives at commit 02b5c4e2: reduced in one step, these shorter sides would end in a half."""
+    assert shortest_edge(size, 800, 1333) == fed
+
+
 def test_classes_come_from_masks_at_the_images_size() -> None:
     """Two queries: class 5 in the left half, class 7 in the right; the border stays sharp when enlarged."""
     classes = torch.full((2, 134), -20.0)

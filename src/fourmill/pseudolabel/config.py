@@ -29,7 +29,10 @@ from fourmill.pseudolabel.stored import (
 )
 
 VERSION = "1"  # of what labellers make of the same image, weights and config
+MASK2FORMER_VERSION = "2"  # 1 fed a few sizes of images one pixel larger than the original does
 VITDET_VERSION = "2"  # 1 had heads in float32 whatever the precision, and attention that rounds otherwise
+
+_VERSIONS = {"mask2former": MASK2FORMER_VERSION, "vitdet": VITDET_VERSION}
 
 _SEEDED_DETECTOR = "rt_detr_v2"  # as `detector` builds it
 
@@ -218,7 +221,7 @@ def label_version(config: AnyLabellerConfig) -> str:
     """Which labeller, and the version of what it makes of the same image, weights and config: `vitdet-2`."""
     if isinstance(config, OwnConfig):
         return f"{config.kind}-{OWN[own_label(config)].version}"
-    return f"{config.kind}-{VITDET_VERSION if isinstance(config, VitDetConfig) else VERSION}"
+    return f"{config.kind}-{_VERSIONS.get(config.kind, VERSION)}"
 
 
 def architecture(config: AnyLabellerConfig, store: Store) -> str | None:
