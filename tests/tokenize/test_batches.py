@@ -222,6 +222,8 @@ def test_clip_features_of_one_side_serve_no_other(spec, store, tiny):
         ({"sides_px": (64, 60)}, "sides_px of stage base holds 60: rgb takes multiples of 8"),
         ({"crop_scale": (0.9, 0.8)}, "the lower first"),
         ({"crop_scale": (0.9, 1.1)}, "scale up to 1"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"seed": 2**32}, "less than 4294967296"),  # 64 bits hold it beside the number of a step
     ],
 )
 def test_stages_that_cannot_work_are_refused(spec, change, reason):

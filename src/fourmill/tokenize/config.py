@@ -149,7 +149,7 @@ class TrainingConfig(_Config):
         default=None, description="Steps between figures and pictures of held-out samples; None: at the end only."
     )
     compile: bool = Field(default=False, description="torch.compile for encoder and decoder: on GPUs.")
-    seed: int = Field(default=0, description="Seed of weights, batches and noise.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of weights, batches and noise.")
 
 
 class ImageTokenizerConfig(_Config):
