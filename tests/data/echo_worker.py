@@ -63,3 +63,11 @@ class MarkedEchoWorker(EchoWorker):
         mark = os.environ.get("ECHO_PYTHON", "none")
         open_store(self._root).write(f"marks/{job.shard}.{job.split}", mark.encode())
         return super().run(job)
+
+
+class SignedEchoWorker(EchoWorker):
+    """One that notes in which process it ran."""
+
+    def run(self, job: ShardJob) -> Receipt:
+        open_store(self._root).write(f"pids/{os.getpid()}", b"")
+        return super().run(job)

@@ -76,6 +76,19 @@ def test_a_worker_that_raises_is_named_with_its_shard(tmp_path: Path, ray_sessio
 
 
 @pytest.mark.ray
+def test_an_actor_that_raised_is_not_there_for_the_next_stage(tmp_path: Path, ray_session: None) -> None:
+    """Its process may be broken (CUDA's after an assertion on the device), and holds what it had loaded."""
+    config, root = CONFIG.model_copy(update={"num_workers": 1}), {"root": str(tmp_path)}
+    pids = []
+    for fail_at in (-1, 1, -1):
+        with suppress(ShardError):
+            run_shards("echo_worker:SignedEchoWorker", {**root, "fail_at": fail_at}, jobs(2), config, no_progress)
+        pids.append({int(path.name) for path in (tmp_path / "pids").iterdir()} - set().union(*pids))
+    assert [len(found) for found in pids] == [1, 0, 1]
+    assert not psutil.pid_exists(pids[0].pop())
+
+
+@pytest.mark.ray
 def test_after_a_failure_nobody_is_left_who_might_write(tmp_path: Path, ray_session: None) -> None:
     """A stopped process is one that takes its time to die."""
     with pytest.raises(ShardError, match="shard 00001: this shard cannot be read"):

@@ -140,6 +140,7 @@ class _Work:
         try:
             self.made[index] = ray.get(reference)
         except RayTaskError as error:
+            crew.stop([actor], _GONE_WITHIN_S)  # an error of CUDA lasts, and its memory is held
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise ShardError(f"{self._name(index)}: {cause}") from cause
         except RayError as error:  # the actor, its node, or the way to it
