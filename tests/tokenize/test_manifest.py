@@ -4,12 +4,22 @@ from typing import Any
 
 import pytest
 
-from fourmill.core.ledger import write_ledger
+from fourmill.core.ledger import ledger_path, write_ledger
 from fourmill.core.manifest import Manifest
 from fourmill.core.modality import modality_table
-from fourmill.core.shards import Item, MissingShardError, Recipe, ShardPlace, need, read_members, write_shard
+from fourmill.core.names import SPLITS
+from fourmill.core.shards import (
+    Item,
+    MissingShardError,
+    Recipe,
+    ShardPlace,
+    need,
+    parquet_table,
+    read_members,
+    write_shard,
+)
 from fourmill.core.store import Store
-from fourmill.tokenize.align import align_recipe
+from fourmill.tokenize.align import align_recipe, token_folder
 from fourmill.tokenize.config import TokenizingConfig
 from fourmill.tokenize.freshness import StaleLabelsError
 from fourmill.tokenize.manifest import ManifestError, build_manifest
@@ -42,6 +52,29 @@ def test_a_manifest_never_mixes_two_tokenizers(chain: Any) -> None:
     for digest, wrong in ((old[1], new[1]), (new[1], old[1])):
         with pytest.raises(ManifestError, match=f"made by tokenizer {wrong[:12]}, the current one is {digest[:12]}"):
             manifest(chain, digest)
+
+
+def test_the_ledger_of_tokens_names_the_tokenizer_of_every_shard(store: Store, tiny: Any, chain: Any) -> None:
+    old, new = chain.tokenizer("rgb", seed=0), chain.tokenizer("rgb", seed=1)
+    folder = token_folder("tok_rgb@64")
+    versions: list[str] = []
+    for made_by in ([old[1], old[1]], [old[1], new[1]], [new[1], new[1]]):
+        for shard, digest in enumerate(made_by):
+            chain.tokenized(PLAIN, {"rgb": old if digest == old[1] else new}, shard)
+        versions.append(write_ledger(store, tiny.dataset, folder, "block_00", range(2), "tokens/rgb", 2).digest)
+        for split in SPLITS:
+            ledger = ledger_path(tiny.dataset, split, folder, "block_00").replace(".parquet", ".shards.parquet")
+            rows = parquet_table(store.read(ledger)).to_pylist()
+            assert [(row["shard"], row["weights"]) for row in rows] == [*enumerate(made_by)]
+            tars = [need(store, ShardPlace(tiny.dataset, split, folder, shard), "tokens/rgb") for shard in (0, 1)]
+            assert [tar.recipe.weights for tar in tars] == made_by
+    assert len(set(versions)) == 3  # what is made of them is stale
+
+
+def test_a_manifest_of_no_block_is_refused(chain: Any) -> None:
+    nothing = (chain.store, chain.tiny.dataset, chain.tiny.layout, [], {}, {}, "text", 64, 8, "source")
+    with pytest.raises(ManifestError, match="a manifest of no block of tiny, expected at least one of 2"):
+        build_manifest(*nothing)
 
 
 def test_a_manifest_never_takes_shards_that_were_aligned_from_older_tokens(chain: Any) -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,30 @@ def test_iou_counts_present_classes_and_leaves_invalid_pixels_out():
     assert figures("semseg", true, true, true)["miou"] == 1
     with pytest.raises(ValueError, match="no valid pixel"):
         class_ious(predicted, np.full_like(true, 255))
+
+
+@pytest.mark.parametrize(("what", "predicted", "true"), [("prediction", 200, 0), ("truth", 0, 200)])
+def test_ids_that_are_no_classes_are_refused_and_never_counted_as_others(what, predicted, true):
+    maps = (np.full((1, 2, 2), class_id, np.uint8) for class_id in (predicted, true))
+    with pytest.raises(ValueError, match=rf"the {what} holds class 200, expected uint8 in 0\.\.132, or 255 for none"):
+        class_ious(*maps)
+
+
+def test_maps_of_other_shapes_or_types_are_refused():
+    maps: Any = np.zeros((2, 3, 3), np.uint8)
+    with pytest.raises(ValueError, match="must be equal"):
+        class_ious(maps, maps[:1])
+    with pytest.raises(ValueError, match="classes as int64, expected uint8"):
+        class_ious(maps.astype(np.int64), maps)
+
+
+def test_images_that_are_not_of_8_bits_or_too_small_are_refused():
+    image: Any = np.zeros((1, 16, 16, 3), np.uint8)
+    for figure in (psnr_db, ssim):
+        with pytest.raises(ValueError, match="images are float32 and uint8, expected uint8 of both"):
+            figure(image.astype(np.float32), image)
+    with pytest.raises(ValueError, match="images of 16 x 8 pixels, expected 11 a side or more for SSIM"):
+        ssim(image[:, :8], image[:, :8])
 
 
 def test_as_many_maps_as_a_training_holds_out_are_counted_in_its_deterministic_mode():

@@ -9,8 +9,9 @@ from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TextToken
 
 _EATS: dict[ImageLabel, str] = {
     "rgb": "8-bit RGB images (B, S, S, 3)",
-    "depth": "relative depth (B, S, S), float32 in 0..1, near small; standardised inside, so scale and shift are not in the tokens",
-    "normal": "unit normals (B, S, S, 3), float32 in -1..1",
+    "depth": "relative depth (B, S, S), float32 in 0..1 or uint16 as files hold it, near small; standardised inside, so scale and "
+    "shift are not in the tokens",
+    "normal": "unit normals (B, S, S, 3), float32 in -1..1 or uint8 as files hold them",
     "semseg": "COCO panoptic class ids (B, S, S), uint8 0..132, 255 none",
     "clip": "dense CLIP features (B, h, w, C), float32",
 }

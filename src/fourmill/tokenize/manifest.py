@@ -41,10 +41,12 @@ def build_manifest(
 
     Raises:
         ManifestError: tokens of two tokenizers, or made with unlike settings, in one modality; a shard aligned from other tokens
-            or images than there are now, or made of other labels; or no training sample at all.
+            or images than there are now, or made of other labels; or no training sample, or no block, at all.
         MissingShardError: an aligned shard is not there.
     """
     blocks = list(blocks)
+    if not blocks:
+        raise ManifestError(f"a manifest of no block of {dataset}, expected at least one of {layout.num_blocks}")
     splits: dict[Split, list[ShardEntry]] = {}
     settings: dict[str, _Settings] = {}
     for split in SPLITS:
@@ -54,6 +56,7 @@ def build_manifest(
         splits[split] = [entry for entry in entries if entry.count]
     if not splits["train"]:
         raise ManifestError(f"{dataset} has no training sample in blocks {blocks[0]}..{blocks[-1]}; see the ledgers")
+    missing = _missing(store, dataset, blocks)
     return Manifest(
         dataset=dataset,
         input_px=input_px,
@@ -72,8 +75,8 @@ def build_manifest(
         },
         text_tokenizer=text_tokenizer,
         splits=splits,
-        rows=sum(_missing(store, dataset, blocks, {"ok"}).values()) + sum(e.count for s in splits.values() for e in s),
-        missing=_missing(store, dataset, blocks, {"ok"}),
+        rows=sum(missing.values()) + sum(entry.count for entries in splits.values() for entry in entries),
+        missing=missing,
     )
 
 
@@ -172,11 +175,11 @@ def _check_fresh(aligned: Receipt, receipts: _Receipts, folders: Mapping[str, st
             )
 
 
-def _missing(store: Store, dataset: str, blocks: list[str], fine: set[str]) -> dict[str, int]:
+def _missing(store: Store, dataset: str, blocks: list[str]) -> dict[str, int]:
     """Rows of the list that reached no tar, by what became of them."""
     counts: Counter[str] = Counter()
     for split in SPLITS:
         for block in blocks:
             for folder in ("images", FOLDER):
                 counts.update(read_ledger(store, dataset, split, folder, block)["status"].to_pylist())
-    return {status: n for status, n in sorted(counts.items()) if status not in fine}
+    return {status: n for status, n in sorted(counts.items()) if status != "ok"}

@@ -21,7 +21,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from fourmill.core import metrics
 from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS
-from fourmill.core.modality import SEMSEG_INVALID
+from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 from fourmill.tokenize.config import NUM_CLASS_ROWS, ImageLabel
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.train_set import LabelArrays, centre_squares, spread, unpack
@@ -36,6 +36,7 @@ HEADLINES: dict[ImageLabel, tuple[str, str]] = {
 """The figure that stands for each label, and which way is better."""
 
 _EQUAL_DB = 100.0  # PSNR of equal images, which have none
+_SSIM_PX = 11  # side of its filter
 _PART = 64  # images whose SSIM is computed at a time: its filters take five copies of them
 
 
@@ -100,16 +101,24 @@ def psnr_db(predicted_BHWC: NDArray[np.uint8], true_BHWC: NDArray[np.uint8]) -> 
     """Peak signal-to-noise ratio of 8-bit images in dB: mean over images of each image's own ratio, 100 where equal.
 
     Raises:
-        ValueError: shapes differ, or there is no image; so do the others here.
+        ValueError: shapes differ, or there is no image, as in the others here; or images of another type than uint8.
     """
-    predicted, true = _pair(predicted_BHWC, true_BHWC)
+    predicted, true = _images(predicted_BHWC, true_BHWC)
     ratios_B = peak_signal_noise_ratio(predicted, true, data_range=255.0, reduction="none", dim=(1, 2, 3))
     return float(ratios_B.clamp(max=_EQUAL_DB).mean())
 
 
 def ssim(predicted_BHWC: NDArray[np.uint8], true_BHWC: NDArray[np.uint8]) -> float:
-    """Structural similarity of 8-bit images of at least 11 pixels a side, mean over images, at most 1."""
-    predicted, true = (x.movedim(-1, 1) for x in _pair(predicted_BHWC, true_BHWC))
+    """Structural similarity of 8-bit images, mean over images, at most 1.
+
+    Raises:
+        ValueError: images of less than 11 pixels a side, which its filter has, or of another type than uint8.
+    """
+    predicted, true = (x.movedim(-1, 1) for x in _images(predicted_BHWC, true_BHWC))
+    if min(true.shape[2:]) < _SSIM_PX:
+        raise ValueError(
+            f"images of {true.shape[3]} x {true.shape[2]} pixels, expected {_SSIM_PX} a side or more for SSIM"
+        )
     parts = [
         structural_similarity_index_measure(p, t, data_range=255.0, reduction="none")
         for p, t in zip(predicted.split(_PART), true.split(_PART), strict=True)
@@ -123,8 +132,11 @@ def class_ious(predicted_BHW: NDArray[np.uint8], true_BHW: NDArray[np.uint8]) ->
     Pixels whose truth is none (255) do not count.
 
     Raises:
-        ValueError: the truth holds no valid pixel.
+        ValueError: the truth holds no valid pixel, or either an id that is no class.
     """
+    _same_shape(predicted_BHW, true_BHW)
+    for what, ids_BHW in (("prediction", predicted_BHW), ("truth", true_BHW)):
+        _check_classes(what, ids_BHW)
     present = [int(c) for c in np.unique(true_BHW) if c != SEMSEG_INVALID]
     if not present:
         raise ValueError("no valid pixel in the true class maps; IoU is undefined")
@@ -171,11 +183,30 @@ def _counting() -> Generator[None]:
 
 
 def _pair(predicted: NDArray[Any], true: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    _same_shape(predicted, true)
+    return torch.tensor(predicted).float(), torch.tensor(true).float()
+
+
+def _images(predicted: NDArray[np.uint8], true: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+    if predicted.dtype != np.uint8 or true.dtype != np.uint8:
+        raise ValueError(f"images are {predicted.dtype} and {true.dtype}, expected uint8 of both: 255 is their peak")
+    return _pair(predicted, true)
+
+
+def _same_shape(predicted: NDArray[Any], true: NDArray[Any]) -> None:
     if predicted.shape != true.shape or not true.size:
         raise ValueError(
             f"prediction of shape {predicted.shape} against truth of shape {true.shape}: they must be equal, and not empty"
         )
-    return torch.tensor(predicted).float(), torch.tensor(true).float()
+
+
+def _check_classes(what: str, ids_BHW: NDArray[np.uint8]) -> None:
+    wrong = (ids_BHW >= NUM_SEMSEG_CLASSES) & (ids_BHW != SEMSEG_INVALID)
+    if ids_BHW.dtype != np.uint8 or wrong.any():
+        found = f"class {ids_BHW[wrong][0]}" if wrong.any() else f"classes as {ids_BHW.dtype}"
+        raise ValueError(
+            f"the {what} holds {found}, expected uint8 in 0..{NUM_SEMSEG_CLASSES - 1}, or {SEMSEG_INVALID} for none"
+        )
 
 
 def _name(class_id: int) -> str:

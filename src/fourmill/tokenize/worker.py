@@ -164,7 +164,7 @@ class TokenWorker:
         Raises:
             ValueError: the labels or the tokenizer are not those of the recipe.
             StaleLabelsError: the labels are of other images than there are now.
-        MissingShardError: the labels' tar is gone, or the images are.
+            MissingShardError: the labels' tar is gone, or the images are.
         """
         return self.run_together([job])[0]
 
