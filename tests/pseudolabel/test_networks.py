@@ -314,10 +314,23 @@ def test_mask2former_weights_with_other_classes_are_refused(tmp_path: Path) -> N
 
 
 def test_detector_classes_are_matched_by_name() -> None:
-    names = {0: "N/A", 1: "person", 2: "Sofa", 3: "street sign", 90: "toothbrush"}
-    assert detector.thing_names(names, "w") == {1: "person", 2: "couch", 90: "toothbrush"}
-    with pytest.raises(NetworkError, match="none of COCO's 80 things"):
+    things = dict(enumerate(COCO_THINGS))
+    assert detector.thing_names(things, "w") == things
+    voc = things | {3: "motorbike", 4: "Aeroplane", 57: "sofa", 58: "pottedplant", 60: "diningtable", 62: "tvmonitor"}
+    assert detector.thing_names(voc, "w") == things
+    at = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]  # COCO's own ids, up to 90
+    slots = dict.fromkeys(range(91), "N/A") | dict(zip(at, COCO_THINGS, strict=True))
+    assert detector.thing_names(slots, "w") == dict(zip(at, COCO_THINGS, strict=True))
+
+
+def test_a_detector_that_lacks_one_of_cocos_things_is_refused_with_its_name() -> None:
+    things = dict(enumerate(COCO_THINGS))
+    with pytest.raises(NetworkError, match=r"no class for 2 .*\(airplane, cow\); its other classes: bovine, plane"):
+        detector.thing_names(things | {4: "bovine", 19: "plane"}, "w")
+    with pytest.raises(NetworkError, match=r"no class for 80 .*\(person, .*, \.\.\.\); its other classes: LABEL_0"):
         detector.thing_names({0: "LABEL_0"}, "w")
+    with pytest.raises(NetworkError, match=r"no class for 1 .*\(toothbrush\)"):  # the network has 80 outputs
+        detector.thing_names({**{i: name for i, name in things.items() if i < 79}, 90: "toothbrush"}, "w")
 
 
 def test_detector_scores_know_both_kinds_of_head() -> None:

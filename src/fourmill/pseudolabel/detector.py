@@ -61,8 +61,7 @@ class DetectorLabeller:
         self._config = config
         self._network, self._device = load_network("det", config, model_class, lambda: _seeded(config))
         self._names = thing_names(self._network.config.id2label, config.weights)
-        num_classes = len(self._network.config.id2label)
-        self._kept = [class_id for class_id in self._names if class_id < num_classes]  # the network's ids of things
+        self._kept = list(self._names)  # the network's ids of things
         self._kept_K = torch.tensor(self._kept, device=self._device)
         self._threshold = threshold_of(config, self._network.config.model_type)
         self.streams = streams_of(self._device)
@@ -161,19 +160,25 @@ def scores(logits_QC: Tensor, num_classes: int) -> Tensor:
 
 
 def thing_names(id2label: Mapping[int, str], weights: str) -> dict[int, str]:
-    """COCO's name of each class id of a network; ids of other classes are left out.
+    """COCO's name of each class id of a network; ids of other classes, and those beyond its outputs, are left out.
 
     Raises:
-        NetworkError: none of the names is COCO's.
+        NetworkError: one of COCO's 80 things has no class: its objects would be missing from the labels in silence.
     """
-    named = {i: _ALIASES.get(name.lower(), name.lower()) for i, name in sorted(id2label.items())}
+    named = {i: _ALIASES.get(name.lower(), name.lower()) for i, name in sorted(id2label.items()) if i < len(id2label)}
     known = {i: name for i, name in named.items() if name in COCO_THINGS}
-    if not known:
+    missing = [name for name in COCO_THINGS if name not in known.values()]
+    if missing:
+        others = [id2label[i] for i in named if i not in known]
         raise NetworkError(
-            f"{weights} names its classes {list(id2label.values())[:3]}..., none of COCO's 80 things (person, bicycle, car...): "
-            "take weights trained on COCO"
+            f"{weights} has no class for {len(missing)} of COCO's {len(COCO_THINGS)} things ({_few(missing)}); its other classes: "
+            f"{_few(others)}. Take weights trained on COCO, or give its classes COCO's names in id2label of config.json"
         )
     return known
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "none"
 
 
 def model_class() -> Any:
