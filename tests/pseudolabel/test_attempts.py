@@ -1,5 +1,6 @@
 """What a failing batch costs: halves for memory, the sample at fault for anything else, the block for a wrong network."""
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,55 @@ def test_a_batch_without_room_is_halved_and_later_ones_start_smaller(kind: Calla
     labeller.batches.clear()
     attempts.label(pictures(4), "another bucket")
     assert labeller.batches[0] == [0, 1, 2, 3]
+
+
+class Others:
+    """Room for `most` images at once, unless another process takes the memory: `taken` while it does."""
+
+    def __init__(self, most: int, taken: int) -> None:
+        self.most, self.taken = most, taken
+
+    def __call__(self, numbers: list[int]) -> None:
+        if len(numbers) > (self.most if not self.taken else 2):
+            self.taken -= bool(self.taken)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def sizes(labeller: Scripted, num_batches: int) -> list[int]:
+    """Of all batches that were tried for some of eight images."""
+    attempts = Attempts(labeller)
+    for _ in range(num_batches):
+        assert numbers_of(attempts.label(pictures(8), "bucket")) == list(range(8))
+    return [len(batch) for batch in labeller.batches]
+
+
+def test_a_bucket_grows_again_when_the_memory_was_taken_for_a_while() -> None:
+    found = sizes(Scripted(Others(8, taken=2)), 20)
+    assert found == [8, 4, 2, 2, 4, *[2] * 16, *[4] * 16, *[8] * 7]
+
+
+def test_memory_that_stays_short_is_tried_in_ever_longer_intervals() -> None:
+    found = sizes(Scripted(Others(4, taken=0)), 400)
+    tried = [place for place, size in enumerate(found) if size == 8]
+    gaps = [after - before for before, after in itertools.pairwise(tried)]
+    assert gaps[:4] == [2 + n + 1 for n in (16, 32, 64, 128)]  # the halves of a batch that failed, and good ones
+    assert set(gaps[4:]) == {2 + 256 + 1}
+
+
+def test_an_image_is_tried_once_more_after_the_others_before_it_is_rejected() -> None:
+    """Another process has its peak while image 1 is tried alone, twice; image 2 does not fit in any case."""
+    num_left = 4  # failures that are not image 2's: of the batch, of a half of it, and of image 1
+
+    def act(numbers: list[int]) -> None:
+        nonlocal num_left
+        if 2 in numbers or (1 in numbers and num_left):
+            num_left -= 1 in numbers
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    labeller = Scripted(act)
+    attempts = Attempts(labeller)
+    assert numbers_of(attempts.label(pictures(4), "bucket")) == [0, 1, "out_of_memory", 3]
+    assert labeller.batches[-3:] == [[3], [1], [2]]
 
 
 def test_one_image_at_fault_is_found_and_rejected_with_its_reason() -> None:
