@@ -149,6 +149,11 @@ class TrainingConfig(_Config):
         default=None, description="Steps between figures and pictures of held-out samples; None: at the end only."
     )
     compile: bool = Field(default=False, description="torch.compile for encoder and decoder: on GPUs.")
+    cuda_graphs: bool = Field(
+        default=False,
+        description="Where `compile` is on, kernels are launched as CUDA graphs: a step has thousands, and a slow host needs longer "
+        "to launch them than the GPU to run them. For stages of one side. Not yet run on a GPU.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of weights, batches and noise.")
 
 

@@ -105,15 +105,20 @@ def start(
     optimizer = _adamw(model, training)
     state = State(model, optimizer, cosine(optimizer, training), _average(model, training))
     if training.compile:
-        _compile(model)
+        _compile(model, training)
     return state
 
 
-def _compile(model: ImageTokenizer) -> None:
+def _compile(model: ImageTokenizer, training: TrainingConfig) -> None:
     """In place, so that names of weights stay; ViTs by their blocks, of which the first one's code serves all."""
-    decoder = model.decoder.blocks if isinstance(model.decoder, VitDecoder) else (model.decoder,)
+    mode = "reduce-overhead" if training.cuda_graphs else None
+    if isinstance(model.decoder, VitDecoder):
+        decoder = model.decoder.blocks
+    else:
+        decoder = (model.decoder,)
+        model.decoder.suit_compiler()
     for part in (*model.encoder.blocks, *decoder):
-        part.compile()
+        part.compile(mode=mode)
 
 
 def _adamw(model: ImageTokenizer, training: TrainingConfig) -> torch.optim.Optimizer:

@@ -87,7 +87,8 @@ def train_step(state: State, x: Tensor, config: ImageTokenizerConfig, ranks: Ran
         x: this process's rows of the batch of `state.draw`, as the network sees them.
     """
     training, model = config.training, state.model
-    torch.compiler.cudagraph_mark_step_begin()  # what the graphs of the step before made is not needed any more
+    if training.cuda_graphs:
+        torch.compiler.cudagraph_mark_step_begin()  # what the graphs of the step before made is not needed any more
     codebook = model.quantize.keep()
     generator = torch.Generator().manual_seed(training.seed * 2**32 + state.draw)
     state.schedule.step_update(state.step)  # here: also after a checkpoint was gone back to

@@ -38,16 +38,18 @@ class VitEncoder(nn.Module):
         self.norm_mlp = _norm(config.width)
         self.post_mlp = Mlp(config.width, 4 * config.width, act_layer=nn.Tanh)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Features (B, D, h, w) float32 of an input of any size that is a multiple of the patch."""
+    def forward(self, x_BCHW: Tensor, last_kind: torch.dtype = torch.float32) -> Tensor:
+        """Features (B, D, h, w) float32 of an input of any size that is a multiple of the patch.
+
+        Args:
+            last_kind: what the last layer multiplies in, whatever autocast is on; its sums are float32.
+        """
         x_BDhw = self.proj(x_BCHW)
         x_BDhw = x_BDhw + fit_positions(self.pos_emb, *x_BDhw.shape[2:])
         x_BND = _by_token(x_BDhw)
         for block in self.blocks:
             x_BND = block(x_BND)
-        with torch.autocast(x_BND.device.type, enabled=False):
-            x_BND = x_BND.float()
-            x_BND = x_BND + self.post_mlp(self.norm_mlp(x_BND))
+        x_BND = _last_layer(x_BND, self.norm_mlp, self.post_mlp, last_kind)
         return x_BND.transpose(1, 2).unflatten(2, x_BDhw.shape[2:])
 
 
@@ -62,15 +64,13 @@ class PatchEncoder(nn.Module):
         self.norm_mlp = _norm(config.width)
         self.post_mlp = Mlp(config.width, 4 * config.width, act_layer=nn.Tanh)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Features (B, D, h, w) float32."""
+    def forward(self, x_BCHW: Tensor, last_kind: torch.dtype = torch.float32) -> Tensor:
+        """Features (B, D, h, w) float32; see `VitEncoder`."""
         x_BDhw = self.proj(x_BCHW)
         x_BND = _by_token(x_BDhw)
         for block in self.blocks:
             x_BND = block(x_BND)
-        with torch.autocast(x_BND.device.type, enabled=False):
-            x_BND = x_BND.float()
-            x_BND = x_BND + self.post_mlp(self.norm_mlp(x_BND))
+        x_BND = _last_layer(x_BND, self.norm_mlp, self.post_mlp, last_kind)
         return x_BND.transpose(1, 2).unflatten(2, x_BDhw.shape[2:])
 
 
@@ -123,6 +123,12 @@ class _MlpBlock(nn.Module):
 
 def _block(width: int, heads: int) -> Block:
     return Block(width, heads, mlp_ratio=4, qkv_bias=True, norm_layer=_norm)  # type: ignore[arg-type]
+
+
+def _last_layer(x_BND: Tensor, norm: nn.Module, mlp: nn.Module, kind: torch.dtype) -> Tensor:
+    x_BND = x_BND.float()
+    with torch.autocast(x_BND.device.type, kind, enabled=kind != torch.float32):
+        return x_BND + mlp(norm(x_BND))
 
 
 def _by_token(x_BDhw: Tensor) -> Tensor:
