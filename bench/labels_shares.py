@@ -154,9 +154,10 @@ class _Labeller:
         self.device: torch.device = self.labeller._device
         self.size = min(config.batch_size, amount.images)
         picture = decode_image(made[0])
-        self._crops = (
-            np.stack([decode_image(one).rgb_HWC[:224, :224] for one in self._data]) if label == "clip" else None
-        )
+        self._crops = None
+        if label == "clip":
+            crops = [decode_image(one).rgb_HWC[:224, :224] for one in made]
+            self._crops = np.stack([crops[i % len(crops)] for i in range(amount.images)])
         height, width = (224, 224) if label == "clip" else self.labeller.bucket(picture)
         padding = (32, 32) if label == "semseg" else (1, 1)
         shape = (self.size, 3, height + -height % padding[0], width + -width % padding[1])
@@ -227,9 +228,13 @@ def _act(label: str, config: Any, amount: Amount, ready: Any, spans: Any) -> Non
     import torch
 
     torch.set_num_threads(1)
-    one = _Labeller(label, config, amount)
-    threads = Threads(amount.coders, streams_of(one.device))
-    one.staged(threads)
+    try:
+        one = _Labeller(label, config, amount)
+        threads = Threads(amount.coders, streams_of(one.device))
+        one.staged(threads)
+    except BaseException:
+        ready.abort()  # or the others would wait for it
+        raise
     ready.wait(_READY_S)
     begin = time.monotonic()  # one clock for all processes of a machine
     for _ in range(amount.rounds):

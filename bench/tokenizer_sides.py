@@ -45,6 +45,7 @@ class Work:
     threads: int = 1
     peer: str = ""
     is_compiled: bool = False  # ours; the public code has no such choice
+    has_graphs: bool = False  # ours too
     device: str = "cpu"
     precision: str = "fp32"
 
@@ -130,6 +131,7 @@ def _ours(work: Work) -> Callable[[], float]:
             "ema_decay": None,
             "batch_size": work.batch,
             "compile": work.is_compiled,
+            "cuda_graphs": work.has_graphs,
         }
     )
     config = config.model_copy(update={"training": training})

@@ -187,11 +187,11 @@ def main() -> None:
             rows += found
             figures |= {f"gpu_{name}_{batch}": value for name, value in shares.items()}
         peer = given.peer.resolve() if given.peer else None
-        for is_compiled in (False, True):
+        for name, is_compiled, has_graphs in (("", False, False), ("compiled_", True, False), ("graphs_", True, True)):
             waves = [given.labels] if given.labels else WAVES
-            found, speeds = on_gpu(given.gpu_batch, 10, peer if is_compiled else None, waves, is_compiled)
+            found, speeds = on_gpu(given.gpu_batch, 10, peer if is_compiled else None, waves, is_compiled, has_graphs)
             rows += found
-            figures |= {f"gpu_{'compiled_' if is_compiled else ''}{name}": value for name, value in speeds.items()}
+            figures |= {f"gpu_{name}{figure}": value for figure, value in speeds.items()}
     report("tokenizers", ["what", "how much", "beside"], rows, figures)
 
 

@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from bench.tokenizer_sides import Side, Work
+from fourmill.tokenize.presets import MULTI_RESOLUTION
 
 PX = 224
 FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, from their data sheets
 _IMAGENET, _CC12M, _EPOCHS = 1.28e6, 12e6, (100, 15)  # Table 3
 _FINE_TUNE = {"rgb": 5}  # epochs of CC12M at several resolutions (B.3); one for the others
-_WARM_UP = 3  # steps: the first compiles, the others let cuDNN choose
+_WARM_UP = 4  # steps: the first compiles, others let cuDNN choose and record graphs
 WAVES = (("rgb", "semseg"), ("depth", "normal", "clip"))
 _BESIDE = ("rgb", "semseg", "clip")  # labels whose public side is run too: depth and normals are rgb's network again
 
 
 def on_gpu(
-    batch: int, rounds: int, peer: Path | None, waves: Sequence[Sequence[str]], is_compiled: bool = True
+    batch: int,
+    rounds: int,
+    peer: Path | None,
+    waves: Sequence[Sequence[str]],
+    is_compiled: bool = True,
+    has_graphs: bool = False,
 ) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
     """Images a second, MFU and hours of the paper's schedule; with a peer, the speedup and the share of its memory.
 
@@ -29,12 +35,14 @@ def on_gpu(
         batch: images of a step.
         peer: checkout of the public 4M.
         waves: labels whose sides are in memory at a time.
+        has_graphs: our compiled steps are launched as CUDA graphs.
     """
     rows: list[tuple[Any, ...]] = []
     figures: dict[str, float] = {}
     ratios: list[tuple[float, float]] = []
+    how = f"{', compiled' if is_compiled else ''}{', CUDA graphs' if has_graphs else ''}"
     for labels in waves:
-        for label, sides in _timed(labels, batch, rounds, peer, is_compiled).items():
+        for label, sides in _timed(labels, batch, rounds, peer, is_compiled, has_graphs).items():
             ours, beside = sides["ours"], "public code not run"
             rate = batch / ours["seconds"]
             figures |= {f"{label}_images_per_second": rate, f"{label}_paper_hours": hours(label, rate)}
@@ -48,7 +56,7 @@ def on_gpu(
                 beside = f"{batch / theirs['seconds']:.0f} images/s, {theirs['peak_mb']:.0f} MB by the public code"
             mfu = f"MFU {figures[f'{label}_mfu']:.0%}, " if peak else ""
             said = f"{rate:.0f} images/s, {mfu}{ours['peak_mb']:.0f} MB, {hours(label, rate):.0f} GPU hours in the paper's schedule"
-            rows.append((f"{label} step, {batch} x {PX} px, bf16{', compiled' if is_compiled else ''}", said, beside))
+            rows.append((f"{label} step, {batch} x {PX} px, bf16{how}", said, beside))
             print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
     if ratios:
         figures["train_step_speedup"] = statistics.geometric_mean(speed for speed, _ in ratios)
@@ -57,18 +65,22 @@ def on_gpu(
 
 
 def hours(label: str, rate: float) -> float:
-    """Hours on one GPU for all images of Table 3 and B.3, as if all were of 224 pixels."""
-    images = _IMAGENET * _EPOCHS[0] + _CC12M * (_EPOCHS[1] + _FINE_TUNE.get(label, 1))
-    return images / rate / 3600
+    """Hours on one GPU for all images of Table 3 and B.3; one of another side counts by its pixels.
+
+    Args:
+        rate: images of 224 pixels a second.
+    """
+    larger = statistics.mean((side / PX) ** 2 for side in MULTI_RESOLUTION)
+    return (_IMAGENET * _EPOCHS[0] + _CC12M * (_EPOCHS[1] + _FINE_TUNE.get(label, 1) * larger)) / rate / 3600
 
 
 def _timed(
-    labels: Sequence[str], batch: int, rounds: int, peer: Path | None, is_compiled: bool
+    labels: Sequence[str], batch: int, rounds: int, peer: Path | None, is_compiled: bool, has_graphs: bool
 ) -> Mapping[str, Mapping[str, dict[str, float]]]:
     """Median seconds, memory and FLOPs an image of each side, by label and side."""
     sides: dict[tuple[str, str], Side] = {}
     for label in labels:
-        work = Work(label, batch, PX, 2, str(peer or ""), is_compiled, "cuda", "bf16")
+        work = Work(label, batch, PX, 2, str(peer or ""), is_compiled, has_graphs, "cuda", "bf16")
         sides[label, "ours"] = Side("ours", work)
         if peer is not None and label in _BESIDE:
             sides[label, "theirs"] = Side("theirs", work)
