@@ -99,7 +99,7 @@ def test_the_network_goes_on_to_the_last_shard_while_the_first_is_written(
         assert all_seen.wait(DEADLINE_S)
         return write(*arguments)
 
-    monkeypatch.setattr(token_worker, "_WINDOW", 4)
+    monkeypatch.setitem(token_worker._WINDOW, "cpu", 4)
     monkeypatch.setattr(ImageTokenizer, "tokenize", counted)
     monkeypatch.setattr(token_worker, "write_shard", slow)
     worker = TokenWorker(store.root, tiny.dataset, "tok_rgb@64", path, 64)

@@ -32,7 +32,10 @@ from fourmill.tokenize.samples import Features
 from fourmill.tokenize.unet import PatchedUNet
 from fourmill.tokenize.vit import PatchEncoder, VitDecoder, VitEncoder, choose_attention
 
-_BATCH = 32  # images at a time, the last batch filled up: a token must not depend on what else is in its batch
+# Images at a time, the last batch filled up: a token must not depend on what else is in its batch. An H100 tokenizes 4,700 a second
+# by 32, and 7,000 by 128.
+_BATCH = {"cpu": 32, "cuda": 128}
+_DECODED = 32  # at a time
 
 
 class ImageTokenizer(nn.Module):
@@ -82,6 +85,11 @@ class ImageTokenizer(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.quant_proj.weight.device
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are tokenized at a time."""
+        return _BATCH.get(self.device.type, _BATCH["cpu"])
 
     @property
     def streams(self) -> int:
@@ -193,10 +201,10 @@ class ImageTokenizer(nn.Module):
         grid = batch.shape[1] if self.config.label == "clip" else batch.shape[1] // self.config.patch_px
         tokens = np.zeros((len(batch), grid**2), np.int16)
         with own_stream(self.device):
-            for start in range(0, len(batch), _BATCH):
-                part = batch[start : start + _BATCH]
+            for start in range(0, len(batch), self.batch_size):
+                part = batch[start : start + self.batch_size]
                 x = to_network(part, self.config.label, self.device)
-                x = torch.cat([x, x[:1].expand(_BATCH - len(x), *x.shape[1:])])
+                x = torch.cat([x, x[:1].expand(self.batch_size - len(x), *x.shape[1:])])
                 tokens[start : start + len(part)] = self._told_apart(x, precision)[: len(part)]
         if was_training:
             self.train()
@@ -268,7 +276,7 @@ class ImageTokenizer(nn.Module):
         # The same noise for every image of a batch: what is decoded depends on its own tokens and the seed only.
         noise = torch.randn((1, self.config.in_channels, side_px, side_px), generator=generator)
         try:
-            parts = [self._decoded(part, noise, sample_steps) for part in some_Bhw.split(_BATCH)]
+            parts = [self._decoded(part, noise, sample_steps) for part in some_Bhw.split(_DECODED)]
         finally:
             self.train(was_training)
         labels = np.concatenate(parts)[: len(tokens_BN)]

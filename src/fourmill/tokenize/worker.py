@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from fourmill.tokenize.image_tokenizer import ImageTokenizer
 
 ROW_EXTRA = pa.schema([("num_tokens", pa.int32())])  # of the sample, [EOS] included
-_WINDOW = 64  # crops that go to the network at a time
+_WINDOW = {"cpu": 64, "cuda": 128}  # crops that go to the network at a time
 _ITEMS_AHEAD = 1024  # samples' tokens that may wait while a shard is written: half a megabyte a crop
 _GROUPS_AHEAD = 3  # of them handed to the network's thread: one is worked on, the next begins without anybody's help
 
@@ -156,6 +156,7 @@ class TokenWorker:
             self._text = TextTokenizer(self._store.read(f"{tokenizer_path}/tokenizer.json"))
         else:
             self._image = _load(self._store, tokenizer_path, self._label, input_px)
+        self._window = _WINDOW.get(self._image.device.type if self._image is not None else "cpu", _WINDOW["cpu"])
         self._threads = Threads(threads, self._image.streams if self._image is not None else 1)
 
     def run(self, job: ShardJob) -> Receipt:
@@ -217,8 +218,8 @@ class TokenWorker:
         settings = [crop_settings(self._store, source, self._config.crops) for source in sources]  # before any token
         tars = ahead(self._threads.coders, lambda source: list(members_of(self._store, source)), sources, 2)
         members = self._members(sources, settings, tars)
-        ahead_of_network = ahead(self._threads.coders, self._crop, members, 2 * _WINDOW + self._threads.num)
-        groups = _groups(ahead_of_network, max(1, _WINDOW // self._config.crops.num))
+        ahead_of_network = ahead(self._threads.coders, self._crop, members, 2 * self._window + self._threads.num)
+        groups = _groups(ahead_of_network, max(1, self._window // self._config.crops.num))
         return (
             found for group in ahead(self._threads.network, self._tokenized, groups, _GROUPS_AHEAD) for found in group
         )
@@ -257,9 +258,10 @@ class TokenWorker:
         assert self._image is not None
         if self._features is None:
             return self._image.tokenize(crops, self._config.precision)
+        image, features, size, precision = self._image, self._features, self._window, self._config.precision
         parts = [
-            self._image.tokenize_features(self._features, _filled(part, _WINDOW), self._config.precision)[: len(part)]
-            for part in _parts(crops, _WINDOW)
+            image.tokenize_features(features, _filled(part, size), precision)[: len(part)]
+            for part in _parts(crops, size)
         ]
         return np.concatenate(parts)
 
