@@ -5,7 +5,7 @@ was measured. bfloat16 has 8 bits of precision: 1/256 in an operation.
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fourmill.pseudolabel import detector
 from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.config import VitDetConfig, at_hand
 from fourmill.pseudolabel.convert import add_weights
-from fourmill.pseudolabel.labeller import Labelled
+from fourmill.pseudolabel.labeller import Labelled, NetworkError
 from fourmill.pseudolabel.make import make_features, make_labeller
 from fourmill.pseudolabel.network import Forward
 from fourmill.pseudolabel.seeding import probe
@@ -100,8 +100,49 @@ def test_boxes_of_vitdet_agree(tmp_path: Path, pictures: list[Picture]) -> None:
         assert np.median([off for found in near if found for off in found]) < BOX_MEDIAN
 
 
-def random_vitdet(folder: Path) -> str:
-    """A small ViTDet in the store below a folder; its values keep their size from layer to layer."""
+RPN, STAGE = "proposal_generator.rpn_head.conv.conv", "roi_heads.box_head."
+TOO_LARGE = {
+    "features": {"backbone.simfp_4.0.weight": 1e6},  # a norm makes them small again, as after the heads' convolutions
+    "proposals": {f"{RPN}0.weight": 1e5, f"{RPN}0.bias": 1e5, f"{RPN}1.weight": 1e-5},
+    "boxes of the first stage": {f"{STAGE}0.conv1.weight": 1e6},
+    "boxes of the last stage": {f"{STAGE}2.conv1.weight": 1e6},
+}
+
+
+@pytest.mark.parametrize("factors", TOO_LARGE.values(), ids=TOO_LARGE.keys())
+def test_a_vitdet_that_overflows_is_a_wrong_network_and_no_image_without_objects(
+    factors: dict[str, float], tmp_path: Path, pictures: list[Picture]
+) -> None:
+    """Runs in the environment of infra/detectron2. Numbers inside are too large for fp16, and fine in fp32 and bf16."""
+    pytest.importorskip("detectron2", reason="not in this environment, and must not be")
+    from fourmill.pseudolabel.vitdet import VitDetLabeller
+
+    weights = at_hand(VitDetConfig(weights=random_vitdet(tmp_path, factors)), LocalStore(tmp_path / "store"))
+    precisions = ("fp32", "bf16", "fp16")
+    exact, half, less = (
+        VitDetLabeller(weights.model_copy(update={"score_threshold": 0.05, "precision": p})) for p in precisions
+    )
+    assert all(isinstance(boxes, list) and boxes for boxes in exact.label_pictures(pictures))
+    assert all(isinstance(boxes, list) and boxes for boxes in half.label_pictures(pictures))
+    with pytest.raises(NetworkError, match=r"(features|scores and boxes) from .* not finite in"):
+        less.label_pictures(pictures)
+
+
+def test_corners_that_overflow_where_boxes_are_computed_are_the_networks_fault(
+    tmp_path: Path, pictures: list[Picture]
+) -> None:
+    """Runs in the environment of infra/detectron2. What the last layer says is finite; times a box's width it is not."""
+    pytest.importorskip("detectron2", reason="not in this environment, and must not be")
+    from fourmill.pseudolabel.vitdet import VitDetLabeller
+
+    labeller = VitDetLabeller(at_hand(VitDetConfig(weights=random_vitdet(tmp_path)), LocalStore(tmp_path / "store")))
+    labeller._model.roi_heads.box_predictor[0].bbox_pred.part.bias.fill_(3e38)
+    with pytest.raises(NetworkError, match=r"boxes from .* are not finite: .* infinite or NaN"):
+        labeller.label_pictures(pictures)
+
+
+def random_vitdet(folder: Path, factors: Mapping[str, float] | None = None) -> str:
+    """A small ViTDet in the store below a folder; its values keep their size from layer to layer, but for some factors."""
     small = VitDetArchitecture(
         image_px=128, embed_dim=32, depth=4, num_heads=2, window_size=4, global_blocks=(1, 3), channels=16, box_dim=24
     )
@@ -113,6 +154,7 @@ def random_vitdet(folder: Path) -> str:
             state[key] += 1
         if "cls_score.weight" in key:  # else all classes are as likely
             state[key] *= 6
+        state[key] *= np.float32((factors or {}).get(key, 1))
     (folder / "model.pkl").write_bytes(pickle.dumps({"model": state}, protocol=2))
     added = add_weights(LocalStore(folder / "store"), "vitdet", folder / "model.pkl", "random", None, small)
     return f"stored:vitdet/{added.digest}"

@@ -1,12 +1,14 @@
 """ViTDet's parts beside the same written out: attention with a matrix of all pairs' terms, and stacks computed in half precision."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fourmill.pseudolabel.vitdet_parts import FusedAttention, InPrecision, fuse_attention
+from fourmill.pseudolabel.vitdet_parts import FiniteShares, FusedAttention, InPrecision, fuse_attention
 
 HEADS, DIM = 3, 30  # ten channels a head: fused kernels take multiples of eight, as they do not come here
 
@@ -89,3 +91,46 @@ def test_a_part_has_its_own_precision_whatever_surrounds_it() -> None:
         less = InPrecision(part, torch.bfloat16)(x)
     assert less.dtype == torch.float32
     assert 0 < (less - exact).norm() / exact.norm() < 0.01
+
+
+@torch.inference_mode()
+def test_what_is_too_large_for_a_precision_is_noted() -> None:
+    """65504 is the largest number of float16; a part may compute with larger ones on its way, and give none."""
+    finite, x = FiniteShares(), torch.ones(2, 4)
+    large, small = nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False)
+    nn.init.constant_(large.weight, 60000)
+    nn.init.constant_(small.weight, 1e-5)
+    parts = {dtype: InPrecision(nn.Sequential(large, small), dtype, finite) for dtype in (torch.float32, torch.float16)}
+    with finite.noted() as shares:
+        for part in parts.values():
+            part(x)
+    assert shares == [1.0, 0.0]
+    parts[torch.float16](x)
+    assert len(shares) == 2
+
+
+def test_one_value_among_many_is_noted_and_no_values_are_fine() -> None:
+    finite = FiniteShares()
+    part = InPrecision(nn.Identity(), torch.float32, finite)
+    many = torch.zeros(1 << 25)
+    many[7] = torch.nan
+    with finite.noted() as shares:
+        part(many)
+        part(torch.zeros(0, 4))
+    assert len(shares) == 1 and float(shares[0]) < 1
+
+
+def test_calls_in_two_threads_note_what_is_theirs() -> None:
+    finite, both = FiniteShares(), threading.Barrier(2)
+    part = InPrecision(nn.Identity(), torch.float32, finite)
+
+    def call(x: Tensor) -> list[float]:
+        with finite.noted() as shares:
+            both.wait(60)
+            part(x)
+            both.wait(60)
+            return [float(share) for share in shares]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(call, [torch.tensor([1.0, torch.inf]), torch.tensor([1.0, 2.0])]))
+    assert found == [[0.5], [1.0]]

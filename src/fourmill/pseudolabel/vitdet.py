@@ -13,6 +13,7 @@ B images, C channels, H and W pixels.
 import importlib.util
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class VitDetLabeller:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = placed(load(folder, self._architecture), config, self._device)
         fuse_attention(self._model.backbone.net)
-        heads_in(self._model, PRECISIONS[config.precision])
+        self._finite = heads_in(self._model, PRECISIONS[config.precision])
         self.streams = streams_of(self._device)
         self._watch = Watch("features", config.weights)
         self._forward = Forward(
@@ -111,20 +112,40 @@ class VitDetLabeller:
 
         Args:
             sizes: height and width of each image without its padding.
-        """
-        from detectron2.structures import ImageList
 
+        Raises:
+            NetworkError: features, scores or boxes are not finite.
+        """
         maps = self._forward(pixels_BCHW)
-        # Fetched before the heads, which wait for the device themselves and drop what is not finite.
-        facts_BX, *finite = to_host([facts_of(maps[2].flatten(2)), *map(finite_share, maps)])
+        # Of what is not finite detectron2 drops some and stops at the rest: the heads' answer counts when these do.
+        of_maps = [facts_of(maps[2].flatten(2)), *map(finite_share, maps)]
+        with self._finite.noted() as of_heads:
+            found = self._found(pixels_BCHW, sizes, maps)
+        facts_BX, shares_N, *finite = to_host([of_maps[0], torch.stack(of_heads), *of_maps[1:]])
         for share_B in finite:
             check_finite("features", share_B, self._config.weights)
+        check_finite("scores and boxes", shares_N, self._config.weights)
+        if isinstance(found, AssertionError):
+            raise NetworkError(f"boxes from {self._config.weights} are not finite: {found}") from found
+        return found, facts_BX
+
+    def _found(
+        self, pixels_BCHW: Tensor, sizes: list[tuple[int, int]], maps: Sequence[Tensor]
+    ) -> list[Any] | AssertionError:
+        """The heads' answer, or detectron2's error of boxes that are not finite. On the clock with their waits for the host."""
+        from detectron2.structures import ImageList
+
         images = ImageList(pixels_BCHW, sizes)
         features = dict(zip(self._levels, maps, strict=True))
-        with torch.autocast(self._device.type, enabled=False):
-            proposals, _ = self._model.proposal_generator(images, features)
-            found, _ = self._model.roi_heads(images, features, proposals)
-        return found, facts_BX
+        noted = self.clock.around() if self.clock is not None else nullcontext()
+        try:
+            with noted, torch.autocast(self._device.type, enabled=False):
+                proposals, _ = self._model.proposal_generator(images, features)
+                return self._model.roi_heads(images, features, proposals)[0]
+        except AssertionError as error:
+            if "infinite or NaN" not in str(error):
+                raise
+            return error
 
     @property
     def _levels(self) -> list[str]:

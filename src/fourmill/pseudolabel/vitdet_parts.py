@@ -3,6 +3,9 @@
 B images (or windows of images), N = H x W patches, D channels of one of the heads, K rows (or columns) of patches, rounded up.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,18 +71,50 @@ def _padded(x: Tensor, dim: int) -> Tensor:
     return torch.cat([x, x.new_zeros(*x.shape[:dim], missing, *x.shape[dim + 1 :])], dim)
 
 
+class FiniteShares:
+    """How much of what parts gave is finite, kept by the call that asked them: threads ask the same parts at a time."""
+
+    def __init__(self) -> None:
+        self._mine = threading.local()
+
+    @contextmanager
+    def noted(self) -> Iterator[list[Tensor]]:
+        """Shares of outputs that this thread gets of the parts in the block, a float64 each, left on the device."""
+        shares: list[Tensor] = []
+        self._mine.shares = shares
+        try:
+            yield shares
+        finally:
+            self._mine.shares = None
+
+    def note(self, output: Tensor) -> None:
+        """Keep the share of an output that has values, where somebody wants it."""
+        shares: list[Tensor] | None = getattr(self._mine, "shares", None)
+        if shares is not None and output.numel():
+            # Of a hundred million values in float32 a single one would not count.
+            shares.append(torch.isfinite(output).sum(dtype=torch.float64) / output.numel())
+
+
 class InPrecision(nn.Module):
     """A part that is computed in a precision of its own, whatever surrounds it; takes and gives float32."""
 
-    def __init__(self, part: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, part: nn.Module, dtype: torch.dtype, finite: FiniteShares | None = None) -> None:
+        """A part as it is.
+
+        Args:
+            finite: told of each output.
+        """
         super().__init__()
-        self.part, self._dtype = part, dtype
+        self.part, self._dtype, self._finite = part, dtype, finite
 
     def forward(self, x: Tensor) -> Tensor:
         """The part's output."""
         is_half = self._dtype != torch.float32
         with fast_products(is_half), torch.autocast(x.device.type, self._dtype, enabled=is_half):
-            return self.part(x).float()
+            output = self.part(x).float()
+        if self._finite is not None:
+            self._finite.note(output)
+        return output
 
 
 def fuse_attention(net: Any) -> None:
@@ -88,11 +123,19 @@ def fuse_attention(net: Any) -> None:
         block.attn = FusedAttention(block.attn)
 
 
-def heads_in(model: Any, dtype: torch.dtype) -> None:
-    """Compute the heads' stacks of convolutions, a seventh of the network's work, in a precision; scores and boxes in float32."""
-    rpn, boxes = model.proposal_generator.rpn_head, model.roi_heads.box_head
+def heads_in(model: Any, dtype: torch.dtype) -> FiniteShares:
+    """Compute the heads' stacks of convolutions, a seventh of the network's work, in a precision; scores and boxes in float32.
+
+    Returns:
+        What is finite of the heads' last layers, where it shows when anything before is not, and values are few.
+    """
+    rpn, boxes, finite = model.proposal_generator.rpn_head, model.roi_heads.box_head, FiniteShares()
     rpn.conv = InPrecision(rpn.conv, dtype)
-    rpn.objectness_logits = InPrecision(rpn.objectness_logits, torch.float32)
-    rpn.anchor_deltas = InPrecision(rpn.anchor_deltas, torch.float32)
+    rpn.objectness_logits = InPrecision(rpn.objectness_logits, torch.float32, finite)
+    rpn.anchor_deltas = InPrecision(rpn.anchor_deltas, torch.float32, finite)
     for stage, head in enumerate(boxes):
         boxes[stage] = InPrecision(head, dtype)
+    for predictor in model.roi_heads.box_predictor:
+        predictor.cls_score = InPrecision(predictor.cls_score, torch.float32, finite)
+        predictor.bbox_pred = InPrecision(predictor.bbox_pred, torch.float32, finite)
+    return finite
