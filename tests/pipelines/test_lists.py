@@ -31,11 +31,13 @@ def network_folder(tmp_path: Path) -> Callable[[str], Path]:
     """A folder of networks as far as their configs, by the kind of the detector."""
 
     def make(kind: str) -> Path:
-        for label in ("depth", "normal", "semseg", "clip", "det"):
+        types = {"depth": "dpt", "normal": "dpt", "semseg": "mask2former", "clip": "clip_vision_model", "det": kind}
+        for label, model_type in types.items():
             folder = tmp_path / kind / label
             folder.mkdir(parents=True, exist_ok=True)
-            facts = {"model_type": kind, "patch_size": 16, "projection_dim": 512}
+            facts = {"model_type": model_type, "patch_size": 16, "projection_dim": 512}
             (folder / "config.json").write_text(json.dumps(facts))
+            (folder / "model.safetensors").touch()
         return tmp_path / kind
 
     return make

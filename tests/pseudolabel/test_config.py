@@ -1,12 +1,15 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from fourmill.pseudolabel.choices import demo_labellers, labellers_from, paper_labellers, seeded_labellers
 from fourmill.pseudolabel.config import (
+    DETECTORS,
     ClipConfig,
     DetectorConfig,
     DptConfig,
@@ -107,21 +110,67 @@ def test_a_network_is_not_asked_for_another_networks_label() -> None:
             require_weights(label, config)
 
 
+def weights_folder(folder: Path, model_type: str, *files: str, **facts: Any) -> Path:
+    """A folder that looks like weights, by default in one file; nothing of it can be loaded."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **facts}))
+    for name in files or ("model.safetensors",):
+        (folder / name).write_text(json.dumps({"weight_map": {"a": "part-1.bin", "b": "part-2.bin"}}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "is_enough"),
+    [
+        (["model.safetensors"], True),
+        (["pytorch_model.bin"], True),
+        (["model.safetensors.index.json", "part-1.bin", "part-2.bin"], True),
+        (["pytorch_model.bin.index.json", "part-1.bin"], False),
+        (["tf_model.h5", "preprocessor_config.json"], False),
+    ],
+)
+def test_a_folder_without_all_of_its_weights_stops_the_work(files: list[str], is_enough: bool, tmp_path: Path) -> None:
+    config = DptConfig(weights=str(weights_folder(tmp_path / "net", "dpt", *files)))
+    if is_enough:
+        require_weights("depth", config)
+    else:
+        with pytest.raises(
+            WeightsMissingError, match=r"depth labeller: a folder without weights at .*weights add depth"
+        ):
+            require_weights("depth", config)
+
+
+def test_a_folder_of_another_network_or_with_a_config_that_is_none_stops_the_work(tmp_path: Path) -> None:
+    folder = weights_folder(tmp_path / "net", "dpt")
+    for kind in (DetectorConfig, VitDetConfig):
+        with pytest.raises(WeightsMissingError, match=r"det labeller: a network of model_type 'dpt' at .*expected"):
+            require_weights("det", kind(weights=str(folder)))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(WeightsMissingError, match=r"a folder without a readable config\.json at"):
+        require_weights("depth", DptConfig(weights=str(folder)))
+
+
+def test_every_detector_that_transformers_loads_is_known() -> None:
+    """But those of documents, which have none of COCO's classes."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES as KNOWN
+
+    assert {name for name in KNOWN if not name.startswith("pp_")} <= set(DETECTORS)
+
+
 def test_labellers_are_chosen_by_name_or_folder(tmp_path: Path) -> None:
     assert labellers_from("scene") == demo_labellers()
     assert labellers_from("seeded") == seeded_labellers(0)
     assert labellers_from("seeded:7") == seeded_labellers(7)
     with pytest.raises(ValueError, match="seeded:N"):
         labellers_from("seeded:many")
-    for label in ("depth", "normal", "semseg", "clip"):
-        (tmp_path / label).mkdir()
-        (tmp_path / label / "config.json").write_text('{"patch_size": 16, "projection_dim": 512}')
+    types = {"depth": "dpt", "normal": "dpt", "semseg": "mask2former", "clip": "clip_vision_model"}
+    for label, model_type in types.items():
+        weights_folder(tmp_path / label, model_type, patch_size=16, projection_dim=512)
     with pytest.raises(WeightsMissingError, match="det labeller"):
         labellers_from(str(tmp_path))
-    (tmp_path / "det").mkdir()
-    (tmp_path / "det" / "config.json").write_text('{"model_type": "vitdet"}')
+    weights_folder(tmp_path / "det", "vitdet")
     assert isinstance(labellers_from(str(tmp_path))["det"], VitDetConfig)
-    (tmp_path / "det" / "config.json").write_text("{}")
+    weights_folder(tmp_path / "det", "d_fine")
     assert isinstance(labellers_from(str(tmp_path))["det"], DetectorConfig)
     chosen = labellers_from(str(tmp_path), grid=8)
     assert chosen["clip"] == ClipConfig(weights=str(tmp_path / "clip"), input_px=128, patch_px=16, channels=512)

@@ -100,6 +100,7 @@ def test_it_is_refused_in_the_config_of_a_part_too(
     facts = seeded._network.config.to_dict()
     facts["backbone_config"] |= entries
     (tmp_path / "config.json").write_text(json.dumps(facts, default=str))
+    (tmp_path / "model.safetensors").touch()
     named = named.replace(": ", r": backbone_config\.", 1) if ": " in named else rf"backbone_config\.{named}"
     with pytest.raises(UnsafeFileError, match=rf"depth labeller: .*{named}"):
         make_labeller("depth", DptConfig(weights=str(tmp_path)))
@@ -125,6 +126,8 @@ def test_parts_that_the_folders_digest_does_not_cover_are_refused(name: str, cop
     (copied / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {"visual_projection.weight": name}}
     (copied / "model.safetensors.index.json").write_text(json.dumps(index))
+    (copied / name).parent.mkdir(exist_ok=True)
+    (copied / name).touch()
     with pytest.raises(UnsafeFileError, match=rf"its model\.safetensors\.index\.json names '{re.escape(name)}'"):
         load(copied)
     with pytest.raises(UnsafeFileError, match=rf"its model\.safetensors\.index\.json names '{re.escape(name)}'"):

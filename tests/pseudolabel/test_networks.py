@@ -358,7 +358,8 @@ def test_every_detector_has_a_threshold_of_its_own_which_is_stored_as_the_papers
 
 
 def test_a_folder_that_does_not_load_says_what_was_expected(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "dpt", "is_hybrid": true}')
+    (tmp_path / "config.json").write_text('{"model_type": "dpt", "is_hybrid": true, "hidden_size": 7}')
+    (tmp_path / "model.safetensors").touch()
     with pytest.raises(WeightsMissingError, match=r"depth labeller: .* does not load as DPTForDepthEstimation"):
         make_labeller("depth", DptConfig(weights=str(tmp_path)))
 

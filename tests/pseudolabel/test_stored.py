@@ -2,7 +2,11 @@
 
 import io
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from fourmill.core.safe_load import UnsafeFileError
 from fourmill.core.shards import Recipe, ShardPlace, write_shard
 from fourmill.core.store import LocalStore, Store
 from fourmill.pipelines.profiles import smallest
+from fourmill.pseudolabel.cached import local_folder
 from fourmill.pseudolabel.choices import labellers_from, paper_labellers, seeded_labellers
 from fourmill.pseudolabel.config import (
     ClipConfig,
@@ -24,19 +29,21 @@ from fourmill.pseudolabel.config import (
     DptConfig,
     Mask2FormerConfig,
     SceneConfig,
+    VitDetConfig,
     at_hand,
     network_name,
     pinned,
     require_weights,
+    verify_weights,
     weights_digest,
 )
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.labeller import Labelled
 from fourmill.pseudolabel.make import make_features, make_labeller
 from fourmill.pseudolabel.stored import (
+    StoredRef,
     WeightsMissingError,
     digest_folder,
-    local_folder,
     read_pointer,
     stored_ref,
 )
@@ -116,7 +123,9 @@ def test_labellers_from_the_store_are_all_of_them_pinned(filled: Store) -> None:
 def test_missing_weights_are_said_with_the_command_that_mends_it(store: Store) -> None:
     for label, config in paper_labellers().items():
         name = "vitdet" if label == "det" else label
-        with pytest.raises(WeightsMissingError, match=rf"{label} labeller: .*`fourmill weights add {name} .*--store "):
+        fetch = r"curl -fLO https://\S+/model_final_f05665\.pkl && " if name == "vitdet" else ""
+        command = rf"`{fetch}fourmill weights add {name} \S+ --store "
+        with pytest.raises(WeightsMissingError, match=rf"{label} labeller: .*{command}"):
             require_weights(label, config, store)
         assert len(weights_digest(config)) == 64  # definitions load all the same
     gone = DptConfig(weights="stored:depth/" + "0" * 64)
@@ -124,6 +133,27 @@ def test_missing_weights_are_said_with_the_command_that_mends_it(store: Store) -
         require_weights("depth", gone, store)
     with pytest.raises(WeightsMissingError, match="fourmill weights add depth hf:"):
         labellers_from("stored", store=store)
+
+
+def test_stored_weights_without_their_config_or_of_another_label_are_missing(
+    folders: dict[str, Path], store: Store, filled: Store
+) -> None:
+    added = add_weights(store, "depth", folders["depth"], "here")
+    config = DptConfig(weights=f"stored:depth/{added.digest}")
+    require_weights("depth", config, store)
+    store.delete(f"weights/depth/{added.digest}/config.json")
+    with pytest.raises(WeightsMissingError, match=r"no config\.json at weights/depth/.*fourmill weights add depth hf:"):
+        require_weights("depth", config, store)
+    stored = {label: f"stored:{label}/{known.digest}" for label in LABELS if (known := read_pointer(filled, label))}
+    for label, wrong in (
+        ("semseg", Mask2FormerConfig(weights=stored["depth"])),
+        ("normal", DptConfig(weights=stored["depth"])),
+        ("det", VitDetConfig(weights=stored["det"])),
+        ("clip", ClipConfig(weights=stored["semseg"])),
+    ):
+        name = "vitdet" if label == "det" else label
+        with pytest.raises(WeightsMissingError, match=rf"{label} labeller: stored:\w+ is a .*; name stored:{name}$"):
+            require_weights(label, wrong, filled)
 
 
 def test_a_project_from_before_the_weights_is_told_to_pin_them(filled: Store) -> None:
@@ -145,9 +175,16 @@ def test_damaged_weights_are_not_loaded(folders: dict[str, Path], store: Store) 
     path = f"weights/depth/{added.digest}/model.safetensors"
     data = bytearray(store.read(path))
     data[-1] ^= 1
+    config = DptConfig(weights=f"stored:depth/{added.digest}")
+    remote: Any = Remote(store)
+    for where in (store, remote):
+        verify_weights(config, where)
     store.write(path, bytes(data))
+    for where in (store, remote):
+        with pytest.raises(WeightsMissingError, match=r"they are damaged.*fourmill weights add depth hf:"):
+            verify_weights(config, where)
     with pytest.raises(WeightsMissingError, match="they are damaged"):
-        make_labeller("depth", DptConfig(weights=f"stored:depth/{added.digest}"), store)
+        make_labeller("depth", config, store)
 
 
 class Remote:
@@ -179,7 +216,71 @@ def test_weights_of_a_remote_store_are_copied_once(filled: Store, tmp_path: Path
     opened = remote.opened
     assert opened == 3 and local_folder(ref, remote, tmp_path / "cache") == folder
     assert remote.opened == opened
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [known.digest]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [f".{known.digest}.lock", known.digest]
+
+
+def test_processes_that_want_the_same_weights_copy_them_once(filled: Store, tmp_path: Path) -> None:
+    """The second one comes while the first one is copying; locks are of files, so threads stand for processes."""
+    known = read_pointer(filled, "clip")
+    assert known is not None
+    ref, begun, another = StoredRef("clip", known.digest), threading.Event(), threading.Event()
+
+    class Slow(Remote):
+        def exists(self, path: str) -> bool:
+            if begun.is_set():
+                another.set()
+            return super().exists(path)
+
+        def open(self, path: str) -> Any:
+            begun.set()
+            another.wait(60)
+            return super().open(path)
+
+    remote: Any = Slow(filled)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(local_folder, ref, remote, tmp_path)
+        begun.wait(60)
+        second = pool.submit(local_folder, ref, remote, tmp_path)
+        assert first.result() == second.result()
+    assert remote.opened == 3
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_another_copies_is_not(
+    filled: Store, tmp_path: Path
+) -> None:
+    known = read_pointer(filled, "clip")
+    assert known is not None
+    remote: Any = Remote(filled)
+    code = (
+        "import sys; from pathlib import Path; from fourmill.core.store import LocalStore; "
+        "from fourmill.pseudolabel.cached import local_folder; from fourmill.pseudolabel.stored import StoredRef\n"
+        "class Stuck:\n"
+        "    root = 's3://somewhere'\n"
+        "    exists = lambda self, path: True\n"
+        "    list = lambda self, folder: [f'{folder}/config.json']\n"
+        "    def open(self, path):\n"
+        "        print('copying', flush=True)\n"
+        "        sys.stdin.read()\n"
+        "local_folder(StoredRef('clip', sys.argv[1]), Stuck(), Path(sys.argv[2]))\n"
+    )
+    digests = [known.digest, "1" * 64, "2" * 64]
+    copying = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, digest, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for digest in digests
+    ]
+    for process in copying:
+        assert process.stdout is not None and process.stdout.readline() == b"copying\n"
+    for process in copying[:2]:
+        process.kill()
+        process.wait()
+    assert len(list(tmp_path.glob(".*.tmp"))) == 3
+    assert local_folder(StoredRef("clip", known.digest), remote, tmp_path).name == known.digest
+    assert [draft.name.split(".")[1] for draft in tmp_path.glob(".*.tmp")] == digests[2:]
+    copying[2].kill()
+    for process in copying:
+        process.communicate()
 
 
 @pytest.mark.parametrize("weights", ["stored:lamp", "stored:depth/123", "stored:depth/" + "G" * 64])

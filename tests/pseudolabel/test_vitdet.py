@@ -105,9 +105,14 @@ def test_without_detectron2_the_labeller_says_where_it_is_to_be(original: Callab
 
 
 def test_a_folder_of_another_network_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "d_fine"}')
-    with pytest.raises(WeightsMissingError, match=r"is not ViTDet's"):
-        make_labeller("det", VitDetConfig(weights=str(tmp_path)))
+    (tmp_path / "model.safetensors").touch()
+    for facts, said in (
+        ('{"model_type": "d_fine"}', "model_type 'd_fine'"),
+        ('{"model_type": "vitdet", "depth": 0}', "is not ViTDet's"),
+    ):
+        (tmp_path / "config.json").write_text(facts)
+        with pytest.raises(WeightsMissingError, match=said):
+            make_labeller("det", VitDetConfig(weights=str(tmp_path)))
     with pytest.raises(WeightsMissingError, match="no seeded vitdet"):
         require_weights("det", VitDetConfig(weights="seeded:0"))
 

@@ -8,23 +8,28 @@ images and for nothing else, so it is only ever chosen by name.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SerializeAsAny, Tag
 
 from fourmill.core.digest import digest_config, digest_json
 from fourmill.core.scene import SCENE_VERSION
 from fourmill.core.store import Store
+from fourmill.pseudolabel.cached import local_folder
+from fourmill.pseudolabel.folders import TRANSFORMERS_FILES, folder_problem
 from fourmill.pseudolabel.format import OwnConfig
 from fourmill.pseudolabel.members import OWN, own_config, own_label
 from fourmill.pseudolabel.stored import (
     CONFIG_FILE,
+    WEIGHTS_FILE,
     WeightsMissingError,
     add_command,
     digest_folder,
-    local_folder,
+    name_of,
     read_pointer,
+    require_fitting,
     require_stored,
+    require_undamaged,
     stored_ref,
 )
 
@@ -32,18 +37,23 @@ VERSION = "1"  # of what labellers make of the same image, weights and config
 MASK2FORMER_VERSION = "2"  # 1 fed a few sizes of images one pixel larger than the original does
 VITDET_VERSION = "2"  # 1 had heads in float32 whatever the precision, and attention that rounds otherwise
 
-_VERSIONS = {"mask2former": MASK2FORMER_VERSION, "vitdet": VITDET_VERSION}
-
 _SEEDED_DETECTOR = "rt_detr_v2"  # as `detector` builds it
 
-_NETWORKS_OF = {
-    "depth": ("dpt",),
-    "normal": ("dpt",),
-    "semseg": ("mask2former",),
-    "det": ("vitdet", "detector"),
-    "clip": ("clip",),
-}
-"""The kinds of network behind each label."""
+DETECTORS = (
+    "conditional_detr",
+    "d_fine",
+    "dab-detr",
+    "deformable_detr",
+    "deimv2",
+    "detr",
+    "lw_detr",
+    "rf_detr",
+    "rt_detr",
+    "rt_detr_v2",
+    "table-transformer",
+    "yolos",
+)
+"""Kinds of network behind transformers' AutoModelForObjectDetection, as their config.json says."""
 
 Side = Annotated[int, Field(gt=0, multiple_of=32)]
 Weights = Annotated[
@@ -68,6 +78,11 @@ class _Config(BaseModel):
 class NetworkSettings(_Config):
     """How any network is run. All of it can change labels a little, so all of it is part of their version."""
 
+    labels: ClassVar[tuple[str, ...]]  # that it can make
+    version: ClassVar[str] = VERSION
+    model_types: ClassVar[tuple[str, ...]] = ()  # one of which config.json says; any, where there are none
+    weight_files: ClassVar[tuple[str, ...]] = TRANSFORMERS_FILES  # one of which its folder holds
+
     weights: Weights
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32",
@@ -89,12 +104,18 @@ class NetworkSettings(_Config):
 class SceneConfig(_Config):
     """Exact labels of the demo's generated scenes, from the description in each file; refuses any other image."""
 
+    labels: ClassVar[tuple[str, ...]] = ("depth", "normal", "semseg", "det")
+    version: ClassVar[str] = VERSION
+
     kind: Literal["scene"] = "scene"
     batch_size: BatchSize = 32
 
 
 class DptConfig(NetworkSettings):
     """Depth or normals by Omnidata's DPT-Hybrid (4M, appendix B.1)."""
+
+    labels = ("depth", "normal")
+    model_types = ("dpt",)
 
     kind: Literal["dpt"] = "dpt"
     longer_px: Side = Field(
@@ -106,6 +127,10 @@ class DptConfig(NetworkSettings):
 class Mask2FormerConfig(NetworkSettings):
     """COCO panoptic classes by Mask2Former with a Swin backbone (4M, appendix B.1)."""
 
+    labels = ("semseg",)
+    version = MASK2FORMER_VERSION
+    model_types = ("mask2former",)
+
     kind: Literal["mask2former"] = "mask2former"
     shorter_px: Annotated[int, Field(gt=0, description="The shorter side is resized to this.")] = 800
     longer_px: Annotated[int, Field(gt=0, description="Bound on the longer side; it wins.")] = 1333
@@ -116,6 +141,9 @@ class Mask2FormerConfig(NetworkSettings):
 
 class DetectorConfig(NetworkSettings):
     """Boxes of COCO's 80 things by a detector of the DETR family (RT-DETRv2 or D-FINE)."""
+
+    labels = ("det",)
+    model_types = DETECTORS
 
     kind: Literal["detector"] = "detector"
     input_px: Side = Field(default=640, description="Images are squashed to a square of this side.")
@@ -140,6 +168,11 @@ class VitDetConfig(NetworkSettings):
     detectron2 cannot live beside Dagster; its Python is named by `ray.stages["labels/det"].runtime_env` (infra/detectron2).
     """
 
+    labels = ("det",)
+    version = VITDET_VERSION
+    model_types = ("vitdet",)
+    weight_files = (WEIGHTS_FILE,)
+
     kind: Literal["vitdet"] = "vitdet"
     score_threshold: Annotated[float, Field(ge=0.05, le=1)] = Field(
         default=0.6, description="Boxes below it are dropped; the network itself gives none below 0.05."
@@ -149,6 +182,9 @@ class VitDetConfig(NetworkSettings):
 
 class ClipConfig(NetworkSettings):
     """Dense CLIP features of crops; computed on the way to tokens, never stored."""
+
+    labels = ("clip",)
+    model_types = ("clip", "clip_vision_model")
 
     kind: Literal["clip"] = "clip"
     input_px: Annotated[int, Field(gt=0)] | None = Field(
@@ -221,7 +257,7 @@ def label_version(config: AnyLabellerConfig) -> str:
     """Which labeller, and the version of what it makes of the same image, weights and config: `vitdet-2`."""
     if isinstance(config, OwnConfig):
         return f"{config.kind}-{OWN[own_label(config)].version}"
-    return f"{config.kind}-{_VERSIONS.get(config.kind, VERSION)}"
+    return f"{config.kind}-{config.version}"
 
 
 def architecture(config: AnyLabellerConfig, store: Store) -> str | None:
@@ -266,29 +302,48 @@ def require_weights(label: str, config: AnyLabellerConfig, store: Store | None =
             raise ValueError(f"a {config.kind} labeller does not make {label}; it makes {own_label(config)}")
         config.require()
         return
-    kinds = _NETWORKS_OF.get(label, ())
-    if config.kind not in (kinds if label == "clip" or not kinds else ("scene", *kinds)):
-        raise ValueError(f"a {config.kind} labeller does not make {label}; labels are made by {_NETWORKS_OF}")
+    if label not in config.labels:
+        kinds = [one.model_fields["kind"].default for one in get_args(NetworkConfig) if label in one.labels]
+        raise ValueError(
+            f"a {config.kind} labeller does not make {label}; {' or '.join(kinds) or 'no network here'} does"
+        )
     if isinstance(config, SceneConfig):
         return
     stored = stored_ref(config.weights)
     if stored is not None:
+        require_fitting(label, config.kind, stored)
         require_stored(label, stored, store)
     elif seed_of(config.weights) is None:
-        _require_folder(label, config.kind, Path(config.weights))
+        _require_folder(label, config, Path(config.weights))
     elif isinstance(config, VitDetConfig):
         raise WeightsMissingError("det labeller: there is no seeded vitdet; choose a detector, or add ViTDet's weights")
 
 
-def _require_folder(label: str, kind: str, folder: Path) -> None:
-    if (folder / "config.json").is_file():
+def _require_folder(label: str, config: NetworkSettings, folder: Path) -> None:
+    found = folder_problem(folder, config.model_types, config.weight_files)
+    if found is None:
         return
-    found = "a file" if folder.is_file() else "a folder without config.json" if folder.is_dir() else "nothing"
+    kind = str(getattr(config, "kind", ""))
+    expected = f"model_type {' or '.join(config.model_types)}" if config.model_types else f"of a {kind} network"
+    name = name_of(label, kind)
+    stored = f"or put weights into the store, `{add_command(name)}`, and choose --labellers stored; " if name else ""
     raise WeightsMissingError(
-        f"{label} labeller: {found} at {folder}, expected a folder with config.json and model.safetensors of a {kind} network. "
-        f"Put it there; or put weights into the store, `{add_command(label, kind)}`, and choose --labellers stored; or choose "
-        "--labellers seeded to try the chain with tiny random networks"
+        f"{label} labeller: {found} at {folder}, expected a folder with {CONFIG_FILE} ({expected}) and {WEIGHTS_FILE}. Put it "
+        f"there; {stored}or choose --labellers seeded to try the chain with tiny random networks"
     )
+
+
+def verify_weights(config: AnyLabellerConfig, store: Store) -> None:
+    """Read stored weights whole, and see that they are still those of their digest; others have none to compare with.
+
+    Raises:
+        WeightsMissingError: they are damaged.
+    """
+    if isinstance(config, OwnConfig | SceneConfig):
+        return
+    stored = stored_ref(config.weights)
+    if stored is not None:
+        require_undamaged(stored, store)
 
 
 def pinned(config: AnyLabellerConfig, store: Store) -> AnyLabellerConfig:

@@ -4,12 +4,11 @@
 files but the card, so a folder copied by hand has the same one. No torch: definitions load this.
 """
 
-import os
-import shutil
-import uuid
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -35,6 +34,7 @@ class Origin:
     source: str  # what `weights add` is given
     about: str
     licence: str  # of the public weights, as their authors state it
+    url: str = ""  # where the file `source` is, when `weights add` does not fetch it by itself
 
 
 _OMNIDATA = "Omnidata's own, for research (LICENSE of EPFL-VILAB/omnidata)"
@@ -43,14 +43,14 @@ ORIGINS: dict[str, Origin] = {
         "depth",
         "dpt",
         "hf:sashasax/omnidata_depth_dpt_hybrid_384",
-        "Omnidata DPT-Hybrid depth v2; also the authors' omnidata_dpt_depth_v2.ckpt (Zenodo record 10447888)",
+        "Omnidata DPT-Hybrid depth v2; also the authors' omnidata_dpt_depth_v2.ckpt (https://zenodo.org/records/10447888)",
         _OMNIDATA,
     ),
     "normal": Origin(
         "normal",
         "dpt",
         "hf:sashasax/omnidata_normal_dpt_hybrid_384",
-        "Omnidata DPT-Hybrid normals v2; also the authors' omnidata_dpt_normal_v2.ckpt (Zenodo record 10447888)",
+        "Omnidata DPT-Hybrid normals v2; also the authors' omnidata_dpt_normal_v2.ckpt (https://zenodo.org/records/10447888)",
         _OMNIDATA,
     ),
     "semseg": Origin(
@@ -73,6 +73,7 @@ ORIGINS: dict[str, Origin] = {
         "model_final_f05665.pkl",
         "ViTDet ViT-H Cascade Mask R-CNN, COCO, from detectron2's ViTDet page; runs where detectron2 is installed",
         "see detectron2's MODEL_ZOO",
+        "https://dl.fbaipublicfiles.com/detectron2/ViTDet/COCO/cascade_mask_rcnn_vitdet_h/f328730692/model_final_f05665.pkl",
     ),
     "clip": Origin("clip", "clip", "hf:openai/clip-vit-base-patch16", "CLIP ViT-B/16", "MIT (openai/CLIP)"),
 }
@@ -134,11 +135,31 @@ def read_pointer(store: Store, name: str) -> Pointer | None:
         return None
 
 
-def add_command(label: str, kind: str, store_root: str | None = None) -> str:
-    """The command that puts the public weights of a network into a store."""
-    name = "vitdet" if kind == "vitdet" else label
-    place = f"--store {store_root}" if store_root else "--out FOLDER"
-    return f"fourmill weights add {name} {ORIGINS[name].source} {place}"
+def add_command(name: str, store_root: str | None = None) -> str:
+    """The command line that puts the public weights of a name into a store, from nothing."""
+    origin, place = ORIGINS[name], f"--store {store_root}" if store_root else "--out FOLDER"
+    add = f"fourmill weights add {name} {origin.source} {place}"
+    return f"curl -fLO {origin.url} && {add}" if origin.url else add
+
+
+def name_of(label: str, kind: str) -> str | None:
+    """The name of the weights with which a kind of network makes a label; None where none can be added."""
+    return next((name for name, origin in ORIGINS.items() if (origin.label, origin.kind) == (label, kind)), None)
+
+
+def require_fitting(label: str, kind: str, ref: StoredRef) -> None:
+    """See that stored weights are those of a network that makes a label.
+
+    Raises:
+        WeightsMissingError: they are another's; with the name of those that fit.
+    """
+    origin, fitting = ORIGINS[ref.name], name_of(label, kind)
+    if ref.name != fitting:
+        hint = f"; name stored:{fitting}" if fitting else ""
+        raise WeightsMissingError(
+            f"{label} labeller: stored:{ref.name} is a {origin.kind} network for {origin.label}, expected a {kind} network for "
+            f"{label}{hint}"
+        )
 
 
 def require_stored(label: str, ref: StoredRef, store: Store | None) -> None:
@@ -148,7 +169,7 @@ def require_stored(label: str, ref: StoredRef, store: Store | None) -> None:
         WeightsMissingError: they are not; with the command that puts them there.
     """
     root = store.root if store is not None else None
-    command = add_command(label, ORIGINS[ref.name].kind, root)
+    command = add_command(ref.name, root)
     if ref.digest is None:
         pointer = read_pointer(store, ref.name) if store is not None else None
         if pointer is not None:
@@ -159,34 +180,35 @@ def require_stored(label: str, ref: StoredRef, store: Store | None) -> None:
         raise WeightsMissingError(
             f"{label} labeller: there are no {ref.name} weights in the store {root or ''}. Put them there with `{command}`"
         )
-    if store is not None and not store.exists(f"{ref.folder}/{WEIGHTS_FILE}"):
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    lacking = [name for name in files if store is not None and not store.exists(f"{ref.folder}/{name}")]
+    if lacking:
+        what = f"no {lacking[0]}" if len(lacking) < len(files) else "nothing"
         raise WeightsMissingError(
-            f"{label} labeller: nothing at {ref.folder} in the store {root}. Put the weights there again with `{command}`"
+            f"{label} labeller: {what} at {ref.folder} in the store {root}. Put the weights there again with `{command}`"
         )
 
 
-def local_folder(ref: StoredRef, store: Store | None, cache: Path | None = None) -> Path:
-    """Stored weights as a local folder, verified against their digest; copied once to `cache` from a remote store.
+def require_undamaged(ref: StoredRef, store: Store) -> None:
+    """Read stored weights whole, and see that they have the digest that they are named by.
 
     Raises:
-        WeightsMissingError: no store, nothing there, or other bytes than the digest's.
+        WeightsMissingError: they have another.
     """
-    if store is None or ref.digest is None:
-        raise WeightsMissingError(f"weights {ref.name} are in a store, by digest; say which store and which digest")
-    require_stored(ORIGINS[ref.name].label, ref, store)
     if isinstance(store, LocalStore):
-        folder = store.path(ref.folder)
+        found = digest_folder(store.path(ref.folder))
     else:
-        folder = (cache or Path.home() / ".cache" / "fourmill" / "weights") / ref.digest
-        if not folder.is_dir():
-            _fetch(ref, store, folder)
-    found = digest_folder(folder)
+        found = _digest_remote(ref, store)
     if found != ref.digest:
-        raise WeightsMissingError(
-            f"the files in {folder} have the digest {found[:12]}, not {ref.digest[:12]}: they are damaged. Delete the folder "
-            f"and add the weights again ({add_command(ORIGINS[ref.name].label, ORIGINS[ref.name].kind, store.root)})"
-        )
-    return folder
+        raise damaged(ref, store, f"{store.root}/{ref.folder}", found)
+
+
+def damaged(ref: StoredRef, store: Store, folder: str, found: str) -> WeightsMissingError:
+    """What to raise of files in `folder` that have the digest `found`, and not the one that they are named by."""
+    return WeightsMissingError(
+        f"the files in {folder} have the digest {found[:12]}, not {str(ref.digest)[:12]}: they are damaged. Delete the folder "
+        f"and add the weights again ({add_command(ref.name, store.root)})"
+    )
 
 
 def digest_folder(folder: Path) -> str:
@@ -194,26 +216,27 @@ def digest_folder(folder: Path) -> str:
     return _folder_digest(str(folder), _stats(folder))
 
 
-def _fetch(ref: StoredRef, store: Store, folder: Path) -> None:
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
-    draft.mkdir(parents=True)
-    try:
-        for path in store.list(ref.folder):
-            with store.open(path) as source, (draft / path.rpartition("/")[2]).open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 22)
-        draft.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+def _digest_remote(ref: StoredRef, store: Store) -> str:
+    """What `digest_folder` would say of a copy."""
+    files: dict[str, str] = {}
+    for path in store.list(ref.folder):
+        name = path.removeprefix(f"{ref.folder}/")
+        if _is_counted(name):
+            file: Any
+            with store.open(path) as file:
+                files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_json(["files", files])
+
+
+def _is_counted(name: str) -> bool:
+    return not name.startswith(".") and name != CARD
 
 
 def _stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, size and time of every file, so that a digest is computed again only when one of them may have changed."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     names = [(p, p.relative_to(folder).as_posix()) for p in files]
-    kept = [(name, p.stat()) for p, name in names if not name.startswith(".") and name != CARD]
+    kept = [(name, p.stat()) for p, name in names if _is_counted(name)]
     return tuple((name, s.st_size, s.st_mtime_ns) for name, s in kept)
 
 

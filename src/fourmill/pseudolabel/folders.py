@@ -1,0 +1,52 @@
+"""Whether a folder of weights can be what a labeller wants, as far as names and its config.json tell. No torch, nothing is loaded."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fourmill.pseudolabel.stored import CONFIG_FILE, WEIGHTS_FILE
+
+TRANSFORMERS_FILES = (
+    WEIGHTS_FILE,
+    f"{WEIGHTS_FILE}.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Any one of them is the weights of a folder that transformers loads."""
+
+
+def folder_problem(folder: Path, model_types: Sequence[str], weight_files: Sequence[str]) -> str | None:
+    """What is wrong with a folder, in words that `at FOLDER` can follow; None: nothing that can be seen without loading it.
+
+    Args:
+        model_types: what config.json may say; any, where there are none.
+        weight_files: names of which one must be there; an index with every file that it names.
+    """
+    if not folder.is_dir():
+        return "a file" if folder.is_file() else "nothing"
+    facts = _json(folder / CONFIG_FILE)
+    if not isinstance(facts, dict):
+        return f"a folder without {'a readable ' if (folder / CONFIG_FILE).exists() else ''}{CONFIG_FILE}"
+    if model_types and facts.get("model_type") not in model_types:
+        return f"a network of model_type {facts.get('model_type')!r}"
+    if not any(_is_whole(folder / name) for name in weight_files):
+        return "a folder without weights"
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.name.endswith(".index.json"):
+        return path.is_file()
+    index = _json(path)
+    named = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(named, dict) or not named:
+        return False
+    return all((path.parent / str(name)).is_file() for name in set(map(str, named.values())))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
