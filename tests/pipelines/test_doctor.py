@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fourmill.core.store import LocalStore
 from fourmill.pipelines import doctor, preflight
 from fourmill.pipelines.cli import app
 from fourmill.pipelines.doctor_finding import Finding
 from fourmill.pipelines.doctor_pythons import stage_pythons
 from fourmill.pipelines.profiles import cc12m_4m7, smallest
 from fourmill.pipelines.workspace import Workspace
-from fourmill.pseudolabel.config import LabellerConfig, VitDetConfig
+from fourmill.pseudolabel.config import DptConfig, LabellerConfig, VitDetConfig
+from fourmill.pseudolabel.stored import digest_folder
 from fourmill.runtime.ray_session import RayConfig, StageShare
 
 RUNNER = CliRunner()
@@ -36,6 +38,25 @@ def test_doctor_says_what_a_project_lacks_and_what_to_do(tmp_path: Path) -> None
     )
     assert "no list at" in found["source of cc12m"]["detail"]
     assert "GB" in found["free space"]["detail"]
+
+
+def test_doctor_reads_stored_weights_and_finds_those_that_are_damaged(tmp_path: Path) -> None:
+    project = smallest(tmp_path)
+    store = LocalStore(project.store)
+    for name, data in (("config.json", b"{}"), ("model.safetensors", b"12345678")):
+        store.write(f"made/{name}", data)
+    digest = digest_folder(store.path("made"))
+    for path in store.list("made"):
+        store.copy(path, path.replace("made", f"weights/depth/{digest}"))
+    config = DptConfig(weights=f"stored:depth/{digest}")
+    project = project.model_copy(update={"labellers": {**project.labellers, "depth": config}})
+
+    def finding() -> Finding:
+        return next(one for one in doctor._weights(project) if one.what == "labeller of depth")
+
+    assert finding().state == "ok"
+    store.write(f"weights/depth/{digest}/model.safetensors", b"12345679")
+    assert finding().state == "missing" and "they are damaged" in finding().detail
 
 
 def test_doctor_finds_nothing_missing_where_all_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from fourmill.pipelines.profiles import cc12m_4m7, demo
 from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.config import weights_digest
 from fourmill.pseudolabel.stored import ORIGINS, WeightsMissingError, read_pointer
+from fourmill.runtime.labeller_weights import missing_weights
 from fourmill.runtime.project import Project
 from fourmill.tokenize.released import RELEASED
 
@@ -96,6 +97,16 @@ def test_the_help_names_every_network_its_public_weights_and_examples() -> None:
     said = run("weights", "--help")
     assert all(name in said and origin.source in said for name, origin in {**ORIGINS, **RELEASED}.items())
     assert "fourmill weights add depth omnidata_dpt_depth_v2.ckpt --out" in said
+
+
+def test_a_file_that_has_to_be_downloaded_first_comes_with_the_whole_command_line(paper: Workspace) -> None:
+    origin = ORIGINS["vitdet"]
+    assert origin.url.endswith(f"/{origin.source}")
+    command = f"curl -fLO {origin.url} && fourmill weights add vitdet {origin.source} "
+    for said in (run("weights", "--help"), run("weights", "add", "--help"), missing_weights(paper.project())["det"]):
+        assert command in said
+    readme = (Path(__file__).parents[2] / "infra" / "detectron2" / "README.md").read_text()
+    assert f"curl -fLO {origin.url}\n" in readme
 
 
 @pytest.mark.parametrize("place", [[], ["--out", "a", "--store", "b"]])

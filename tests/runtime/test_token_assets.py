@@ -6,7 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from fourmill.pipelines.profiles import cc12m_4m7, demo
+from fourmill.pseudolabel.config import ClipConfig, WeightsMissingError
+from fourmill.runtime.models import ModelMissingError
 from fourmill.runtime.project import Project
+from fourmill.runtime.samples import make_samples
+from fourmill.runtime.session import Session
+from fourmill.runtime.stages import token_stage
 from fourmill.runtime.token_assets import token_assets
 from fourmill.runtime.workers import token_modalities
 
@@ -25,6 +30,18 @@ def test_the_second_resolution_carries_its_size_in_its_name(tmp_path: Path) -> N
     assert [name for name in paper if name.endswith("_448")] == [
         f"{label}_448" for label in ("rgb", "depth", "normal", "semseg", "clip")
     ]
+
+
+def test_without_clips_weights_nothing_that_takes_its_features_is_begun(tmp_path: Path) -> None:
+    """Before the tokenizer, the manifest or anything else is asked for: those need no GPU, what is made of them does."""
+    base = demo(tmp_path)
+    lacking = base.model_copy(update={"labellers": {**base.labellers, "clip": ClipConfig(weights="stored:clip")}})
+    session = Session(lacking)
+    for begin in (lambda: token_stage(session, "clip"), lambda: make_samples(session)):
+        with pytest.raises(WeightsMissingError, match="fourmill weights add clip hf:"):
+            begin()
+    with pytest.raises(ModelMissingError, match="tokenizers/rgb"):
+        token_stage(session, "rgb")
 
 
 def test_every_tokenized_modality_has_one_asset(tmp_path: Path) -> None:

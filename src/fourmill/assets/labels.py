@@ -1,6 +1,5 @@
 """`labels/depth`, `labels/normal`, `labels/semseg`, `labels/det`, and what a project adds: what networks see in the images."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -9,17 +8,11 @@ from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.pseudolabel import drift
 from fourmill.pseudolabel.checks import CHECKS, CheckReport, check_block
-from fourmill.pseudolabel.config import (
-    WeightsMissingError,
-    config_digest,
-    label_version,
-    network_name,
-    weights_digest,
-)
+from fourmill.pseudolabel.config import config_digest, label_version, network_name, weights_digest
 from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.preview import contact_sheet, label_preview
 from fourmill.pseudolabel.statistics import write_statistics
-from fourmill.runtime.labeller_weights import missing_weights
+from fourmill.runtime.labeller_weights import require_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import dashboard_url, no_dashboard
 from fourmill.runtime.session import Session
@@ -81,7 +74,7 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str, 
     )
     def labels(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         wanted, here = _labels_of_run(context, key), workshop.for_dataset(project.dataset)
-        _require_all(project, wanted)
+        require_labellers(project, wanted)
         return materialize_block(context, here, lambda session: label_stage(session, label, wanted), inspect)
 
     return labels
@@ -91,18 +84,6 @@ def _labels_of_run(context: dg.AssetExecutionContext, of: dg.AssetKey) -> list[s
     """The labels that this run makes of the same data set, in order."""
     keys = context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys
     return sorted(key.path[-1] for key in keys if key.path[:-1] == of.path[:-1])
-
-
-def _require_all(project: Project, labels: Sequence[str]) -> None:
-    """Miss the weights of any label of the run before the first one takes a GPU.
-
-    Raises:
-        WeightsMissingError: some are not there; with the command for each.
-    """
-    missing = missing_weights(project)
-    lacking = [missing[label] for label in labels if label in missing]
-    if lacking:
-        raise WeightsMissingError("\n".join(lacking))
 
 
 def _verdicts(report: CheckReport, block: str) -> list[Verdict]:

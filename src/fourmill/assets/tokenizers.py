@@ -12,6 +12,7 @@ from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config
 from fourmill.core.modality import IMAGE_TOKENS, LABELS
 from fourmill.pseudolabel.config import weights_digest
+from fourmill.runtime.labeller_weights import require_labellers
 from fourmill.runtime.launch import run_warm
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
@@ -49,6 +50,7 @@ def _train_set(project: Project, name: str | None) -> dg.AssetsDefinition:
         check_specs=[check_spec(key, "enough_samples", "At least one sample to train on and one to score.")],
     )
     def train_set(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
+        require_labellers(project, ["clip"])
         with timed() as seconds:
             made = run_warm(partial(make_train_set, name=name), workshop.session(context))
         train, held_out = made.report["num_train"], made.report["num_eval"]

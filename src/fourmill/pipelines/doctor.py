@@ -40,7 +40,10 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
-    """What a project needs and this machine lacks: weights, libraries, GPU, store, Ray, space. Exit code 1 if anything."""
+    """What a project needs and this machine lacks: weights, libraries, GPU, store, Ray, space. Exit code 1 if anything.
+
+    Stored weights are read whole, and compared with the digest that they are named by.
+    """
     workspace = Workspace(out.resolve())
     if profile_name is None and workspace.project_file.exists():
         project = workspace.project()
@@ -109,7 +112,7 @@ def _gpu(ray: RayConfig) -> Finding:
 
 
 def _weights(project: Project) -> Iterator[Finding]:
-    missing = missing_weights(project)
+    missing = missing_weights(project, is_thorough=True)
     for label, config in project.labellers.items():
         named = getattr(config, "weights", "no weights needed")
         state: State = "missing" if label in missing else "ok"

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fourmill.core.store import Store, open_store
 from fourmill.pipelines.workspace import Workspace
-from fourmill.pseudolabel.stored import CARD, ORIGINS, Pointer, read_pointer
+from fourmill.pseudolabel.stored import CARD, ORIGINS, Pointer, add_command, read_pointer
 from fourmill.runtime.labeller_weights import pinned_labellers, with_weights
 from fourmill.runtime.project import write_project
 from fourmill.runtime.tokenizer_weights import add_tokenizer, stored_tokenizers, with_tokenizer
@@ -19,6 +19,7 @@ from fourmill.tokenize.released import PREFIX, RELEASED
 # Each network a paragraph that is not filled: \b is typer's mark of one.
 _PUBLIC = {name: (origin.about, origin.source) for name, origin in {**ORIGINS, **RELEASED}.items()}
 _NAMES = "\n\n".join(f"\b\n  {name:<17}{about}\n{'':19}{source}" for name, (about, source) in _PUBLIC.items())
+_FILES = "\n".join(f"  {add_command(name)}" for name, origin in ORIGINS.items() if origin.url)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +34,7 @@ store. An added tokenizer serves a project in the place of one that is trained. 
 \b
 Examples:
   fourmill weights add depth omnidata_dpt_depth_v2.ckpt --out out/cc12m
+{_FILES}
   fourmill weights add semseg hf:facebook/mask2former-swin-base-coco-panoptic --store s3://bucket/cc12m
   fourmill weights add tokenizer_rgb hf:EPFL-VILAB/4M_tokenizers_rgb_16k_224-448 --out out/cc12m
   fourmill weights list --out out/cc12m
@@ -46,7 +48,17 @@ Out = Annotated[
 StoreRoot = Annotated[str | None, typer.Option("--store", help="A store by its root: a folder or s3://bucket/prefix.")]
 
 
-@app.command()
+@app.command(
+    help=f"""Verify weights, convert them to safetensors, keep them under their digest with origin and licence.
+
+Every key must fit the network; those that do not are named. Pickles are read without running anything in them. A project
+in --out takes the new weights at once, which makes that one label and what is made of it stale. hf: repositories are
+downloaded; a file that is published elsewhere is downloaded first:
+
+\b
+{_FILES}
+"""
+)
 def add(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(_PUBLIC)}.")],
     source: Annotated[
@@ -61,11 +73,7 @@ def add(
     licence: Annotated[str | None, typer.Option(help="The weights' licence, for the card.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an hf: repository.")] = None,
 ) -> None:
-    """Verify weights, convert them to safetensors, keep them under their digest with origin and licence.
-
-    Every key must fit the network; those that do not are named. Pickles are read without running anything in them. A
-    project in --out takes the new weights at once, which makes that one label and what is made of it stale.
-    """
+    """Put weights into a store; a project in `out` takes them at once."""
     if name not in _PUBLIC:
         raise ValueError(f"no weights are called {name!r}; names are {', '.join(_PUBLIC)}")
     kept = _open(out, store)

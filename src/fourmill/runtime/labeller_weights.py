@@ -1,7 +1,15 @@
 """The weights that a project's labellers name: pinned when a project is made, looked for before any work starts."""
 
+from collections.abc import Iterable
+
 from fourmill.core.store import open_store
-from fourmill.pseudolabel.config import AnyLabellerConfig, WeightsMissingError, pinned, require_weights
+from fourmill.pseudolabel.config import (
+    AnyLabellerConfig,
+    WeightsMissingError,
+    pinned,
+    require_weights,
+    verify_weights,
+)
 from fourmill.runtime.project import Project
 
 
@@ -12,16 +20,34 @@ def pinned_labellers(project: Project) -> Project:
     return project if labellers == project.labellers else project.model_copy(update={"labellers": labellers})
 
 
-def missing_weights(project: Project) -> dict[str, str]:
-    """By label: what is missing for its labeller, and the command that mends it."""
+def missing_weights(project: Project, is_thorough: bool = False) -> dict[str, str]:
+    """By label: what is missing for its labeller, and the command that mends it.
+
+    Args:
+        is_thorough: read stored weights whole, as far as they are there, and see whether they are damaged.
+    """
     store = open_store(project.store)
     found: dict[str, str] = {}
     for label, config in project.labellers.items():
         try:
             require_weights(label, config, store)
+            if is_thorough:
+                verify_weights(config, store)
         except WeightsMissingError as error:
             found[label] = str(error)
     return found
+
+
+def require_labellers(project: Project, labels: Iterable[str]) -> None:
+    """See that labellers can be made, before the first of them takes a GPU.
+
+    Raises:
+        WeightsMissingError: some have no weights; with the command for each.
+    """
+    missing = missing_weights(project)
+    lacking = [missing[label] for label in labels if label in missing]
+    if lacking:
+        raise WeightsMissingError("\n".join(lacking))
 
 
 def with_weights(project: Project, name: str, weights: str) -> Project:

@@ -14,6 +14,7 @@ from fourmill.core.labels import Box
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 from fourmill.runtime.generation import Generated, Generator, joined
 from fourmill.runtime.heldout import HeldOut, read_heldout
+from fourmill.runtime.labeller_weights import require_labellers
 from fourmill.runtime.launch import run_warm_parts
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
@@ -133,9 +134,14 @@ def _mean_maps(session: Session, number: int) -> dict[str, NDArray[Any]]:
 
 
 def make_samples(session: Session) -> Samples:
-    """The page and the grid: held-out images, labels, reconstructions, and what 4M generates, side by side."""
+    """The page and the grid: held-out images, labels, reconstructions, and what 4M generates, side by side.
+
+    Raises:
+        WeightsMissingError: the CLIP network, whose features are shown, is not there.
+    """
     from fourmill.runtime.page import GRID_PATH, write_page
 
+    require_labellers(session.project, ["clip"])
     manifest = make_manifest(session)
     heldout = read_heldout(session.store, manifest, session.project.samples.num_shown)
     generator = Generator(session)

@@ -21,6 +21,7 @@ from fourmill.ingest.worker import images_recipe
 from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, architecture, config_digest, weights_digest
 from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.worker import label_recipe
+from fourmill.runtime.labeller_weights import require_labellers
 from fourmill.runtime.models import current
 from fourmill.runtime.pace import Pace
 from fourmill.runtime.pool import run_shards
@@ -193,9 +194,15 @@ def _fed_alike(one: AnyLabellerConfig, other: AnyLabellerConfig) -> bool:
 
 
 def token_stage(session: Session, name: str) -> BlockStage:
-    """Images or labels to one modality's tokens; captions and boxes to texts that encode."""
+    """Images or labels to one modality's tokens; captions and boxes to texts that encode.
+
+    Raises:
+        WeightsMissingError: the CLIP network of CLIP's tokens is not there.
+    """
     p, store = session.project, session.store
     asset = token_assets(p)[name]
+    if asset.label == "clip":
+        require_labellers(p, ["clip"])
     ref = current(store, p.dataset, asset.tokenizer, f"tokenizers/{asset.tokenizer}")
     needs = {"images": f"{p.dataset}/images"}
     if asset.label in LABELS:
