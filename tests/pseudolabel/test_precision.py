@@ -1,4 +1,4 @@
-"""bfloat16 and channels last are settings: with them on, labels stay within stated bounds of float32's.
+"""Half precision and channels last are settings: with them on, alone or together, labels stay within bounds of float32's.
 
 The bounds hold for tiny seeded networks, whose answers are spread over their whole range; each is about three times what
 was measured. bfloat16 has 8 bits of precision: 1/256 in an operation.
@@ -16,7 +16,7 @@ import torch
 from fourmill.core.labels import Box, Picture
 from fourmill.core.store import LocalStore
 from fourmill.pseudolabel import detector
-from fourmill.pseudolabel.choices import seeded_labellers
+from fourmill.pseudolabel.choices import paper_labellers, seeded_labellers
 from fourmill.pseudolabel.config import VitDetConfig, at_hand
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.labeller import Labelled, NetworkError
@@ -38,6 +38,9 @@ BOX_MEDIAN = (
 VITDET_FOUND = 0.7  # which of several boxes suppresses the others is nearly tied too
 VITDET_MAPS = {"bf16": 0.04, "fp16": 0.005}  # of the backbone's maps, root mean square, relative
 FEATURES = 0.03  # root mean square, relative
+OF_THE_PROFILE = paper_labellers(precision="bf16")["depth"].model_dump(include={"precision", "channels_last"})
+LESS = {"bf16": {"precision": "bf16"}, "fp16": {"precision": "fp16"}, "cc12m_4m7": OF_THE_PROFILE}
+in_less = pytest.mark.parametrize("change", LESS.values(), ids=LESS)
 
 
 def labels(label: str, pictures: list[Picture], change: dict[str, Any]) -> list[Any]:
@@ -55,25 +58,27 @@ def pictures(photo: Callable[..., np.ndarray]) -> list[Picture]:
     return [Picture(photo(64, 96, seed)) for seed in range(4)]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@in_less
 @pytest.mark.parametrize(
     ("label", "mean", "most"), [("depth", DEPTH_MEAN, DEPTH_MOST), ("normal", NORMAL_MEAN, NORMAL_MOST)]
 )
-def test_depth_and_normals_agree(label: str, mean: float, most: float, precision: str, pictures: list[Picture]) -> None:
-    exact, less = (labels(label, pictures, change) for change in ({}, {"precision": precision}))
+def test_depth_and_normals_agree(
+    label: str, mean: float, most: float, change: dict[str, Any], pictures: list[Picture]
+) -> None:
+    exact, less = (labels(label, pictures, how) for how in ({}, change))
     off = np.abs(np.stack(exact) - np.stack(less))
     assert 0 < off.mean() < mean and off.max() < most
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_classes_agree(precision: str, pictures: list[Picture]) -> None:
-    exact, less = (labels("semseg", pictures, change) for change in ({}, {"precision": precision}))
+@in_less
+def test_classes_agree(change: dict[str, Any], pictures: list[Picture]) -> None:
+    exact, less = (labels("semseg", pictures, how) for how in ({}, change))
     assert np.mean(np.stack(exact) != np.stack(less)) < CLASSES_CHANGED
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_boxes_agree(precision: str, pictures: list[Picture]) -> None:
-    exact, less = (trained_like(change).label_pictures(pictures) for change in ({}, {"precision": precision}))
+@in_less
+def test_boxes_agree(change: dict[str, Any], pictures: list[Picture]) -> None:
+    exact, less = (trained_like(how).label_pictures(pictures) for how in ({}, change))
     near = [near_to(box, boxes) for found, boxes in zip(exact, less, strict=True) for box in found]
     assert near and np.mean([found is not None for found in near]) >= BOXES_FOUND
     assert np.median([off for found in near if found for off in found]) < BOX_MEDIAN
@@ -85,15 +90,15 @@ def test_boxes_of_vitdet_agree(tmp_path: Path, pictures: list[Picture]) -> None:
     from fourmill.pseudolabel.vitdet import VitDetLabeller
 
     weights = at_hand(VitDetConfig(weights=random_vitdet(tmp_path)), LocalStore(tmp_path / "store"))
-    changes: list[dict[str, Any]] = [{"score_threshold": 0.3}, *({"precision": p} for p in VITDET_MAPS)]
+    changes: list[dict[str, Any]] = [{"score_threshold": 0.3}, *LESS.values()]
     exact, *others = (
         VitDetLabeller(weights.model_copy(update={"score_threshold": 0.05} | change)) for change in changes
     )
     pixels = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 4 - 2
     boxes: Any = exact.label_pictures(pictures)
-    for less, bound in zip(others, VITDET_MAPS.values(), strict=True):
+    for less, change in zip(others, LESS.values(), strict=True):
         for a, b in zip(exact._forward(pixels), less._forward(pixels), strict=True):
-            assert 0 < float((a - b).norm() / a.norm()) < bound
+            assert 0 < float((a - b).norm() / a.norm()) < VITDET_MAPS[change["precision"]]
         again: Any = less.label_pictures(pictures)
         near = [near_to(box, found) for first, found in zip(boxes, again, strict=True) for box in first]
         assert near and np.mean([found is not None for found in near]) >= VITDET_FOUND
@@ -199,25 +204,25 @@ def corners(box: Box) -> tuple[float, float, float, float]:
     return box.xmin, box.ymin, box.xmax, box.ymax
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_features_agree(precision: str, photo: Callable[..., np.ndarray]) -> None:
+@in_less
+def test_features_agree(change: dict[str, Any], photo: Callable[..., np.ndarray]) -> None:
     crops = np.stack([photo(64, 64, seed) for seed in range(3)])
-    exact, less = (make_features(seeded("clip", change))(crops) for change in ({}, {"precision": precision}))
+    exact, less = (make_features(seeded("clip", how))(crops) for how in ({}, change))
     assert 0 < np.sqrt(np.mean((exact - less) ** 2) / np.mean(exact**2)) < FEATURES
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@in_less
 @pytest.mark.parametrize("label", ["depth", "normal", "semseg", "det", "clip"])
 def test_weights_made_smaller_once_give_the_same_numbers(
-    label: str, precision: str, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+    label: str, change: dict[str, Any], pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As autocast makes them smaller for each batch."""
 
     def made() -> list[Any]:
-        config = seeded(label, {"precision": precision})
+        config = seeded(label, change)
         if label == "clip":
             return list(make_features(config)(np.stack([picture.at(64, 64) for picture in pictures])))
-        labeller: Any = trained_like({"precision": precision}) if label == "det" else make_labeller(label, config)
+        labeller: Any = trained_like(change) if label == "det" else make_labeller(label, config)
         return [one.label if isinstance(one, Labelled) else one for one in labeller.label_pictures(pictures)]
 
     found = made()
