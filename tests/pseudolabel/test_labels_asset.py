@@ -24,8 +24,9 @@ from fourmill.pseudolabel.members import own_labellers
 from fourmill.pseudolabel.statistics import Statistics
 from fourmill.runtime import stages
 from fourmill.runtime.project import Project
-from fourmill.runtime.ray_session import RayConfig
+from fourmill.runtime.ray_session import RayConfig, StageShare
 from fourmill.runtime.session import Session
+from fourmill.runtime.stages import label_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # backfill_policy, as `build_definitions` does
 
@@ -164,7 +165,10 @@ def test_depth_and_normals_of_one_run_are_decoded_once(
 
     def counted(factory, arguments, jobs, config, progress, together):
         made.extend(f"{job.recipe.stage} {job.split}" for job in jobs)
-        return shards_here(factory, arguments, jobs, config, progress, together)
+        receipts = shards_here(factory, arguments, jobs, config, progress, together)
+        for receipt in receipts:
+            progress.note(receipt, {"network": 0.5})
+        return receipts
 
     monkeypatch.setattr(stages, "run_shards", counted)
     image = jpeg(photo(32, 32))
@@ -183,8 +187,26 @@ def test_depth_and_normals_of_one_run_are_decoded_once(
         )
     assert result.success and made == ["labels/depth train", "labels/depth val"]
     shown = [dict(event.materialization.metadata) for event in result.get_asset_materialization_events()]
-    assert [one["shards_made"].value for one in shown] == [2, 0]
-    assert all(one["labelled"].value == 110 for one in shown)
+    assert all(one["labelled"].value == 110 and one["shards_made"].value == 2 for one in shown)
+    depth, normal = shown
+    assert depth["also_made"].value == "labels/normal" and normal["made_with"].value == "labels/depth"
+    for name in ("images_per_second", "network_share", "ray_dashboard"):
+        assert depth[name] == normal[name]
+    assert "also_made" not in normal and "made_with" not in depth
+
+
+def test_labels_on_unlike_shares_of_a_machine_are_made_each_by_itself(project: Project) -> None:
+    seeded = {label: DptConfig(weights="seeded:0", longer_px=32) for label in ("depth", "normal")}
+    labellers = {**project.labellers, **seeded}
+
+    def together(**shares: StageShare) -> int:
+        ray = RayConfig(stages={f"labels/{label}": share for label, share in shares.items()})
+        session = Session(project.model_copy(update={"ray": ray, "labellers": labellers}))
+        return len(label_stage(session, "depth", ["depth", "normal"]).also)
+
+    one, other = StageShare(gpus_per_worker=0.25), StageShare(gpus_per_worker=0.5)
+    assert together(depth=one, normal=one) == together() == together(semseg=one) == 1
+    assert together(depth=one) == together(depth=one, normal=other) == 0
 
 
 def test_weights_that_a_later_label_lacks_stop_the_run_before_the_first_one(

@@ -1,4 +1,5 @@
 import io
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -262,7 +263,7 @@ def damaged(store: Store, damage: Callable[[Path], None]) -> None:
     [
         (lambda tar: tar.write_bytes(tar.read_bytes()[:-600]), "does not have the digest its receipt names"),
         (lambda tar: tar.write_bytes(b"x" + tar.read_bytes()[1:]), "does not have the digest its receipt names"),
-        (lambda tar: tar.unlink(), "shard-00000.tar is gone, though its receipt is there: .* materialize tiny/images"),
+        (lambda tar: tar.unlink(), "is gone, though its receipt is there"),
     ],
     ids=["truncated", "changed", "gone"],
 )
@@ -270,7 +271,9 @@ def test_a_damaged_tar_of_images_stops_its_shard_and_says_what_to_do(
     damage: Callable[[Path], None], said: str, store: Store, layout: Layout, scenes: list[int]
 ) -> None:
     damaged(store, damage)
-    with pytest.raises(ValueError, match=said):
+    images = ShardPlace(DATASET, "train", "images", 0)
+    again = f"delete {images.receipt} and materialize tiny/images for its block again"
+    with pytest.raises(ValueError, match=rf"^{re.escape(images.tar)} {said}.*: {re.escape(again)}$"):
         run(store, layout, "depth", SceneConfig())
     assert not store.exists(ShardPlace(DATASET, "train", "depth", 0).receipt)
     assert not store.exists(ShardPlace(DATASET, "train", "depth", 0).tar)

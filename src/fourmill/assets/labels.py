@@ -1,11 +1,14 @@
 """`labels/depth`, `labels/normal`, `labels/semseg`, `labels/det`, and what a project adds: what networks see in the images."""
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
+from fourmill.core.names import SPLITS
 from fourmill.pseudolabel import drift
 from fourmill.pseudolabel.checks import CHECKS, CheckReport, check_block
 from fourmill.pseudolabel.config import config_digest, label_version, network_name, weights_digest
@@ -16,13 +19,14 @@ from fourmill.runtime.labeller_weights import require_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import dashboard_url, no_dashboard
 from fourmill.runtime.session import Session
-from fourmill.runtime.stages import label_stage
+from fourmill.runtime.stages import BlockStage, label_stage, made_in_run
 
 DRIFT = "like_the_blocks_before"
 _DRIFT_TEXT = (
     f"No figure's mean lies more than {drift.MIN_DEVIATIONS:g} of an image's standard deviations, and {drift.MIN_ERRORS:g} "
     f"standard errors, from that of the blocks published already ({drift.MIN_IMAGES} images or more on each side)."
 )
+_MEASURED = ("images_per_second", "gpu_forward_share", "network_share", "ray_dashboard")  # as `_how_it_went` names it
 _MOST_ROWS = 25  # of what is wrong, on the asset's page
 
 
@@ -45,11 +49,12 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str, 
     config = project.labellers[label]
     version = f"{label_version(config)}-{weights_digest(config)[:8]}-{config_digest(config)[:8]}"
 
-    def inspect(session: Session, block: str) -> Inspection:
+    def inspect(context: dg.AssetExecutionContext, wanted: Sequence[str], session: Session, block: str) -> Inspection:
         report = check_block(session.store, project.dataset, project.layout, block, label)
         return [*_verdicts(report, block), _drift_verdict(session, report, block, label)], {
             "labeller": network_name(config, session.store),
             "weights": weights_digest(config),
+            **_made_together(context, session, label_stage(session, label, wanted)),
             **_how_it_went(session),
             **_figures(report),
             **_pictures(session, block, label),
@@ -75,7 +80,8 @@ def _label_asset(project: Project, blocks: dg.PartitionsDefinition, label: str, 
     def labels(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         wanted, here = _labels_of_run(context, key), workshop.for_dataset(project.dataset)
         require_labellers(project, wanted)
-        return materialize_block(context, here, lambda session: label_stage(session, label, wanted), inspect)
+        make_stage = partial(label_stage, label=label, wanted=wanted)
+        return materialize_block(context, here, make_stage, partial(inspect, context, wanted))
 
     return labels
 
@@ -117,6 +123,34 @@ def _drift_verdict(session: Session, report: CheckReport, block: str, label: str
     if used and not enough:
         metadata["note"] = f"fewer than {drift.MIN_IMAGES} labelled images on one side: too few to tell"
     return Verdict(DRIFT, not found, blocking=False, metadata=metadata)
+
+
+def _made_together(context: dg.AssetExecutionContext, session: Session, stage: BlockStage) -> dict[str, Any]:
+    """On the page of a stage that made another's shards too: whose; on that other's page: with whom, and how that went."""
+    block, shown = context.partition_key, dict[str, Any]()
+    before = {other.asset: _earlier_in_run(context, other.asset, block) for other in stage.also}
+    also = [one.asset for one in stage.also if not before[one.asset] and made_in_run(session, one, block)]
+    if session.measured and also:
+        shown["also_made"] = ", ".join(also)
+    for asset, found in before.items():
+        if stage.asset in str(found["also_made"].value if "also_made" in found else "").split(", "):
+            num_made, num_all = (
+                made_in_run(session, stage, block),
+                len(SPLITS) * session.project.layout.shards_per_block,
+            )
+            shown |= {name: found[name] for name in _MEASURED if name in found}
+            shown |= {"made_with": asset, "shards_made": num_made, "shards_kept": num_all - num_made}
+    return shown
+
+
+def _earlier_in_run(context: dg.AssetExecutionContext, asset: str, block: str) -> Mapping[str, dg.MetadataValue[Any]]:
+    """Metadata of a label's block as this run has materialized it; none where it has not."""
+    key = dg.AssetKey([*context.asset_key.path[:-1], asset.rpartition("/")[2]])
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[block])
+    for record in context.instance.fetch_materializations(wanted, limit=1).records:
+        if record.run_id == context.run.run_id and record.asset_materialization is not None:
+            return record.asset_materialization.metadata
+    return {}
 
 
 def _how_it_went(session: Session) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fourmill.core.shards import (
     write_shard,
 )
 from fourmill.core.store import Store, open_store
+from fourmill.core.tar import TarError
 from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.attempts import Attempts, Turns
 from fourmill.pseudolabel.config import (
@@ -134,13 +135,13 @@ class LabelWorker:
         self._threads.close()
 
     def _members(self, images: ShardPlace) -> Iterator[tuple[SampleKey, bytes]]:
+        again = f"delete {images.receipt} and materialize {self._dataset}/images for its block again"
         try:
             yield from read_members(self._store, images)
         except FileNotFoundError as error:
-            raise MissingShardError(
-                f"{images.tar} is gone, though its receipt is there: delete {images.receipt} and materialize "
-                f"{self._dataset}/images for its block again"
-            ) from error
+            raise MissingShardError(f"{images.tar} is gone, though its receipt is there: {again}") from error
+        except TarError as error:
+            raise TarError(f"{error}: {again}") from error
 
 
 class _Clock(Protocol):

@@ -11,14 +11,14 @@ from fourmill.core.digest import Json, digest_json
 from fourmill.core.ledger import BlockReport, ledger_path, write_ledger
 from fourmill.core.modality import LABELS
 from fourmill.core.names import SPLITS, Split, shard_name
-from fourmill.core.shards import Receipt, Recipe, ShardPlace, finished
+from fourmill.core.shards import Receipt, Recipe, ShardPlace, finished, read_receipt
 from fourmill.core.work import ShardJob
 from fourmill.ingest.duplicates import finish_block
 from fourmill.ingest.optout import publish_opt_out, read_opt_out
 from fourmill.ingest.stale import remember_opt_out
 from fourmill.ingest.statuses import MAY_PASS
 from fourmill.ingest.worker import images_recipe
-from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, architecture, config_digest, weights_digest
+from fourmill.pseudolabel.config import DptConfig, architecture, config_digest, weights_digest
 from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.worker import label_recipe
 from fourmill.runtime.labeller_weights import require_labellers
@@ -117,6 +117,14 @@ def _work(session: Session, stage: BlockStage, block: str) -> Iterator[tuple[Sha
                 yield ShardJob(split, shard, recipe, session.run_id), done
 
 
+def made_in_run(session: Session, stage: BlockStage, block: str) -> int:
+    """How many of a stage's shards this run has made, be it by a stage that makes them too (`also`)."""
+    shards, dataset = session.project.layout.shards_of(block), session.project.dataset
+    places = [ShardPlace(dataset, split, stage.folder, shard) for shard in shards for split in SPLITS]
+    receipts = [read_receipt(session.store, place) for place in places]
+    return sum(receipt is not None and receipt.run_id == session.run_id for receipt in receipts)
+
+
 def publish_ledger(session: Session, stage: BlockStage, block: str, shards_done: int) -> BlockReport:
     """Write the block's ledgers: from here on the next stage may read it."""
     project = session.project
@@ -172,7 +180,7 @@ def label_stage(session: Session, label: str, wanted: Collection[str] = ()) -> B
     """
     p, store = session.project, session.store
     config = p.labellers[label]
-    also = [other for other in wanted if other != label and _fed_alike(config, p.labellers[other])]
+    also = [other for other in wanted if other != label and _fed_alike(p, label, other)]
     return BlockStage(
         asset=f"labels/{label}",
         folder=label_format(label).folder,
@@ -186,11 +194,15 @@ def label_stage(session: Session, label: str, wanted: Collection[str] = ()) -> B
     )
 
 
-def _fed_alike(one: AnyLabellerConfig, other: AnyLabellerConfig) -> bool:
-    """Depth and normals by DPT at one size, in batches of one size: the same images meet, whoever is first."""
-    if not (isinstance(one, DptConfig) and isinstance(other, DptConfig)):
-        return False
-    return (one.longer_px, one.batch_size) == (other.longer_px, other.batch_size)
+def _fed_alike(project: Project, label: str, other: str) -> bool:
+    """Depth and normals by DPT at one size, in batches of one size: the same images meet, whoever is first.
+
+    On one share of the machine too: what a project gives either of them holds for the actors that make both.
+    """
+    configs = [project.labellers[name] for name in (label, other)]
+    shares = [project.ray.for_stage(f"labels/{name}").model_copy(update={"stages": {}}) for name in (label, other)]
+    fed = {(one.longer_px, one.batch_size) for one in configs if isinstance(one, DptConfig)}
+    return all(isinstance(one, DptConfig) for one in configs) and len(fed) == 1 and shares[0] == shares[1]
 
 
 def token_stage(session: Session, name: str) -> BlockStage:
