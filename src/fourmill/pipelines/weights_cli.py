@@ -10,16 +10,17 @@ from rich.table import Table
 
 from fourmill.core.store import Store, open_store
 from fourmill.pipelines.workspace import Workspace
-from fourmill.pseudolabel.stored import CARD, ORIGINS, Pointer, add_command, read_pointer
+from fourmill.pseudolabel.stored import CARD, Pointer, add_command, origins, read_pointer
 from fourmill.runtime.labeller_weights import pinned_labellers, with_weights
 from fourmill.runtime.project import write_project
 from fourmill.runtime.tokenizer_weights import add_tokenizer, stored_tokenizers, with_tokenizer
 from fourmill.tokenize.released import PREFIX, RELEASED
 
 # Each network a paragraph that is not filled: \b is typer's mark of one.
-_PUBLIC = {name: (origin.about, origin.source) for name, origin in {**ORIGINS, **RELEASED}.items()}
+_ORIGINS = origins()
+_PUBLIC = {name: (origin.about, origin.source) for name, origin in {**_ORIGINS, **RELEASED}.items()}
 _NAMES = "\n\n".join(f"\b\n  {name:<17}{about}\n{'':19}{source}" for name, (about, source) in _PUBLIC.items())
-_FILES = "\n".join(f"  {add_command(name)}" for name, origin in ORIGINS.items() if origin.url)
+_FILES = "\n".join(f"  {add_command(name)}" for name, origin in _ORIGINS.items() if origin.url)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -102,7 +103,7 @@ def add(
 
 
 def _how_to_use(name: str, weights: str) -> str:
-    origin = ORIGINS[name]
+    origin = _ORIGINS[name]
     labeller = {"kind": origin.kind, "weights": weights}
     return f"no label is made with them yet; for that write {json.dumps({origin.label: labeller})} into its labellers"
 
@@ -124,19 +125,19 @@ def list_weights(
 ) -> None:
     """The weights in a store: which serve, where they are from, under which licence; and earlier ones."""
     kept = _open(out, store)
-    pointers = {name: pointer for name in ORIGINS if (pointer := read_pointer(kept, name))}
-    digests = {name: _digests(kept, name) for name in ORIGINS}
+    pointers = {name: pointer for name in _ORIGINS if (pointer := read_pointer(kept, name))}
+    digests = {name: _digests(kept, name) for name in _ORIGINS}
     tokenizers = stored_tokenizers(kept.root)
     if as_json:
         rows: list[dict[str, Any]] = [
             {"name": n, "stored": digests[n], **({"serves": p.model_dump()} if (p := pointers.get(n)) else {})}
-            for n in ORIGINS
+            for n in _ORIGINS
         ]
         rows += [{"name": name, "imported": found} for name, found in tokenizers.items()]
         typer.echo(json.dumps(rows, indent=1))
         return
     table = Table("name", "serves", "from", "licence", "stored, earlier")
-    for name in ORIGINS:
+    for name in _ORIGINS:
         pointer = pointers.get(name)
         others = [digest[:12] for digest in digests[name] if pointer is None or digest != pointer.digest]
         table.add_row(name, *_shown(pointer), ", ".join(others))

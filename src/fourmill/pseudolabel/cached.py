@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from fourmill.core.store import LocalStore, Store
-from fourmill.pseudolabel.stored import ORIGINS, StoredRef, WeightsMissingError, damaged, digest_folder, require_stored
+from fourmill.pseudolabel.stored import StoredRef, WeightsMissingError, damaged, digest_folder, origins, require_stored
 
 
 def local_folder(ref: StoredRef, store: Store | None, cache: Path | None = None) -> Path:
@@ -20,7 +20,7 @@ def local_folder(ref: StoredRef, store: Store | None, cache: Path | None = None)
     """
     if store is None or ref.digest is None:
         raise WeightsMissingError(f"weights {ref.name} are in a store, by digest; say which store and which digest")
-    require_stored(ORIGINS[ref.name].label, ref, store)
+    require_stored(origins()[ref.name].label, ref, store)
     if isinstance(store, LocalStore):
         folder = store.path(ref.folder)
     else:

@@ -17,19 +17,21 @@ from fourmill.core.scene import SCENE_VERSION
 from fourmill.core.store import Store
 from fourmill.pseudolabel.cached import local_folder
 from fourmill.pseudolabel.folders import TRANSFORMERS_FILES, folder_problem
-from fourmill.pseudolabel.format import OwnConfig
+from fourmill.pseudolabel.format import OwnConfig, OwnNetworkConfig
 from fourmill.pseudolabel.members import OWN, own_config, own_label
 from fourmill.pseudolabel.stored import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    Weights,
     WeightsMissingError,
     add_command,
-    digest_folder,
     name_of,
+    named_digest,
     read_pointer,
     require_fitting,
     require_stored,
     require_undamaged,
+    seed_of,
     stored_ref,
 )
 
@@ -56,14 +58,6 @@ DETECTORS = (
 """Kinds of network behind transformers' AutoModelForObjectDetection, as their config.json says."""
 
 Side = Annotated[int, Field(gt=0, multiple_of=32)]
-Weights = Annotated[
-    str,
-    Field(
-        min_length=1,
-        description="stored:NAME/DIGEST of the store, a folder with config.json and model.safetensors (or "
-        "pytorch_model.bin), or seeded:N for a tiny random network.",
-    ),
-]
 BatchSize = Annotated[int, Field(gt=0, description="Images that go through the network at once.")]
 Colour = tuple[float, float, float]
 
@@ -217,20 +211,6 @@ LabellerConfig = Annotated[
 """A labeller of a project file: one of 4M's, or of `members.OWN`."""
 
 
-def seed_of(weights: str) -> int | None:
-    """7 for `seeded:7`; None for a folder.
-
-    Raises:
-        ValueError: `seeded` without a whole number.
-    """
-    name, _, seed = weights.partition(":")
-    if name != "seeded":
-        return None
-    if not seed.isdecimal():
-        raise ValueError(f"weights {weights!r}: write seeded:N with a whole number, such as seeded:0")
-    return int(seed)
-
-
 def weights_digest(config: AnyLabellerConfig) -> str:
     """Digest of the network's weights: of every file of a folder, of seed and version of a seeded one. 64 hex digits.
 
@@ -242,10 +222,7 @@ def weights_digest(config: AnyLabellerConfig) -> str:
         return digest_json(["scene", SCENE_VERSION])
     if seed_of(config.weights) is not None:
         return digest_json(["seeded", VERSION, config_digest(config), config.weights])
-    stored = stored_ref(config.weights)
-    if stored is not None:
-        return stored.digest or digest_json(["missing", config.weights])
-    return digest_folder(Path(config.weights))
+    return named_digest(config.weights)
 
 
 def config_digest(config: AnyLabellerConfig) -> str:
@@ -301,29 +278,27 @@ def require_weights(label: str, config: AnyLabellerConfig, store: Store | None =
         if own_label(config) != label:
             raise ValueError(f"a {config.kind} labeller does not make {label}; it makes {own_label(config)}")
         config.require()
-        return
-    if label not in config.labels:
+    elif label not in config.labels:
         kinds = [one.model_fields["kind"].default for one in get_args(NetworkConfig) if label in one.labels]
         raise ValueError(
             f"a {config.kind} labeller does not make {label}; {' or '.join(kinds) or 'no network here'} does"
         )
-    if isinstance(config, SceneConfig):
+    if not isinstance(config, NetworkSettings | OwnNetworkConfig):
         return
     stored = stored_ref(config.weights)
     if stored is not None:
         require_fitting(label, config.kind, stored)
         require_stored(label, stored, store)
     elif seed_of(config.weights) is None:
-        _require_folder(label, config, Path(config.weights))
+        _require_folder(label, config.kind, config, Path(config.weights))
     elif isinstance(config, VitDetConfig):
         raise WeightsMissingError("det labeller: there is no seeded vitdet; choose a detector, or add ViTDet's weights")
 
 
-def _require_folder(label: str, config: NetworkSettings, folder: Path) -> None:
+def _require_folder(label: str, kind: str, config: NetworkSettings | OwnNetworkConfig, folder: Path) -> None:
     found = folder_problem(folder, config.model_types, config.weight_files)
     if found is None:
         return
-    kind = str(getattr(config, "kind", ""))
     expected = f"model_type {' or '.join(config.model_types)}" if config.model_types else f"of a {kind} network"
     name = name_of(label, kind)
     stored = f"or put weights into the store, `{add_command(name)}`, and choose --labellers stored; " if name else ""
@@ -339,7 +314,7 @@ def verify_weights(config: AnyLabellerConfig, store: Store) -> None:
     Raises:
         WeightsMissingError: they are damaged.
     """
-    if isinstance(config, OwnConfig | SceneConfig):
+    if not isinstance(config, NetworkSettings | OwnNetworkConfig):
         return
     stored = stored_ref(config.weights)
     if stored is not None:
@@ -348,7 +323,7 @@ def verify_weights(config: AnyLabellerConfig, store: Store) -> None:
 
 def pinned(config: AnyLabellerConfig, store: Store) -> AnyLabellerConfig:
     """The config with the digest of the stored weights that serve by its name now; as it is where that says nothing."""
-    if isinstance(config, OwnConfig | SceneConfig):
+    if not isinstance(config, NetworkSettings | OwnNetworkConfig):
         return config
     stored = stored_ref(config.weights)
     if stored is None or stored.digest is not None:
@@ -366,7 +341,7 @@ def at_hand(config: Config, store: Store | None) -> Config:
     Raises:
         WeightsMissingError: they are not in the store, or are damaged.
     """
-    if isinstance(config, OwnConfig | SceneConfig):
+    if not isinstance(config, NetworkSettings | OwnNetworkConfig):
         return config
     stored = stored_ref(config.weights)
     return config if stored is None else config.model_copy(update={"weights": str(local_folder(stored, store))})

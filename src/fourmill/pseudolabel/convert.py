@@ -21,6 +21,7 @@ from fourmill.pseudolabel.choices import clip_config
 from fourmill.pseudolabel.config import DetectorConfig, DptConfig, Mask2FormerConfig
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.make import make_features, make_labeller
+from fourmill.pseudolabel.members import OWN
 from fourmill.pseudolabel.network import from_folder
 from fourmill.pseudolabel.omnidata import from_omnidata, omnidata_config
 from fourmill.pseudolabel.stored import (
@@ -28,9 +29,11 @@ from fourmill.pseudolabel.stored import (
     CONFIG_FILE,
     ORIGINS,
     WEIGHTS_FILE,
+    Origin,
     Pointer,
     StoredRef,
     digest_folder,
+    origins,
     pointer_path,
 )
 from fourmill.pseudolabel.vitdet_keys import MASK_HEAD, VitDetArchitecture, check_vitdet, read_architecture
@@ -44,7 +47,7 @@ def add_weights(
     """Verify and convert weights, keep them under their digest, and let them serve by their name from now on.
 
     Args:
-        name: one of `stored.ORIGINS`.
+        name: one of `stored.origins`.
         source: a Hugging Face folder, or for depth, normal and vitdet the authors' file.
         origin: where it came from, for people.
         licence: of the weights; None: it is not known.
@@ -55,24 +58,33 @@ def add_weights(
         NetworkError: a key is missing, unknown, of another shape, or holds NaN; it is named.
         FileNotFoundError: nothing at `source`.
     """
-    if name not in ORIGINS:
-        raise ValueError(f"no weights are called {name!r}; names are {', '.join(ORIGINS)}")
+    if name not in (known := origins()):
+        raise ValueError(f"no weights are called {name!r}; names are {', '.join(known)}")
     if not source.exists():
         raise FileNotFoundError(f"nothing at {source}; give a file, a folder, or hf:ID")
     with TemporaryDirectory(prefix="fourmill-weights-") as temporary:
         made = Path(temporary)
-        _CONVERTERS[ORIGINS[name].kind](name, source, made, architecture)
+        _convert(name, source, made, architecture)
         _check_numbers(made / WEIGHTS_FILE, source)
-        known = Pointer(
+        pointer = Pointer(
             name=name,
             digest=digest_folder(made),
-            kind=ORIGINS[name].kind,
+            kind=known[name].kind,
             origin=origin,
             licence=licence or "not stated",
         )
-        _publish(store, known, made, _card(known, source))
-    store.write(pointer_path(name), known.model_dump_json(indent=1).encode())
-    return known
+        _publish(store, pointer, made, _card(pointer, known[name], source))
+    store.write(pointer_path(name), pointer.model_dump_json(indent=1).encode())
+    return pointer
+
+
+def _convert(name: str, source: Path, target: Path, architecture: Any) -> None:
+    own = OWN[name].weights if name in OWN else None
+    if own is None:
+        _CONVERTERS[ORIGINS[name].kind](name, source, target, architecture)
+    else:
+        own.convert(source, target)
+        make_labeller(name, OWN[name].config.model_validate({"weights": str(target)}))
 
 
 def _check_numbers(made: Path, source: Path) -> None:
@@ -95,8 +107,7 @@ def _publish(store: Store, known: Pointer, made: Path, card: str) -> None:
                     target.write(part)
 
 
-def _card(known: Pointer, source: Path) -> str:
-    public = ORIGINS[known.name]
+def _card(known: Pointer, public: Origin, source: Path) -> str:
     lines = [f"# {known.name}", "", f"- digest of weights and config: {known.digest}", f"- network: {known.kind}"]
     lines += [f"- origin: {known.origin}"]
     if source.is_file():

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fourmill.core.digest import Json, digest_json
 from fourmill.pseudolabel.labeller import Labeller
 from fourmill.pseudolabel.statistics import Statistics
+from fourmill.pseudolabel.stored import WEIGHTS_FILE, Origin, Weights, named_digest, seed_of
 
 Figures = dict[str, float]
 RGB = NDArray[np.uint8]
@@ -55,6 +57,37 @@ class OwnConfig(BaseModel):
         """Raise `config.WeightsMissingError` when the labeller cannot be made."""
 
 
+class OwnNetworkConfig(OwnConfig):
+    """Base of the config of an `OwnLabel` that a network makes: its weights are named, stored and looked for as 4M's are.
+
+    The labeller gets this with a folder in `weights`, which holds config.json and model.safetensors; or with `seeded:N`.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()  # one of which config.json says; any, where there are none
+    weight_files: ClassVar[tuple[str, ...]] = (WEIGHTS_FILE,)
+
+    weights: Weights
+
+    @property
+    def weights_digest(self) -> str:
+        """Digest of the weights, 64 hex digits."""
+        if seed_of(self.weights) is not None:
+            return digest_json(["seeded", self.kind, self.weights])
+        return named_digest(self.weights)
+
+
+@dataclass(frozen=True)
+class OwnWeights:
+    """The public weights behind an `OwnLabel`, which `fourmill weights add LABEL` puts into a store."""
+
+    origin: Origin
+    convert: Callable[[Path, Path], None]
+    """From what the authors publish (a file or folder) to a folder: writes config.json and model.safetensors.
+
+    Raises NetworkError for what are not such weights.
+    """
+
+
 @dataclass(frozen=True)
 class OwnLabel:
     """A label beside 4M's own: one file makes it, one entry of `members.OWN` adds its asset, checks and previews."""
@@ -63,3 +96,4 @@ class OwnLabel:
     format: LabelFormat
     config: type[OwnConfig]
     make: Callable[[Any], Labeller]  # from the config; imports heavy libraries only here
+    weights: OwnWeights | None = None

@@ -8,9 +8,9 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fourmill.core.digest import digest_file, digest_json
 from fourmill.core.store import LocalStore, Store
@@ -19,6 +19,16 @@ CARD = "card.md"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 _SCHEME = "stored"
 _HEX = frozenset("0123456789abcdef")
+
+
+Weights = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="stored:NAME/DIGEST of the store, a folder with config.json and model.safetensors (or "
+        "pytorch_model.bin), or seeded:N for a tiny random network.",
+    ),
+]
 
 
 class WeightsMissingError(ValueError):
@@ -77,7 +87,14 @@ ORIGINS: dict[str, Origin] = {
     ),
     "clip": Origin("clip", "clip", "hf:openai/clip-vit-base-patch16", "CLIP ViT-B/16", "MIT (openai/CLIP)"),
 }
-"""Names of `fourmill weights add`."""
+"""Those of 4M's labels, by the names of `fourmill weights add`."""
+
+
+def origins() -> dict[str, Origin]:
+    """Every origin by the name of its weights; an own label's weights have the label's."""
+    from fourmill.pseudolabel.members import OWN  # whose labels' configs name weights by what is here
+
+    return {**ORIGINS, **{label: own.weights.origin for label, own in OWN.items() if own.weights is not None}}
 
 
 @dataclass(frozen=True)
@@ -115,11 +132,33 @@ def stored_ref(weights: str) -> StoredRef | None:
     if scheme != _SCHEME:
         return None
     name, _, digest = place.partition("/")
-    if name not in ORIGINS or (digest and (len(digest) != 64 or not _HEX.issuperset(digest))):
+    if name not in origins() or (digest and (len(digest) != 64 or not _HEX.issuperset(digest))):
         raise ValueError(
-            f"weights {weights!r}: write stored:NAME/DIGEST with a digest of 64 hex digits; names are {', '.join(ORIGINS)}"
+            f"weights {weights!r}: write stored:NAME/DIGEST with a digest of 64 hex digits; names are {', '.join(origins())}"
         )
     return StoredRef(name, digest or None)
+
+
+def seed_of(weights: str) -> int | None:
+    """7 for `seeded:7`; None for a folder.
+
+    Raises:
+        ValueError: `seeded` without a whole number.
+    """
+    name, _, seed = weights.partition(":")
+    if name != "seeded":
+        return None
+    if not seed.isdecimal():
+        raise ValueError(f"weights {weights!r}: write seeded:N with a whole number, such as seeded:0")
+    return int(seed)
+
+
+def named_digest(weights: str) -> str:
+    """Digest of the weights that a config names, stored or in a folder; there is one where they are missing, too."""
+    stored = stored_ref(weights)
+    if stored is not None:
+        return stored.digest or digest_json(["missing", weights])
+    return digest_folder(Path(weights))
 
 
 def pointer_path(name: str) -> str:
@@ -137,14 +176,14 @@ def read_pointer(store: Store, name: str) -> Pointer | None:
 
 def add_command(name: str, store_root: str | None = None) -> str:
     """The command line that puts the public weights of a name into a store, from nothing."""
-    origin, place = ORIGINS[name], f"--store {store_root}" if store_root else "--out FOLDER"
+    origin, place = origins()[name], f"--store {store_root}" if store_root else "--out FOLDER"
     add = f"fourmill weights add {name} {origin.source} {place}"
     return f"curl -fLO {origin.url} && {add}" if origin.url else add
 
 
 def name_of(label: str, kind: str) -> str | None:
     """The name of the weights with which a kind of network makes a label; None where none can be added."""
-    return next((name for name, origin in ORIGINS.items() if (origin.label, origin.kind) == (label, kind)), None)
+    return next((name for name, origin in origins().items() if (origin.label, origin.kind) == (label, kind)), None)
 
 
 def require_fitting(label: str, kind: str, ref: StoredRef) -> None:
@@ -153,7 +192,7 @@ def require_fitting(label: str, kind: str, ref: StoredRef) -> None:
     Raises:
         WeightsMissingError: they are another's; with the name of those that fit.
     """
-    origin, fitting = ORIGINS[ref.name], name_of(label, kind)
+    origin, fitting = origins()[ref.name], name_of(label, kind)
     if ref.name != fitting:
         hint = f"; name stored:{fitting}" if fitting else ""
         raise WeightsMissingError(
