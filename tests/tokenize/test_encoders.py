@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from fourmill.core.store import Store
 from fourmill.core.work import no_progress
-from fourmill.tokenize.config import MOST_DIFFERENT, ImageTokenizerConfig
+from fourmill.tokenize.config import MOST_DIFFERENT, MOST_FARTHER, TIE, ImageTokenizerConfig
 from fourmill.tokenize.conversions import to_network
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import load_image_tokenizer
@@ -42,7 +42,7 @@ def test_an_encoder_alone_gives_the_tokens_of_the_whole(store: Store, chain: Any
 
 
 def deep_encoder(label: str = "rgb") -> ImageTokenizer:
-    """Of 12 blocks, untrained: its latents lie closer to the borders between codewords than a trained one's."""
+    """Of 12 blocks, untrained."""
     values = SMALL[label].model_dump()
     values["encoder"] |= {"kind": "vit", "width": 128, "depth": 12, "heads": 2}
     values["quantizer"] |= {"codebook_size": 512}
@@ -66,11 +66,6 @@ def smooth(label: str, number: int) -> np.ndarray:
     }
     found = drawn[label]()
     return found if label == "clip" else found.repeat(4, 1).repeat(4, 2)
-
-
-TIE = 1e-5
-MOST_FARTHER = {"bf16": 5e-3, "fp16": 5e-4}
-"""How much less near, in cosine to the latent in float32, a token of half precision is than the nearest at most."""
 
 
 def farther(model: ImageTokenizer, x: np.ndarray, full_BN: np.ndarray, half_BN: np.ndarray) -> np.ndarray:

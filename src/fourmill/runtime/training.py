@@ -29,7 +29,7 @@ _TRAIN_SET = "train_set"
 
 
 def make_train_set(session: Session, name: str | None = None) -> ModelRef:
-    """Pack the crops and labels that tokenizers are trained on.
+    """Pack the images and labels that tokenizers are trained on.
 
     Args:
         name: one of the project's `more_train_sets`; the main one by default.

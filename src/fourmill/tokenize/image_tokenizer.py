@@ -200,14 +200,16 @@ class ImageTokenizer(nn.Module):
             self.eval()
         grid = batch.shape[1] if self.config.label == "clip" else batch.shape[1] // self.config.patch_px
         tokens = np.zeros((len(batch), grid**2), np.int16)
-        with own_stream(self.device):
-            for start in range(0, len(batch), self.batch_size):
-                part = batch[start : start + self.batch_size]
-                x = to_network(part, self.config.label, self.device)
-                x = torch.cat([x, x[:1].expand(self.batch_size - len(x), *x.shape[1:])])
-                tokens[start : start + len(part)] = self._told_apart(x, precision)[: len(part)]
-        if was_training:
-            self.train()
+        try:
+            with own_stream(self.device):
+                for start in range(0, len(batch), self.batch_size):
+                    part = batch[start : start + self.batch_size]
+                    x = to_network(part, self.config.label, self.device)
+                    x = torch.cat([x, x[:1].expand(self.batch_size - len(x), *x.shape[1:])])
+                    tokens[start : start + len(part)] = self._told_apart(x, precision)[: len(part)]
+        finally:
+            if was_training:
+                self.train()
         return tokens
 
     def _told_apart(self, x: Tensor, precision: Precision) -> NDArray[np.int64]:
