@@ -69,14 +69,18 @@ def grid_jpeg(
     column_titles: Sequence[str],
     cell_px: int = 128,
     quality: int = 85,
+    captions: Sequence[Sequence[str]] | None = None,
 ) -> bytes:
     """The same as one JPEG: photographs in a fifth of the bytes. Colours are kept at full resolution, for small text's sake.
 
+    Args:
+        captions: one line for each picture of each row, shown under it; empty where there is nothing to say.
+
     Raises:
-        ValueError: a row is longer than the column titles.
+        ValueError: a row is longer than the column titles, or captions and pictures differ in number.
     """
     sink = io.BytesIO()
-    sheet = _grid(rows, column_titles, None, cell_px)
+    sheet = _grid(rows, column_titles, None, cell_px, captions)
     try:
         sheet.save(sink, "JPEG", quality=quality, subsampling=0, optimize=True)
     except OSError:  # Pillow's buffer for optimizing holds a byte a pixel, and noise takes more
@@ -90,7 +94,10 @@ def _grid(
     column_titles: Sequence[str],
     row_titles: Sequence[str] | None,
     cell_px: int,
+    captions: Sequence[Sequence[str]] | None = None,
 ) -> Image.Image:
+    if captions is not None and [len(row) for row in captions] != [len(row) for row in rows]:
+        raise ValueError(f"captions of {sum(map(len, captions))} pictures for {sum(map(len, rows))} pictures in rows")
     if row_titles is not None and len(row_titles) != len(rows):
         raise ValueError(f"{len(row_titles)} row titles for {len(rows)} rows")
     longest = max((len(row) for row in rows), default=0)
@@ -103,18 +110,30 @@ def _grid(
     )
     top = max((len(head) for head in heads), default=0) * (_TITLE_PX + 3) + _GAP
     step = cell_px + _GAP
-    sheet = Image.new("RGB", (left + _GAP + step * len(column_titles), top + step * len(rows)), "white")
+    row_step = step + (_TITLE_PX + 3 if captions else 0)
+    sheet = Image.new("RGB", (left + _GAP + step * len(column_titles), top + row_step * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
         _draw_lines(draw, (left + _GAP + column * step, 2), head)
     for index, (side, row) in enumerate(zip(sides, rows, strict=True)):
-        _draw_lines(draw, (_GAP, top + index * step + 2), side)
+        _draw_lines(draw, (_GAP, top + index * row_step + 2), side)
         for column, picture in enumerate(row):
             if picture is not None:
-                fitted = Image.fromarray(fit_picture(picture, cell_px))
-                spare = (cell_px - fitted.width) // 2, (cell_px - fitted.height) // 2
-                sheet.paste(fitted, (left + _GAP + column * step + spare[0], top + index * step + spare[1]))
+                at = left + _GAP + column * step, top + index * row_step
+                bottom = _paste(sheet, at, picture, cell_px)
+                caption = captions[index][column] if captions else ""
+                draw_text(
+                    draw, (at[0] + (cell_px - text_width(caption, _TITLE_PX)) // 2, bottom + 1), caption, _TITLE_PX
+                )
     return sheet
+
+
+def _paste(sheet: Image.Image, at: tuple[int, int], picture: NDArray[np.uint8], cell_px: int) -> int:
+    """A picture in the middle of a cell; the row of pixels below it."""
+    fitted = Image.fromarray(fit_picture(picture, cell_px))
+    left, top = at[0] + (cell_px - fitted.width) // 2, at[1] + (cell_px - fitted.height) // 2
+    sheet.paste(fitted, (left, top))
+    return top + fitted.height
 
 
 def draw_text(

@@ -1,8 +1,11 @@
-"""Contact sheets of a block: images beside one label, and beside all labels that the block has."""
+"""Contact sheets of a block: images beside one label, and beside all labels that the block has.
+
+Under each image is its sample key, which `fourmill trace` and the ledgers know.
+"""
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from fourmill.core.labels import decode_image
 from fourmill.core.names import SPLITS, Layout, SampleKey
@@ -18,12 +21,19 @@ _MAX_BYTES = 100_000  # it goes into an event's row
 _SIZES = ((192, 85), (176, 80), (160, 75), (144, 70), (128, 60), (128, 45), (112, 45))
 _CELL_PX = _SIZES[0][0]
 
-Sample = tuple[bytes, dict[str, bytes]]
-"""An image's bytes, and its labels'."""
+Cell = TypeVar("Cell")
+
+
+class Sample(NamedTuple):
+    """An image's bytes, and its labels'."""
+
+    key: SampleKey
+    image: bytes
+    labels: dict[str, bytes]
 
 
 def label_preview(store: Store, dataset: str, layout: Layout, block: str, label: str, num: int = 8) -> bytes:
-    """JPEG under 100 kB: images of the block beside one label in colour, with the names of classes or boxes.
+    """JPEG under 100 kB: images of the block, with keys, beside one label in colour, with the names of classes or boxes.
 
     Samples are spread evenly over the block's shards that have any; a block without labels gives a line of text.
 
@@ -35,7 +45,7 @@ def label_preview(store: Store, dataset: str, layout: Layout, block: str, label:
 
 
 def contact_sheet(store: Store, dataset: str, layout: Layout, block: str, labels: Sequence[str], num: int = 5) -> bytes:
-    """JPEG under 100 kB: a row a sample, with its image and every label of the block that is there.
+    """JPEG under 100 kB: a row a sample, with its image and key and every label of the block that is there.
 
     Raises:
         ValueError: no such block or label.
@@ -53,19 +63,25 @@ def _sheet(samples: Sequence[Sample], labels: Sequence[str], otherwise: str, col
     titles = ["image", *(title for label in labels for title in label_format(label).titles)]
     sheet = b""
     for cell_px, quality in _SIZES:
-        cells = [_cells(rgb_HWC, found, labels, cell_px) for rgb_HWC, found in decoded]
-        rows = [list(chain(*cells[i : i + columns])) for i in range(0, len(cells), columns)]
-        sheet = grid_jpeg(rows, titles * min(columns, len(cells)), cell_px=cell_px, quality=quality)
+        cells = [_cells(rgb_HWC, found, labels, cell_px) for _, rgb_HWC, found in decoded]
+        rows = _in_columns(cells, columns)
+        captions = _in_columns([[key, *[""] * (len(titles) - 1)] for key, _, _ in decoded], columns)
+        sheet = grid_jpeg(rows, titles * min(columns, len(cells)), cell_px, quality, captions)
         if len(sheet) < _MAX_BYTES:
             break
     return sheet
 
 
-def _decoded(sample: Sample) -> tuple[RGB, dict[str, Any]] | None:
+def _in_columns(of_samples: Sequence[list[Cell]], columns: int) -> list[list[Cell]]:
+    """Rows of `columns` samples each."""
+    return [list(chain(*of_samples[i : i + columns])) for i in range(0, len(of_samples), columns)]
+
+
+def _decoded(sample: Sample) -> tuple[SampleKey, RGB, dict[str, Any]] | None:
     """None for what cannot be read: the block's checks say so, and a person wants to see the others all the more."""
-    image, found = sample
     try:
-        return decode_image(image).rgb_HWC, {label: label_format(label).decode(data) for label, data in found.items()}
+        found = {label: label_format(label).decode(data) for label, data in sample.labels.items()}
+        return sample.key, decode_image(sample.image).rgb_HWC, found
     except ValueError:
         return None
 
@@ -117,7 +133,7 @@ def _from_shard(store: Store, place: ShardPlace, labels: Sequence[str], num: int
     except (FileNotFoundError, TarError):  # the block's checks say so
         return []
     return [
-        (images[key], {label: labelled[key] for label, labelled in found.items() if key in labelled})
+        Sample(key, images[key], {label: labelled[key] for label, labelled in found.items() if key in labelled})
         for key in picked
         if key in images and key in found[labels[0]]
     ]
