@@ -34,7 +34,11 @@ Answer = Label | Labelled | Rejected
 
 
 CONSTANT = Rejected("the network's output is constant")
-"""Said of an image with content for which a network gave the same number everywhere."""
+"""Said of an image with content for which a network gave the same number everywhere.
+
+One such image is odd, and rejected. That the network is wrong, and stops the block, takes two: before it has answered any two
+images differently (`network.Watch`), or of one shard, in which no image with content got a label (`items`).
+"""
 
 _LEAST_PIXELS = 64  # of an image in which there is something to see
 
@@ -45,7 +49,10 @@ def has_content(picture: Picture) -> bool:
 
 
 class NetworkError(RuntimeError):
-    """A network that is wrong: NaN, the same output everywhere, another shape. It stops the work, no sample is to blame."""
+    """A network that is wrong: a value that is not finite, nothing seen in several images, another shape.
+
+    It stops the work, no sample is to blame.
+    """
 
 
 class NotASceneError(ValueError):
