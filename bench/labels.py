@@ -12,7 +12,7 @@ from typing import Any
 from bench.cost import cost_of, rss_mb
 from bench.full_size import make_networks
 from bench.labels_shares import LARGE, ON_A_GPU, REAL, TINY, WEIGHTS, Amount, shares
-from bench.labels_work import DATASET, BareLoop, fill, jobs
+from bench.labels_work import DATASET, BareLoop, check_meter, fill, jobs, object_store_bytes
 from bench.report import report
 from fourmill.core.shards import ShardPlace, read_receipt
 from fourmill.core.store import LocalStore
@@ -23,12 +23,13 @@ from fourmill.runtime.pool import run_shards
 from fourmill.runtime.ray_session import RayConfig, ensure_ray, stop_ray
 
 RAY = RayConfig(num_workers=1)  # as many as the bare loop is
+MOST_BYTES = 1000  # an image in the object store: its path, if anything
 
 
 def through_ray(
     root: str, shards: int, samples: int, rounds: int, meanwhile: Callable[[], None]
 ) -> tuple[list[tuple[Any, ...]], dict[str, float]]:
-    """CPU and wall time of the stage on a Ray actor, and of the bare loop here, in turns.
+    """CPU and wall time of the stage on a Ray actor, and of the bare loop here, in turns; and what passed through Ray's store.
 
     Args:
         meanwhile: done once Ray is up and before anything is measured: its own processes start for half a minute.
@@ -52,12 +53,17 @@ def through_ray(
     )  # the actor imports, the network loads
     loop.run(work[0])
     meanwhile()
+    check_meter()
+    held = object_store_bytes()
     costs = [(cost_of(bare), cost_of(spread)) for _ in range(rounds)]
+    held = object_store_bytes() - held
     stop_ray()
     for shard in range(shards):
         receipts = [read_receipt(store, ShardPlace(DATASET, "train", folder, shard)) for folder in ("loop", "depth")]
         assert len({receipt.tar_sha256 for receipt in receipts if receipt}) == 1, "the two sides made other bytes"
     images = shards * samples
+    held_per_image = held / (rounds * images)
+    assert held_per_image < MOST_BYTES, f"{held_per_image:.0f} bytes an image went through the object store"
     sides = [
         (statistics.median(c.cpu_s for c in side), statistics.median(c.wall_s for c in side))
         for side in zip(*costs, strict=True)
@@ -66,8 +72,13 @@ def through_ray(
         (name, f"{1e3 * cpu / images:.1f} CPU ms", f"{1e3 * wall / images:.1f} ms an image")
         for name, (cpu, wall) in zip(("bare loop", "Ray stage, one actor"), sides, strict=True)
     ]
+    rows.append(("Ray's object store", f"{held_per_image:.1f} bytes an image", f"at most {MOST_BYTES}"))
     (bare_cpu, bare_wall), (ray_cpu, ray_wall) = sides
-    return rows, {"cpu_cost_ratio_ray": ray_cpu / bare_cpu, "wall_ratio_ray": ray_wall / bare_wall}
+    return rows, {
+        "cpu_cost_ratio_ray": ray_cpu / bare_cpu,
+        "wall_ratio_ray": ray_wall / bare_wall,
+        "object_store_bytes_per_image": held_per_image,
+    }
 
 
 def memory_over_blocks(root: str, blocks: int, shards: int, samples: int) -> tuple[tuple[Any, ...], float]:
