@@ -100,6 +100,7 @@ def test_a_project_keeps_its_datasets(tmp_path: Path) -> None:
         (("a", "a"), "two datasets are called 'a'"),
         (("tokens",), "cannot be called 'tokens'"),
         (("list",), "cannot be called 'list'"),
+        (("weights",), "cannot be called 'weights'"),
         (("Image-Net",), "should match pattern"),
     ],
 )

@@ -29,7 +29,7 @@ from fourmill.train.config import PretrainConfig
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _NAME = r"^[a-z][a-z0-9_]*$"
 # A job of the main data set (index_list), groups of other assets, folders of the store.
-_TAKEN_NAMES = frozenset({"list", "labels", "tokenizers", "tokens", "fourm", "source", "models", "runs"})
+_TAKEN_NAMES = frozenset({"list", "labels", "tokenizers", "tokens", "fourm", "source", "models", "weights", "runs"})
 
 
 class ProjectError(ValueError):
