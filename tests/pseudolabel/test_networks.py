@@ -16,7 +16,7 @@ from fourmill.pseudolabel.config import DetectorConfig, DptConfig, WeightsMissin
 from fourmill.pseudolabel.labeller import Answer, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import FORMATS
-from fourmill.pseudolabel.network import Watch, batches, shortest_edge
+from fourmill.pseudolabel.network import Watch, batches, finite_share, shortest_edge
 
 SMALL = {
     label: config.model_copy(update={"longer_px": 96} if hasattr(config, "longer_px") else {})
@@ -420,3 +420,10 @@ def test_weights_of_another_shape_are_refused_by_name_and_shapes(tmp_path: Path)
 def test_every_encoder_takes_what_its_labeller_gives() -> None:
     encoders = {"depth": encode_depth, "normal": encode_normal, "semseg": encode_semseg, "det": encode_boxes}
     assert {label: FORMATS[label].encode for label in encoders} == encoders
+
+
+def test_one_value_of_millions_that_is_no_number_is_found():
+    output = torch.zeros(2, 2**24 + 2)
+    output[1, 5] = torch.nan
+    assert finite_share(output).tolist() == [1, 1 - 2**-24]
+    assert finite_share(output[:0]).shape == (0,)
