@@ -134,6 +134,14 @@ def test_parts_that_the_folders_digest_does_not_cover_are_refused(name: str, cop
         add_weights(store, "clip", copied, "here")
 
 
+@pytest.mark.parametrize("left", [0, 5, 200])
+def test_weights_cut_off_are_told_with_their_folder(left: int, copied: Path) -> None:
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:left])
+    with pytest.raises(WeightsMissingError, match=rf"clip labeller: {re.escape(str(copied))} does not load"):
+        load(copied)
+
+
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(
     "entries",

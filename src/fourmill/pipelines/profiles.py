@@ -99,7 +99,7 @@ def smallest(out: Path, train_minutes: float = 0.0) -> Project:
             "tokenizer_bounds": {label: _NO_BOUNDS for label in base.tokenizers},
             "pretrain": fourm_demo(12).model_copy(update={"checkpoint_every": 5}),
             "text2im": fourm_text2im_demo(6),
-            "superres": fourm_superres_demo(6),
+            "superres": fourm_superres_demo(12),
             "samples": SamplesConfig(num_shown=2, num_scored=8, decoding_steps=2),
         }
     )

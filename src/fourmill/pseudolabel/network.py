@@ -18,6 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -354,7 +355,7 @@ def from_folder(label: str, folder: Path, model_class: Any) -> nn.Module:
         ) from error
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(f"{label} labeller: {refusal(folder, error)}") from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, EOFError, SafetensorError, ValueError, KeyError, ImportError) as error:
         raise WeightsMissingError(
             f"{label} labeller: {folder} does not load as {model_class.__name__} ({type(error).__name__}: {error}). Expected "
             "config.json and model.safetensors as save_pretrained writes them"

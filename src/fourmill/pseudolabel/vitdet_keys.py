@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fourmill.core.weights import Shape, key_problems, shown_problems
 from fourmill.pseudolabel.labeller import NetworkError
-from fourmill.pseudolabel.stored import CONFIG_FILE, WeightsMissingError
+from fourmill.pseudolabel.stored import CONFIG_FILE, WeightsMissingError, add_command
 
 MASK_HEAD = "roi_heads.mask_head."
 _PRETRAIN_POSITIONS = 197  # of MAE's 224-pixel images, and their CLS token
@@ -51,7 +51,7 @@ def read_architecture(folder: Path) -> VitDetArchitecture:
     except (OSError, ValueError) as error:
         raise WeightsMissingError(
             f"det labeller: {folder / CONFIG_FILE} is not ViTDet's ({error}); put the weights into the store with "
-            "`fourmill weights add vitdet model_final_f05665.pkl --out FOLDER`"
+            f"`{add_command('vitdet')}`"
         ) from error
 
 

@@ -17,6 +17,7 @@ class Released:
     source: str  # what `weights add` is given
     about: str
     licence: str  # as their authors state it
+    url: str = ""  # where to fetch the file first, which is no folder of the hub
 
 
 RELEASED: dict[str, Released] = {
@@ -39,6 +40,7 @@ RELEASED: dict[str, Released] = {
         "text_tokenizer_4m_wordpiece_30k.json",
         "WordPiece of captions and boxes, from fourm/utils/tokenizer",
         "Apache-2.0",
+        "https://raw.githubusercontent.com/apple/ml-4m/main/fourm/utils/tokenizer/trained/text_tokenizer_4m_wordpiece_30k.json",
     ),
 }
 """By model name: `models/{name}/{digest}/`."""
@@ -58,5 +60,7 @@ def label_of_name(name: str) -> ImageLabel:
 
 
 def add_command(name: str, store_root: str) -> str:
-    """The command that puts a public tokenizer into a store."""
-    return f"fourmill weights add {name} {RELEASED[name].source} --store {store_root}"
+    """The command line that puts a public tokenizer into a store, from nothing."""
+    released = RELEASED[name]
+    add = f"fourmill weights add {name} {released.source} --store {store_root}"
+    return f"curl -fLO {released.url} && {add}" if released.url else add
