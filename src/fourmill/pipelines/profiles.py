@@ -164,7 +164,9 @@ def _gpu_shares() -> dict[str, StageShare]:
     detectron2 = half.model_copy(update={"runtime_env": {"py_executable": DETECTRON2_PYTHON}})
     none = StageShare()
     labels = {"labels/depth": quarter, "labels/normal": quarter, "labels/semseg": half, "labels/det": detectron2}
-    return {**labels, "tokens": quarter, **{f"tokens/{name}": none for name in ("caption", "det", "shards")}}
+    # CLIP's took 23 GB each on an H100 of 80 GB, so four did not fit (docs/benchmarks.md).
+    clip = {name: half for name in ("tokens/clip", "tokens/clip_448")}
+    return {**labels, "tokens": quarter, **clip, **{f"tokens/{name}": none for name in ("caption", "det", "shards")}}
 
 
 PROFILES: dict[str, Callable[..., Project]] = {"demo": demo, "smallest": smallest, "cc12m_4m7": cc12m_4m7}
