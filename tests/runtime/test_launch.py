@@ -1,6 +1,8 @@
 """Programs that share a training and end together."""
 
+from multiprocessing import forkserver
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from pydantic import BaseModel
@@ -58,3 +60,28 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path: Path, monkeypatch: p
     report = run_program(module, Nothing(), tmp_path / "log", 1, lambda *event: heard.append(event))
     assert report == "models/x/report.json"
     assert heard == [(1, 2, "half")]
+
+
+def test_a_program_that_starts_while_another_is_reaped_leaves_it_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start reaps all that have ended: where two read one's exit code, the second takes 255 for it."""
+    module = _program(tmp_path, "chatty", _CHATTY, monkeypatch)
+    real, reads = forkserver.read_signed, 0
+    reports: list[str] = []
+    other = Thread(
+        target=lambda: reports.append(run_program(module, Nothing(), tmp_path / "other", 1, no_progress)), daemon=True
+    )
+
+    def read(fd: int) -> int:
+        nonlocal reads
+        reads += 1
+        if reads == 2:  # of the first program: its process number, then its exit code
+            other.start()
+            other.join(1)  # time enough to start, if it may
+        return real(fd)
+
+    monkeypatch.setattr(forkserver, "read_signed", read)
+    assert run_program(module, Nothing(), tmp_path / "log", 1, no_progress) == "models/x/report.json"
+    other.join()
+    assert reports == ["models/x/report.json"]

@@ -23,6 +23,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -36,6 +37,10 @@ _PRELOAD = ["fourmill.tokenize.train", "fourmill.train.loop", "transformers.mode
 # 70 ms was seen to take two seconds. Sleeping ones cost nothing measurable (docs/benchmarks.md).
 _CALM = {"OMP_WAIT_POLICY": "PASSIVE"}
 
+
+# Whoever starts a process reaps all that have ended (`multiprocessing.process`). An exit code is read once, and a thread that comes
+# too late takes 255 for it, so no two threads may start or reap at a time.
+_reaping = Lock()
 
 Result = TypeVar("Result")
 
@@ -105,7 +110,7 @@ def run_warm(work: Callable[[Session], Result], session: Session) -> Result:
         try:
             is_done, result = said.recv()
         except EOFError:
-            process.join()
+            _reap(process)
             name = getattr(work, "__name__", repr(work))
             raise ProgramError(f"{name} ended with code {process.exitcode} before it was done") from None
     if not is_done:
@@ -142,15 +147,25 @@ def _forked(target: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator
     context = _forkserver()
     said, saying = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(*arguments, saying))
-    process.start()
+    with _reaping:
+        process.start()
     saying.close()
     try:
         yield process, said
     finally:
-        if process.is_alive():
+        with _reaping:
+            is_alive = process.is_alive()
+        if is_alive:
             process.kill()  # Dagster ignores SIGTERM wherever interrupts are ignored, as below a shell's &, and so do its children
-        process.join()
+        _reap(process)
         said.close()
+
+
+def _reap(process: ForkServerProcess) -> None:
+    """Wait until a process has ended, and learn its exit code."""
+    wait([process.sentinel])
+    with _reaping:
+        process.join()
 
 
 def _become(module: str, spec_file: str, environment: dict[str, str], log_file: str, saying: Connection) -> None:
@@ -197,7 +212,7 @@ def _follow(processes: Sequence[ForkServerProcess], said: Connection, progress: 
                     listening = []
                 continue
             ended = running.pop(ready)
-            ended.join()
+            _reap(ended)
             if ended.exitcode:
                 for other in running.values():
                     other.kill()
