@@ -14,7 +14,8 @@ from fourmill.pipelines.profiles import cc12m_4m7, demo
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
 from fourmill.runtime.training import is_good_enough
-from fourmill.tokenize.config import TokenizerBounds, TrainSetConfig
+from fourmill.tokenize.bounds import TokenizerBounds
+from fourmill.tokenize.config import TrainSetConfig
 
 
 def staged(project: Project, **train_set: object) -> Project:

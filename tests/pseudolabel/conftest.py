@@ -9,10 +9,13 @@ import torch
 from PIL import Image
 
 from fourmill.core.labels import Picture
-from fourmill.core.names import SPLITS, Layout, sample_key
+from fourmill.core.names import SPLITS, Layout, Split, sample_key
 from fourmill.core.scene import Scene, render, sample_scene
-from fourmill.core.shards import Item, Recipe, ShardPlace, write_shard
+from fourmill.core.shards import Item, Receipt, Recipe, ShardPlace, write_shard
 from fourmill.core.store import LocalStore, Store
+from fourmill.core.work import ShardJob
+from fourmill.pseudolabel.config import AnyLabellerConfig
+from fourmill.pseudolabel.worker import LabelWorker, label_recipe
 
 DATASET = "tiny"
 
@@ -103,3 +106,18 @@ def scenes(fill: Callable[..., None], jpeg: Callable[..., bytes]) -> list[int]:
         images[row] = jpeg(render(drawn, 32).rgb_HWC, drawn.model_dump_json())
     fill("block_00", images)
     return sorted(row for row in images if images[row])
+
+
+@pytest.fixture
+def label_block(store: Store, layout: Layout) -> Callable[[str, AnyLabellerConfig], list[Receipt]]:
+    """Label all shards of block_00, without Ray: (label, config) to their receipts."""
+
+    def make(label: str, config: AnyLabellerConfig) -> list[Receipt]:
+        worker = LabelWorker(store.root, DATASET, label, config)
+        places: list[tuple[Split, int]] = [(split, shard) for shard in layout.shards_of("block_00") for split in SPLITS]
+        recipes = [label_recipe(store, DATASET, *place, label, config) for place in places]
+        receipts = [worker.run(ShardJob(*place, recipe, "run")) for place, recipe in zip(places, recipes, strict=True)]
+        worker.close()
+        return receipts
+
+    return make

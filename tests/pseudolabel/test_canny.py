@@ -8,10 +8,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from fourmill.core.labels import Picture
-from fourmill.core.names import SPLITS, Layout
-from fourmill.core.shards import ShardPlace, read_members
+from fourmill.core.names import Layout
+from fourmill.core.shards import Receipt, ShardPlace, read_members
 from fourmill.core.store import Store
-from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.canny import CannyConfig, decode_edges, encode_edges
 from fourmill.pseudolabel.checks import check_block
 from fourmill.pseudolabel.config import (
@@ -24,7 +23,6 @@ from fourmill.pseudolabel.config import (
 )
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.preview import contact_sheet, label_preview
-from fourmill.pseudolabel.worker import LabelWorker, label_recipe
 
 CONFIG = TypeAdapter(LabellerConfig)
 
@@ -86,15 +84,11 @@ def test_a_block_of_any_shapes_is_labelled_checked_and_shown(
     fill: Callable[..., None],
     jpeg: Callable[..., bytes],
     photo: Callable[..., np.ndarray],
+    label_block: Callable[..., list[Receipt]],
 ) -> None:
     sizes = {0: (1, 1), 2: (3, 20000), 4: (40, 30), 6: (120, 200), 11: (33, 1)}
     fill("block_00", {row: jpeg(photo(*size, row)) for row, size in sizes.items()})
-    worker = LabelWorker(store.root, "tiny", "canny", CannyConfig())
-    for shard in layout.shards_of("block_00"):
-        for split in SPLITS:
-            recipe = label_recipe(store, "tiny", split, shard, "canny", CannyConfig())
-            worker.run(ShardJob(split, shard, recipe, "run"))
-    worker.close()
+    label_block("canny", CannyConfig())
     found = {int(key): decode_edges(data) for key, data in read_members(store, ShardPlace("tiny", "train", "canny", 0))}
     assert {row: edges.shape for row, edges in found.items()} == {row: sizes[row] for row in (0, 2, 4, 6)}
     report = check_block(store, "tiny", layout, "block_00", "canny")

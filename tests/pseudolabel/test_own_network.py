@@ -13,10 +13,10 @@ from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from fourmill.core.labels import Picture
-from fourmill.core.names import SPLITS, Layout
+from fourmill.core.names import Layout
 from fourmill.core.safe_load import read_weights
+from fourmill.core.shards import Receipt
 from fourmill.core.store import Store
-from fourmill.core.work import ShardJob
 from fourmill.pseudolabel import canny, members
 from fourmill.pseudolabel.checks import check_block
 from fourmill.pseudolabel.config import (
@@ -33,7 +33,6 @@ from fourmill.pseudolabel.format import OwnLabel, OwnNetworkConfig, OwnWeights
 from fourmill.pseudolabel.labeller import Answer, NetworkError
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.stored import Origin, Weights
-from fourmill.pseudolabel.worker import LabelWorker, label_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -104,6 +103,7 @@ def test_a_block_is_labelled_with_weights_by_their_digest(
     fill: Callable[..., None],
     jpeg: Callable[..., bytes],
     photo: Callable[..., np.ndarray],
+    label_block: Callable[..., list[Receipt]],
 ) -> None:
     added = add_weights(store, "outline", published, "the authors", "ours")
     config = pinned(OutlineConfig(), store)
@@ -111,13 +111,8 @@ def test_a_block_is_labelled_with_weights_by_their_digest(
     assert TypeAdapter(LabellerConfig).validate_json(config.model_dump_json()) == config
     require_weights("outline", config, store)
     fill("block_00", {row: jpeg(photo(20, 30, row)) for row in (0, 1, 2, 11)})
-    worker = LabelWorker(store.root, "tiny", "outline", config)
-    for shard in layout.shards_of("block_00"):
-        for split in SPLITS:
-            recipe = label_recipe(store, "tiny", split, shard, "outline", config)
-            assert recipe.weights == added.digest
-            worker.run(ShardJob(split, shard, recipe, "run"))
-    worker.close()
+    receipts = label_block("outline", config)
+    assert {receipt.recipe.weights for receipt in receipts} == {added.digest}
     report = check_block(store, "tiny", layout, "block_00", "outline")
     assert report.passed, report.problems
     assert "a kernel; licence: ours" in store.read(f"weights/outline/{added.digest}/card.md").decode()

@@ -1,31 +1,26 @@
 """Contact sheets as pictures: what a person reads off them."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from fourmill.core.names import SPLITS, Layout, sample_key
+from fourmill.core.names import Layout, sample_key
+from fourmill.core.shards import Receipt
 from fourmill.core.sheet import draw_text, text_width
 from fourmill.core.store import Store
-from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.config import SceneConfig
 from fourmill.pseudolabel.preview import contact_sheet, label_preview
-from fourmill.pseudolabel.worker import LabelWorker, label_recipe
 
 NO_SUCH_ROWS = [4, 5, 8, 10, 13, 21]
 
 
 @pytest.fixture
-def labelled(store: Store, layout: Layout, scenes: list[int]) -> list[str]:
+def labelled(label_block: Callable[..., list[Receipt]], scenes: list[int]) -> list[str]:
     """Keys of the samples of block_00 that have depth, up to the last digit alike."""
-    worker = LabelWorker(store.root, "tiny", "depth", SceneConfig())
-    for shard in layout.shards_of("block_00"):
-        for split in SPLITS:
-            recipe = label_recipe(store, "tiny", split, shard, "depth", SceneConfig())
-            worker.run(ShardJob(split, shard, recipe, "run"))
-    worker.close()
+    label_block("depth", SceneConfig())
     return [sample_key(row) for row in scenes]
 
 

@@ -16,7 +16,7 @@ from fourmill.pipelines.profiles import smallest
 from fourmill.runtime import training
 from fourmill.runtime.models import ModelRef, current, set_current
 from fourmill.runtime.project import Project
-from fourmill.tokenize.config import TokenizerBounds
+from fourmill.tokenize.bounds import TokenizerBounds
 from fourmill.tokenize.train import train_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # backfill_policy, as `build_definitions` does

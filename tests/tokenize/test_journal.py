@@ -31,7 +31,7 @@ def test_codebook_usage_and_perplexity_are_those_of_each_window_of_tokens(
         opened.open(0)
         for tokens in (half % 256, half % 256, half * 0, None, half % 2 * 511, half % 512):
             state.step += 1
-            opened.note(state, 1.0, 1.0, 1.0, tokens)
+            opened.note(state, 1.0, 1.0, tokens)
     log = EventAccumulator(str(tmp_path)).Reload()
     assert _values(log, "train/codebook_usage") == [(2, 0.5), (5, pytest.approx(2 / 512))]
     mixed = 0.75**-0.75 * 0.25**-0.25  # three quarters one codeword, a quarter another

@@ -16,7 +16,8 @@ from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
 from fourmill.runtime.training import train_tokenizer as train_tokenizer_of
 from fourmill.tokenize import train
-from fourmill.tokenize.config import StageRecord, TokenizerBounds, TrainSetConfig
+from fourmill.tokenize.bounds import TokenizerBounds
+from fourmill.tokenize.config import StageRecord, TrainSetConfig
 from fourmill.tokenize.load import ModelError, load_image_tokenizer
 from fourmill.tokenize.presets import paper_tokenizers
 from fourmill.tokenize.state import start

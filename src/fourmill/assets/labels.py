@@ -134,10 +134,8 @@ def _made_together(context: dg.AssetExecutionContext, session: Session, stage: B
         shown["also_made"] = ", ".join(also)
     for asset, found in before.items():
         if stage.asset in str(found["also_made"].value if "also_made" in found else "").split(", "):
-            num_made, num_all = (
-                made_in_run(session, stage, block),
-                len(SPLITS) * session.project.layout.shards_per_block,
-            )
+            num_made = made_in_run(session, stage, block)
+            num_all = len(SPLITS) * session.project.layout.shards_per_block
             shown |= {name: found[name] for name in _MEASURED if name in found}
             shown |= {"made_with": asset, "shards_made": num_made, "shards_kept": num_all - num_made}
     return shown

@@ -25,6 +25,7 @@ __all__ = [
     "COCO_THINGS",
     "Box",
     "Picture",
+    "are_no_classes",
     "decode_boxes",
     "decode_depth",
     "decode_image",
@@ -232,8 +233,13 @@ def _expect(array: NDArray[Any], what: str, ndim: int, channels: int | None, low
         raise ValueError(f"{what} holds values from {least} to {most}, expected [{low:g}, {high:g}]")
 
 
+def are_no_classes(ids: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Where a map of any shape holds neither a class nor the id of none."""
+    return (ids >= NUM_SEMSEG_CLASSES) & (ids != SEMSEG_INVALID)
+
+
 def _check_ids(ids_HW: NDArray[np.uint8]) -> None:
-    wrong = (ids_HW >= NUM_SEMSEG_CLASSES) & (ids_HW != SEMSEG_INVALID)
+    wrong = are_no_classes(ids_HW)
     if wrong.any():
         first = int(ids_HW[wrong][0])
         raise ValueError(

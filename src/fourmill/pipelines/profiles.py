@@ -16,10 +16,10 @@ from fourmill.pseudolabel.choices import demo_labellers, paper_labellers
 from fourmill.pseudolabel.config import feature_dim
 from fourmill.runtime.project import Project, SamplesConfig
 from fourmill.runtime.ray_session import RayConfig, StageShare
+from fourmill.tokenize.bounds import TokenizerBounds
 from fourmill.tokenize.config import (
     ImageTokenizerConfig,
     TextTokenizerConfig,
-    TokenizerBounds,
     TokenizingConfig,
     TrainSetConfig,
 )

@@ -20,16 +20,14 @@ from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.network import (
     Forward,
     Standardise,
-    Watch,
     as_numpy,
-    check_finite,
     check_shape,
-    facts_of,
     load_network,
     on_own_stream,
     resize,
     to_tensor,
 )
+from fourmill.pseudolabel.watch import Watch, check_finite, facts_of
 
 _SEEDED_PX = 64
 

@@ -22,16 +22,13 @@ from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejecte
 from fourmill.pseudolabel.network import (
     Forward,
     Standardise,
-    Watch,
-    check_finite,
     check_shape,
-    facts_of,
     fed,
-    finite_share,
     load_network,
     on_own_stream,
 )
 from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
+from fourmill.pseudolabel.watch import Watch, check_finite, facts_of, finite_share
 
 THRESHOLDS = {"rt_detr": 0.5, "rt_detr_v2": 0.5, "d_fine": 0.5}
 """Least score by kind of network: what their own post-processing keeps by default. Others need one in the config."""

@@ -18,10 +18,8 @@ from fourmill.pseudolabel.config import VERSION, DptConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Answer, Labelled, NetworkError
 from fourmill.pseudolabel.network import (
     Forward,
-    Watch,
     batches,
     check_shape,
-    facts_of,
     fed,
     load_network,
     on_own_stream,
@@ -29,6 +27,7 @@ from fourmill.pseudolabel.network import (
     size_of,
 )
 from fourmill.pseudolabel.seeding import PROBE_PX, last_inputs, probe, spread_last
+from fourmill.pseudolabel.watch import Watch, facts_of
 
 _STRIDE = 32  # of the deepest map; at other sizes the maps to be fused differ in size
 

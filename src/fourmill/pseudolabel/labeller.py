@@ -37,7 +37,7 @@ CONSTANT = Rejected("the network's output is constant")
 """Said of an image with content for which a network gave the same number everywhere.
 
 One such image is odd, and rejected. That the network is wrong, and stops the block, takes two: before it has answered any two
-images differently (`network.Watch`), or of one shard, in which no image with content got a label (`items`).
+images differently (`watch.Watch`), or of one shard, in which no image with content got a label (`items`).
 """
 
 _LEAST_PIXELS = 64  # of an image in which there is something to see

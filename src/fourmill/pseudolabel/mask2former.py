@@ -21,19 +21,16 @@ from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejecte
 from fourmill.pseudolabel.network import (
     Forward,
     Standardise,
-    Watch,
     batches,
-    check_finite,
     check_shape,
-    facts_of,
     fed,
-    finite_share,
     load_network,
     on_own_stream,
     shortest_edge,
     size_of,
 )
 from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
+from fourmill.pseudolabel.watch import Watch, check_finite, facts_of, finite_share
 
 Made = TypeVar("Made")
 

@@ -25,7 +25,7 @@ Cell = TypeVar("Cell")
 
 
 class Sample(NamedTuple):
-    """An image's bytes, and its labels'."""
+    """A key, its image's bytes, and its labels'."""
 
     key: SampleKey
     image: bytes

@@ -31,10 +31,6 @@ from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejecte
 from fourmill.pseudolabel.network import (
     PRECISIONS,
     Forward,
-    Watch,
-    check_finite,
-    facts_of,
-    finite_share,
     on_own_stream,
     placed,
     shortest_edge,
@@ -43,6 +39,7 @@ from fourmill.pseudolabel.network import (
 from fourmill.pseudolabel.stored import WEIGHTS_FILE
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, check_vitdet, read_architecture
 from fourmill.pseudolabel.vitdet_parts import fuse_attention, heads_in
+from fourmill.pseudolabel.watch import Watch, check_finite, facts_of, finite_share
 
 _BASE = "model_zoo/configs/common/models/mask_rcnn_vitdet.py"
 _CASCADE = (((10, 10, 5, 5), 0.5), ((20, 20, 10, 10), 0.6), ((30, 30, 15, 15), 0.7))  # box scales and IoU of each stage

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourmill.core.precision import fast_products
+from fourmill.pseudolabel.watch import finite_share
 
 _ALIGNED = 8  # channels: fused kernels in half precision take multiples of it
 
@@ -79,7 +80,7 @@ class FiniteShares:
 
     @contextmanager
     def noted(self) -> Iterator[list[Tensor]]:
-        """Shares of outputs that this thread gets of the parts in the block, a float64 each, left on the device."""
+        """Shares of outputs that this thread gets of the parts in the block, left on the device."""
         shares: list[Tensor] = []
         self._mine.shares = shares
         try:
@@ -91,8 +92,7 @@ class FiniteShares:
         """Keep the share of an output that has values, where somebody wants it."""
         shares: list[Tensor] | None = getattr(self._mine, "shares", None)
         if shares is not None and output.numel():
-            # Of a hundred million values in float32 a single one would not count.
-            shares.append(torch.isfinite(output).sum(dtype=torch.float64) / output.numel())
+            shares.append(finite_share(output[None])[0])
 
 
 class InPrecision(nn.Module):

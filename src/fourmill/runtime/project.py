@@ -15,11 +15,11 @@ from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.pseudolabel.config import LabellerConfig
 from fourmill.pseudolabel.members import label_format
 from fourmill.runtime.ray_session import RayConfig
+from fourmill.tokenize.bounds import TokenizerBounds
 from fourmill.tokenize.config import (
     ImageLabel,
     ImageTokenizerConfig,
     TextTokenizerConfig,
-    TokenizerBounds,
     TokenizingConfig,
     TrainingConfig,
     TrainSetConfig,

@@ -4,8 +4,7 @@ What the paper and the demo train is in `presets`.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -304,39 +303,6 @@ class TrainSetConfig(_Config):
     def clip_sides(self, input_px: int) -> tuple[int, ...]:
         """The sides in pixels at which CLIP sees the crops of the training split."""
         return tuple(dict.fromkeys(self.clip_px)) if isinstance(self.clip_px, tuple) else (self.clip_px or input_px,)
-
-
-class TokenizerBounds(_Config):
-    """What a tokenizer must reach to serve."""
-
-    headline: float | None = Field(
-        default=None,
-        description="Worst headline figure on held-out samples; None: the share of the baseline's error decides.",
-    )
-    error_share: Annotated[float, Field(gt=0)] | None = Field(
-        default=0.7,
-        description="Largest share of the baseline's error that may be left (squared error for PSNR, distance to 1 for mIoU and "
-        "R2), where there is no `headline`; None: no bound.",
-    )
-    min_usage: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5,
-        description="Least share of the codebook in use on held-out samples; below it the tokenizer collapses.",
-    )
-
-    def reaches(self, headline: Mapping[str, Any]) -> bool:
-        """Whether a report's headline (name, value, baseline, better) is good enough."""
-        value, baseline, is_more_better = headline["value"], headline["baseline"], headline["better"] == "higher"
-        if self.headline is not None:
-            return value >= self.headline if is_more_better else value <= self.headline
-        return self.error_share is None or _error_share(headline["name"], value, baseline) <= self.error_share
-
-
-def _error_share(name: str, value: float, baseline: float) -> float:
-    if name == "psnr_db":
-        return 10 ** ((baseline - value) / 10)
-    if name in ("miou", "r2"):
-        return (1 - value) / max(1 - baseline, 1e-6)
-    return value / max(baseline, 1e-6)
 
 
 MOST_FARTHER: dict[Precision, float] = {"fp32": 0.0, "bf16": 5e-3, "fp16": 5e-4}

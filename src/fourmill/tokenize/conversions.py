@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fourmill.core.labels import pack_depth, pack_normal
+from fourmill.core.labels import are_no_classes, pack_depth, pack_normal
 from fourmill.core.metrics import DEPTH_EPS, DEPTH_TAIL, standardise_depth
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 from fourmill.core.streams import to_device
@@ -69,7 +69,7 @@ def check_batch(batch: Batch | Tensor, config: ImageTokenizerConfig) -> None:
     if batch.dtype == np.float32:
         _check_range(batch, label)
     elif label == "semseg":
-        wrong = (batch >= NUM_SEMSEG_CLASSES) & (batch != SEMSEG_INVALID)
+        wrong = are_no_classes(batch)
         if wrong.any():
             raise LabelError(
                 f"semseg holds class {batch[wrong][0]}, expected 0..{NUM_SEMSEG_CLASSES - 1}, or {SEMSEG_INVALID} for none"

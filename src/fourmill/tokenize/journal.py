@@ -44,7 +44,7 @@ class Journal:
             is_first = not self._folder.exists()
             self._writer = SummaryWriter(str(self._folder), purge_step=None if is_first else step + 1)
 
-    def note(self, state: State, loss: float, gradient_norm: float, rate: float, tokens: Tensor | None) -> None:
+    def note(self, state: State, loss: float, gradient_norm: float, tokens: Tensor | None) -> None:
         """Keep a step's tokens, and write its values where it is its turn.
 
         Args:
@@ -58,7 +58,7 @@ class Journal:
         if self._num_tokens >= USAGE_WINDOW:
             self._note_usage(self._writer, state.step)
         if state.step % self._config.training.log_every == 0:
-            values = {"loss": loss, "learning_rate": rate, "gradient_norm": gradient_norm}
+            values = {"loss": loss, "learning_rate": state.learning_rate, "gradient_norm": gradient_norm}
             for name, value in {**values, "skipped_steps": state.guard.skipped}.items():
                 self._writer.add_scalar(f"train/{name}", value, state.step)
 

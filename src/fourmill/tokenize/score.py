@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from fourmill.core import metrics
-from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS
+from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS, are_no_classes
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 from fourmill.tokenize.config import NUM_CLASS_ROWS, ImageLabel
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -201,7 +201,7 @@ def _same_shape(predicted: NDArray[Any], true: NDArray[Any]) -> None:
 
 
 def _check_classes(what: str, ids_BHW: NDArray[np.uint8]) -> None:
-    wrong = (ids_BHW >= NUM_SEMSEG_CLASSES) & (ids_BHW != SEMSEG_INVALID)
+    wrong = are_no_classes(ids_BHW)
     if ids_BHW.dtype != np.uint8 or wrong.any():
         found = f"class {ids_BHW[wrong][0]}" if wrong.any() else f"classes as {ids_BHW.dtype}"
         raise ValueError(

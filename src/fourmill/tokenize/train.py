@@ -37,7 +37,6 @@ class Figures:
 
     loss: float
     gradient_norm: float  # before clipping
-    learning_rate: float
     tokens: Tensor  # codebook indices of this process's rows
 
     @property
@@ -98,7 +97,7 @@ def train_step(state: State, x: Tensor, config: ImageTokenizerConfig, ranks: Ran
     ranks.average_gradients(model.parameters())
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad)
     shared, length = torch.stack([ranks.mean(loss.detach()), norm]).tolist()  # the step's one wait for the device
-    figures = Figures(shared, length, state.learning_rate, quantized.tokens_Bhw)
+    figures = Figures(shared, length, quantized.tokens_Bhw)
     if figures.are_finite:
         state.optimizer.step()
         state.updates += 1
@@ -173,7 +172,7 @@ class Training:
         if (state.step % max(1, training.steps // _CURVE_POINTS) == 0 or ended) and figures.are_finite:
             state.curve.append([state.step, round(figures.loss, 5)])
         tokens = figures.tokens if figures.are_finite else None
-        self._journal.note(state, figures.loss, figures.gradient_norm, figures.learning_rate, tokens)
+        self._journal.note(state, figures.loss, figures.gradient_norm, tokens)
         if training.score_every and state.step % training.score_every == 0 and not ended and self._ranks.is_first:
             scored = score_model(state.published, self._batches.labels, self._config.label)
             self._journal.score(state.step, scored)

@@ -156,7 +156,7 @@ class TokenWorker:
             self._text = TextTokenizer(self._store.read(f"{tokenizer_path}/tokenizer.json"))
         else:
             self._image = _load(self._store, tokenizer_path, self._label, input_px)
-        self._window = _WINDOW.get(self._image.device.type if self._image is not None else "cpu", _WINDOW["cpu"])
+            self._window = _WINDOW[self._image.device.type]
         self._threads = Threads(threads, self._image.streams if self._image is not None else 1)
 
     def run(self, job: ShardJob) -> Receipt:
