@@ -1,5 +1,7 @@
 """Programs that share a training and end together."""
 
+import importlib
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from threading import Thread
@@ -8,7 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from fourmill.core.work import no_progress
-from fourmill.runtime.launch import ProgramError, run_program
+from fourmill.pipelines.profiles import smallest
+from fourmill.runtime.launch import ProgramError, run_program, run_warm_parts
+from fourmill.runtime.session import Session
 
 _LONELY = """
 import os
@@ -37,13 +41,21 @@ def main(arguments):
 """
 
 
+_FATAL = """
+import os
+
+def generate(arrays, session, part, parts):
+    os._exit(9)
+"""
+
+
 class Nothing(BaseModel):
     """A spec without settings."""
 
 
-def _program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def _program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch, file: str = "__main__.py") -> str:
     (folder / name).mkdir()
-    (folder / name / "__main__.py").write_text(text)
+    (folder / name / file).write_text(text)
     monkeypatch.syspath_prepend(folder)
     return name
 
@@ -60,6 +72,14 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path: Path, monkeypatch: p
     report = run_program(module, Nothing(), tmp_path / "log", 1, lambda *event: heard.append(event))
     assert report == "models/x/report.json"
     assert heard == [(1, 2, "half")]
+
+
+def test_a_function_whose_process_dies_is_named_and_not_its_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(_program(tmp_path, "fatal", _FATAL, monkeypatch, "__init__.py"))
+    with pytest.raises(ProgramError, match=r"^generate ended with code 9 before it was done$"):
+        run_warm_parts(partial(module.generate, ["of", "a gigabyte"]), Session(smallest(tmp_path)), 2)
 
 
 def test_a_program_that_starts_while_another_is_reaped_leaves_it_its_exit_code(

@@ -111,8 +111,7 @@ def run_warm(work: Callable[[Session], Result], session: Session) -> Result:
             is_done, result = said.recv()
         except EOFError:
             _reap(process)
-            name = getattr(work, "__name__", repr(work))
-            raise ProgramError(f"{name} ended with code {process.exitcode} before it was done") from None
+            raise ProgramError(f"{_name_of(work)} ended with code {process.exitcode} before it was done") from None
     if not is_done:
         raise result
     return result
@@ -131,6 +130,13 @@ def run_warm_parts(work: Callable[[Session, int, int], Result], session: Session
 
 def _part(work: Callable[[Session, int, int], Result], part: int, parts: int, session: Session) -> Result:
     return work(session, part, parts)
+
+
+def _name_of(work: Callable[..., Any]) -> str:
+    """The name of a function that may be bound to arguments, which are no names and may be gigabytes."""
+    while isinstance(work, partial):
+        work = work.args[0] if work.func is _part else work.func
+    return getattr(work, "__name__", type(work).__name__)
 
 
 def _call(work: Callable[[Session], Any], session: Session, saying: Connection) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fourmill.core.modality import NUM_SEMSEG_CLASSES
 from fourmill.runtime.generation import Generated, Generator, joined
 from fourmill.runtime.heldout import HeldOut, read_heldout
 from fourmill.runtime.labeller_weights import require_labellers
-from fourmill.runtime.launch import run_warm_parts
+from fourmill.runtime.launch import run_warm, run_warm_parts
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
 from fourmill.runtime.sheets import caption_sheet, modality_sheets, overview
@@ -54,8 +55,8 @@ def evaluate(session: Session) -> Evaluation:
     manifest = make_manifest(session)
     heldout = read_heldout(session.store, manifest, session.project.samples.num_scored)
     generated = joined(run_warm_parts(_generate_part, session, min(len(heldout), session.project.fourm_processes)))
-    figures = {**score_maps(generated.maps, heldout), **score_texts(generated, heldout)}
-    baseline = score_maps(_mean_maps(session, len(heldout)), heldout)
+    # Not here: this process would load torch and torchmetrics for it, which takes longer than all the scoring.
+    figures, baseline = run_warm(partial(_scores, generated, heldout), session)
     result = {"figures": figures, "baseline": baseline, "samples": len(heldout), "manifest": manifest.digest}
     path = f"runs/{EVALUATION}/figures.json"
     session.store.write(path, json.dumps(result, indent=1).encode())
@@ -70,6 +71,12 @@ def _generate_part(session: Session, part: int, parts: int) -> Generated:
     heldout = read_heldout(session.store, make_manifest(session), session.project.samples.num_scored)
     first, end = (len(heldout) * edge // parts for edge in (part, part + 1))
     return Generator(session).from_rgb(heldout.maps["rgb"][first:end], first)
+
+
+def _scores(generated: Generated, heldout: HeldOut, session: Session) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures of what was generated, and of the mean maps."""
+    figures = {**score_maps(generated.maps, heldout), **score_texts(generated, heldout)}
+    return figures, score_maps(_mean_maps(session, len(heldout)), heldout)
 
 
 def score_maps(maps: dict[str, NDArray[Any]], heldout: HeldOut) -> dict[str, float]:
