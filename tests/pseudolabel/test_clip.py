@@ -64,6 +64,14 @@ def test_dense_features_begin_as_transformers_own_embeddings_do(crops: np.ndarra
         assert torch.allclose(clip.dense_features(network, pixels).flatten(1, 2), tokens, atol=1e-5)
 
 
+@pytest.mark.parametrize(("height", "width", "bias"), [(64, 64, False), (16, 48, True)])
+def test_patches_by_a_product_are_those_of_the_convolution(height: int, width: int, bias: bool) -> None:
+    embed = torch.nn.Conv2d(3, 24, 16, 16, bias=bias).to(memory_format=torch.channels_last)
+    pixels = torch.randn(2, 3, height, width).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        torch.testing.assert_close(clip.by_product(embed, pixels), embed(pixels).flatten(2).mT)
+
+
 def test_any_multiple_of_the_patch_is_a_size_for_crops(photo: Callable[..., np.ndarray]) -> None:
     extract = make_features(DEMO)
     for side in (8, 24, 40, 72, 128):

@@ -54,3 +54,13 @@ def test_features_on_the_device_are_those_on_the_host(photo: Callable[..., np.nd
     crops = np.stack([photo(64, 64, seed) for seed in range(5)])
     there = features.on_device(crops)  # type: ignore[attr-defined]
     assert there.is_cuda and np.array_equal(there.cpu().numpy(), features(crops))
+
+
+def test_features_of_many_crops_take_little_more_memory_than_they_are(photo: Callable[..., np.ndarray]):
+    features = make_features(ClipConfig(weights="seeded:0", precision="bf16", batch_size=64))
+    crops = np.stack([photo(224, 224, 0)] * 64)
+    features(crops)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    features(crops)
+    assert torch.cuda.max_memory_reserved() < 1e9

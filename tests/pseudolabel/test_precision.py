@@ -15,7 +15,7 @@ import torch
 
 from fourmill.core.labels import Box, Picture
 from fourmill.core.store import LocalStore
-from fourmill.pseudolabel import detector
+from fourmill.pseudolabel import detector, dpt
 from fourmill.pseudolabel.choices import paper_labellers, seeded_labellers
 from fourmill.pseudolabel.config import VitDetConfig, at_hand
 from fourmill.pseudolabel.convert import add_weights
@@ -226,9 +226,28 @@ def test_weights_made_smaller_once_give_the_same_numbers(
         return [one.label if isinstance(one, Labelled) else one for one in labeller.label_pictures(pictures)]
 
     found = made()
-    monkeypatch.setattr(Forward, "_shrink", lambda self: None)
+    monkeypatch.setattr(Forward, "_make_ready", lambda self: None)
     for a, b in zip(found, made(), strict=True):
         assert a == b if label == "det" else np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("change", [{}, {"precision": "bf16"}, {"precision": "fp16"}])
+@pytest.mark.parametrize("label", ["depth", "normal"])
+def test_weights_standardised_once_give_the_same_numbers(
+    label: str, change: dict[str, Any], pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers standardises them for each batch."""
+    from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
+
+    config = seeded(label, change)
+    labeller: Any = make_labeller(label, config)
+    found = [one.label for one in labeller.label_pictures(pictures)]
+    assert not [m for m in labeller._network.modules() if isinstance(m, WeightStandardizedConv2d)]
+    monkeypatch.setattr(dpt, "_standardise_once", lambda network: None)
+    other: Any = make_labeller(label, config)
+    exact = [one.label for one in other.label_pictures(pictures)]
+    assert [m for m in other._network.modules() if isinstance(m, WeightStandardizedConv2d)]
+    assert all(map(np.array_equal, found, exact))
 
 
 @pytest.mark.parametrize("label", ["depth", "semseg", "det"])

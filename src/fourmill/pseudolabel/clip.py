@@ -106,14 +106,23 @@ class ClipFeatures:
 def dense_features(network: Any, pixels_BCHW: Tensor) -> Tensor:
     """Features (B, h, w, C) of standardised pixels (B, 3, H, W)."""
     vision = network.vision_model
-    patches_BDhw = vision.embeddings.patch_embedding(pixels_BCHW)
-    height, width = patches_BDhw.shape[-2:]
+    embed = vision.embeddings.patch_embedding
+    height, width = (side // embed.stride[0] for side in pixels_BCHW.shape[-2:])
+    # A stream of batches of 64 kept 10 GB of an H100, of which cuDNN's convolution is suspected (docs/benchmarks.md).
+    patches_BND = by_product(embed, pixels_BCHW) if pixels_BCHW.is_cuda else embed(pixels_BCHW).flatten(2).mT
     class_B1D = vision.embeddings.class_embedding.expand(len(pixels_BCHW), 1, -1)
-    hidden_BTD = torch.cat([class_B1D, patches_BDhw.flatten(2).transpose(1, 2)], 1)
+    hidden_BTD = torch.cat([class_B1D, patches_BND], 1)
     hidden_BTD = hidden_BTD + positions(vision.embeddings.position_embedding.weight, height, width)
     hidden_BTD = vision.encoder(inputs_embeds=vision.pre_layrnorm(hidden_BTD)).last_hidden_state
     features_BTC = network.visual_projection(vision.post_layernorm(hidden_BTD))
     return features_BTC[:, 1:].unflatten(1, (height, width))
+
+
+def by_product(embed: nn.Conv2d, pixels_BCHW: Tensor) -> Tensor:
+    """What a convolution gives whose kernels lie side by side, as one product of matrices: (B, h * w, D)."""
+    (side_px, _) = embed.kernel_size
+    patches_BND = F.pixel_unshuffle(pixels_BCHW, side_px).flatten(2).mT
+    return F.linear(patches_BND, embed.weight.flatten(1), embed.bias)
 
 
 def positions(stored_TD: Tensor, height: int, width: int) -> Tensor:

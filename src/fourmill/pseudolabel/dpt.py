@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fourmill.core.labels import Picture
 from fourmill.core.streams import streams_of, to_host
@@ -54,7 +55,13 @@ class DptLabeller:
             _fix_padding(self._network)
         self.streams = streams_of(self._device)
         self._watch = Watch(label, config.weights)
-        self._forward = Forward(config, self._device, self._network, lambda pixels: (forward(self._network, pixels),))
+        self._forward = Forward(
+            config,
+            self._device,
+            self._network,
+            lambda pixels: (forward(self._network, pixels),),
+            prepare=lambda: _standardise_once(self._network),
+        )
         self.clock = self._forward.clock
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
@@ -135,6 +142,31 @@ def _fix_padding(network: nn.Module) -> None:
             height, width = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, stride, dilation in sides)
             by = (width // 2, width - width // 2, height // 2, height - height // 2)
             module.pad = nn.ConstantPad2d(by, pad.value)
+
+
+def _standardise_once(network: nn.Module) -> None:
+    """Give the stem's convolutions the weights that they multiply by, for good; labels stay the same bit for bit.
+
+    Transformers computes them anew for every batch: 260 of the network's 1,065 calls, each of which a GPU's host has to make.
+    """
+    from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
+
+    for parent in list(network.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, WeightStandardizedConv2d):
+                setattr(parent, name, _plain(module))
+
+
+@torch.no_grad()
+def _plain(standardising: Any) -> nn.Module:
+    weight = standardising.weight
+    flat = weight.reshape(1, len(weight), -1)
+    ready = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=standardising.eps).reshape_as(weight)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    plain = nn.Conv2d(*(getattr(standardising, name) for name in names), bias=standardising.bias is not None)
+    plain.weight, plain.bias = weight, standardising.bias
+    plain.weight.copy_(ready)  # laid out as the weight was
+    return plain if standardising.pad is None else nn.Sequential(standardising.pad, plain)
 
 
 def _closest(side: float) -> int:

@@ -98,6 +98,7 @@ class Forward:
         function: Callable[[Tensor], tuple[Tensor, ...]],
         blocks: Iterable[nn.Module] = (),
         compiler: Callable[..., Any] = torch.compile,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         """A function that asks a network.
 
@@ -105,11 +106,13 @@ class Forward:
             network: all that the function asks, and nothing that others ask in float32.
             blocks: parts of the network that are alike, to be compiled instead of the whole: the first one's code serves all.
             compiler: takes the function and a backend, where the settings name one.
+            prepare: what is done to the network before its first batch; it need not be as it was in its file any more.
         """
         self._device, self._dtype = device, PRECISIONS[settings.precision]
         self._channels_last = settings.channels_last
         self._network, self._function = network, function
         self._first, self._known_sizes = Lock(), set[tuple[int, ...]]()
+        self._prepare = prepare
         self.clock = GpuClock() if device.type == "cuda" else None
         blocks = list(blocks)
         if settings.compile_backend is not None and blocks:
@@ -126,7 +129,7 @@ class Forward:
         # What a network makes for a size and keeps (RT-DETR's anchors) must be there before another stream reads it.
         with self._first:
             if not self._known_sizes:
-                self._shrink()
+                self._make_ready()
             outputs = self._run(pixels_BCHW)
             if self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()
@@ -142,9 +145,11 @@ class Forward:
             outputs = self._function(pixels_BCHW)
         return tuple(output.float() for output in outputs)
 
-    def _shrink(self) -> None:
-        """Not subclasses: a convolution that standardises its weights does so in float32."""
+    def _make_ready(self) -> None:
+        """Not subclasses: a layer that computes something of its weights does so in float32."""
         with torch.inference_mode(False):
+            if self._prepare is not None:
+                self._prepare()
             for module in self._network.modules() if self._dtype != torch.float32 else ():
                 if type(module) in (nn.Linear, nn.Conv2d, nn.ConvTranspose2d):
                     module.to(self._dtype)
