@@ -14,6 +14,7 @@ from fourmill.core.shards import (
     Recipe,
     ShardPlace,
     finished,
+    need,
     read_members,
     read_receipt,
     read_rows,
@@ -21,6 +22,7 @@ from fourmill.core.shards import (
 )
 from fourmill.core.work import ShardJob, no_progress
 from fourmill.tokenize.config import TextTokenizerConfig, TrainSetConfig
+from fourmill.tokenize.freshness import StaleLabelsError
 from fourmill.tokenize.load import load_image_tokenizer
 from fourmill.tokenize.train import train_tokenizer
 from fourmill.tokenize.train_set import TrainSetError, build_train_set, read_label, unpack
@@ -184,6 +186,29 @@ def test_a_sample_without_one_label_is_not_in_the_training_set(store, tiny):
     made = build_train_set(store, tiny.dataset, tiny.layout, one_block, 64)
     others = [k for k, _ in read_members(store, ShardPlace(tiny.dataset, "train", "images", 1))]
     assert made.num_train == len(others)
+
+
+@pytest.mark.parametrize("folder", ["depth", "normal", "semseg"])
+def test_a_training_set_never_pairs_images_with_labels_of_older_ones(store, tiny, folder):
+    images, labels = (ShardPlace(tiny.dataset, "train", name, 1) for name in ("images", folder))
+    first = need(store, images, "images").content
+    _made_again(store, tiny, labels, {"images": first})
+    config = TrainSetConfig(num_samples=50, num_eval=2, blocks=("block_00",))
+    assert build_train_set(store, tiny.dataset, tiny.layout, config, 64).num_train > 0
+    _made_again(store, tiny, images)  # the same keys and sizes, other pictures
+    assert need(store, images, "images").content != first
+    stale = rf"labels/{folder}, train shard 00001: made of images .* materialize labels/{folder} for its block again"
+    with pytest.raises(StaleLabelsError, match=stale):
+        build_train_set(store, tiny.dataset, tiny.layout, config, 64)
+
+
+def _made_again(store, tiny, place, inputs=None):
+    """A shard whose members have changed places."""
+    keys, members = zip(*read_members(store, place), strict=True)
+    size, ext = {"width": 80, "height": 72}, "jpg" if place.folder == "images" else "png"
+    items = [Item(key, ext=ext, data=data, extra=size) for key, data in zip(keys, members[::-1], strict=True)]
+    recipe = Recipe(stage=place.folder, code_version="2", inputs=inputs or {})
+    write_shard(store, place, recipe, items, "r", tiny.label_schema)
 
 
 @pytest.mark.parametrize("folder", ["images", "semseg"])

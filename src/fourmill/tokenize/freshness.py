@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 from fourmill.core.names import SampleKey
-from fourmill.core.shards import Receipt, ShardPlace
+from fourmill.core.shards import Receipt, ShardPlace, read_rows
 from fourmill.core.store import Store
-from fourmill.tokenize.train_set import image_sizes
 
 IMAGES = "images"
 
@@ -30,6 +29,12 @@ def check_fresh(place: ShardPlace, asset: str, labels: Receipt, images: Receipt)
             f"{asset}, {place.split} shard {place.shard:05d}: made of images {made_of[:12]}, which are {images.content[:12]} now; "
             f"materialize {asset} for its block again"
         )
+
+
+def image_sizes(store: Store, place: ShardPlace) -> dict[SampleKey, tuple[int, int]]:
+    """(width, height) of the images of a shard that are ok, from its rows, which say so for labels too."""
+    rows = read_rows(store, place).select(["key", "status", "width", "height"]).to_pylist()
+    return {SampleKey(row["key"]): (row["width"], row["height"]) for row in rows if row["status"] == "ok"}
 
 
 def fresh_sizes(store: Store, place: ShardPlace) -> dict[SampleKey, tuple[int, int]]:

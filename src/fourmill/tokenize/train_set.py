@@ -6,7 +6,7 @@ the configured blocks are read, so blocks that come later do not change it.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -20,9 +20,10 @@ from fourmill.core.crops import CropRow, centre_crop, random_crop
 from fourmill.core.digest import digest_file
 from fourmill.core.labels import pack_depth, pack_normal, unpack_depth, unpack_normal
 from fourmill.core.names import Layout, SampleKey, Split
-from fourmill.core.shards import MissingShardError, ShardPlace, need, read_members, read_rows
+from fourmill.core.shards import MissingShardError, ShardPlace, need, read_members
 from fourmill.core.store import Store
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
+from fourmill.tokenize.freshness import IMAGES, check_fresh, image_sizes
 from fourmill.tokenize.packed import PackWriter, local_file, map_arrays
 from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
 from fourmill.tokenize.squeezed import crop_squeezed, whole_image
@@ -71,6 +72,7 @@ def build_train_set(
 
     Raises:
         MissingShardError: a shard of the blocks is not labelled yet.
+        StaleLabelsError: the labels of a shard are of other images than there are now.
         TrainSetError: not one sample in a split has every label.
     """
     counts: dict[str, int] = {}
@@ -205,12 +207,9 @@ def _samples(
 ) -> Iterator[_Sample]:
     """Squares of every sample that has all labels, in key order, decoded only as far as somebody asks."""
     for shard in sorted(shard for block in blocks for shard in layout.shards_of(block)):
-        members: dict[str, dict[SampleKey, bytes]] = {}
-        for label, folder in FOLDERS.items():
-            tar = ShardPlace(dataset, split, folder, shard)
-            need(store, tar, f"{dataset}/images" if label == "rgb" else f"labels/{label}")
-            members[label] = dict(members_of(store, tar))
-        sizes = image_sizes(store, ShardPlace(dataset, split, FOLDERS["rgb"], shard))
+        images = ShardPlace(dataset, split, IMAGES, shard)
+        members = _members(store, images)
+        sizes = image_sizes(store, images)
         for key in sorted(set.intersection(*(set(found) for found in members.values()))):
             size = sizes[key]
             try:
@@ -222,6 +221,18 @@ def _samples(
                 _log.warning("train set: %s left out: %s", key, error)
             else:
                 yield _Sample(key, size, squares)
+
+
+def _members(store: Store, images: ShardPlace) -> dict[str, dict[SampleKey, bytes]]:
+    """Members of a shard's images and of its labels, which must be of these images, by label."""
+    asset = f"{images.dataset}/images"
+    made = need(store, images, asset)
+    members: dict[str, dict[SampleKey, bytes]] = {}
+    for label, folder in FOLDERS.items():
+        place, maker = replace(images, folder=folder), asset if folder == IMAGES else f"labels/{label}"
+        check_fresh(place, maker, need(store, place, maker), made)
+        members[label] = dict(members_of(store, place))
+    return members
 
 
 def members_of(store: Store, place: ShardPlace) -> Iterator[tuple[SampleKey, bytes]]:
@@ -236,12 +247,6 @@ def members_of(store: Store, place: ShardPlace) -> Iterator[tuple[SampleKey, byt
         raise MissingShardError(
             f"{place.tar} is gone, though its receipt is there: delete {place.receipt} and materialize the block again"
         ) from error
-
-
-def image_sizes(store: Store, place: ShardPlace) -> dict[SampleKey, tuple[int, int]]:
-    """(width, height) of the images of a shard that are ok, from its rows, which say so for labels too."""
-    rows = read_rows(store, place).select(["key", "status", "width", "height"]).to_pylist()
-    return {SampleKey(row["key"]): (row["width"], row["height"]) for row in rows if row["status"] == "ok"}
 
 
 def _append(writer: PackWriter, part: str, samples: Iterator[_Sample], with_sizes: bool) -> int:
