@@ -1,8 +1,12 @@
 """Training sets in one file: written in parts, read where they lie."""
 
+import fcntl
 import hashlib
 import os
+import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +113,52 @@ def test_a_remote_set_is_copied_to_this_machine_once(tmp_path):
     store = Remote({"sets/abc.safetensors": b"bytes"})
     for _ in range(2):
         assert local_file(store, "sets/abc.safetensors", tmp_path).read_bytes() == b"bytes"  # type: ignore[arg-type]
-    assert store.opened == 1 and len(list(tmp_path.iterdir())) == 1
+    assert store.opened == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".abc.safetensors.lock", "abc.safetensors"]
+
+
+def test_processes_that_want_the_same_set_copy_it_once(tmp_path, monkeypatch):
+    """The second one comes while the first one is copying; locks are of files, so threads stand for processes."""
+    begun, another, lock = threading.Event(), threading.Event(), fcntl.flock
+
+    class Slow(Remote):
+        def open(self, path: str):
+            come()
+            begun.set()
+            another.wait(60)
+            return super().open(path)
+
+    def come(*held: int) -> None:
+        if begun.is_set():
+            another.set()
+        if held:
+            lock(*held)
+
+    store: Any = Slow({"sets/abc.safetensors": b"bytes"})
+    monkeypatch.setattr(fcntl, "flock", come)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(local_file, store, "sets/abc.safetensors", tmp_path)
+        begun.wait(60)
+        second = pool.submit(local_file, store, "sets/abc.safetensors", tmp_path)
+        assert first.result() == second.result()
+    assert store.opened == 1
+
+
+def test_what_a_killed_process_left_of_any_set_is_removed(tmp_path):
+    for name in ("abc", "other"):
+        (tmp_path / f".{name}.safetensors.{os.getpid()}.0123abcd.tmp").write_bytes(b"by")
+    local_file(Remote({"sets/abc.safetensors": b"bytes"}), "sets/abc.safetensors", tmp_path)  # type: ignore[arg-type]
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_set_that_is_not_in_the_store_leaves_no_draft(tmp_path):
+    class Empty(Remote):
+        def open(self, path: str):
+            raise FileNotFoundError(path)
+
+    with pytest.raises(FileNotFoundError, match=r"sets/abc\.safetensors"):
+        local_file(Empty({}), "sets/abc.safetensors", tmp_path)  # type: ignore[arg-type]
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
 @given(st.integers(1, 300), st.integers(1, 50))

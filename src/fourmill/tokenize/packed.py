@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from fourmill.core.draft import Draft
+from fourmill.core.once import copy_once
 from fourmill.core.store import LocalStore, Store
 
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "I64": np.int64, "F16": np.float16}
@@ -130,7 +132,7 @@ def _sweep(scratch: Path) -> None:
 
 
 def local_file(store: Store, path: str, cache: Path | None = None) -> Path:
-    """A file of the store as one of this machine; from a remote store copied once to `cache`.
+    """A file of the store as one of this machine; from a remote store copied to `cache`, once a machine.
 
     Raises:
         FileNotFoundError: it is not in the store.
@@ -140,11 +142,15 @@ def local_file(store: Store, path: str, cache: Path | None = None) -> Path:
         if not store.exists(path):
             raise FileNotFoundError(path)
         return store.path(path)
-    copies, name = LocalStore(cache or Path.home() / ".cache" / "fourmill" / "train_sets"), path.rpartition("/")[2]
-    if not copies.exists(name):
-        with store.open(path) as source, copies.create(name) as file:
+    copies = cache or Path.home() / ".cache" / "fourmill" / "train_sets"
+    target = copies / path.rpartition("/")[2]
+
+    def copy(draft: Path) -> None:
+        with store.open(path) as source, Draft.begin(draft, target) as file:
             shutil.copyfileobj(source, file, _PIECE)
-    return copies.path(name)
+            file.sync()
+
+    return copy_once(target, copy)
 
 
 def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
