@@ -1,5 +1,6 @@
 """Held-out samples scored by several processes: the same as by one, however few there are."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.generation import Generator, joined
 from fourmill.runtime.heldout import read_heldout
-from fourmill.runtime.samples import evaluate
+from fourmill.runtime.samples import evaluate, make_samples
 from fourmill.runtime.session import Session
 from fourmill.runtime.training import make_manifest, make_train_set
 
@@ -49,3 +50,15 @@ def test_held_out_samples_are_compared_with_mean_maps_of_their_own_size(session:
     wide = Session(project.model_copy(update={"train_set": larger, "samples": samples}))
     make_train_set(wide)
     assert 0 < evaluate(wide).baseline["depth_error"] < 2
+
+
+@pytest.mark.ray
+def test_figures_of_other_samples_are_not_shown_beside_these(session: Session) -> None:
+    path = "runs/evaluation/figures.json"
+    kept = json.loads(session.store.read(path))
+    session.store.write(path, json.dumps({**kept, "manifest": "another"}).encode())
+    with pytest.raises(ValueError, match=r"figures of manifest another, .*; materialize fourm/evaluation first"):
+        make_samples(session)
+    session.store.delete(path)
+    with pytest.raises(ValueError, match="figures of manifest None"):
+        make_samples(session)

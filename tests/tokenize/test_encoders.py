@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from fourmill.core.precision import fast_products
 from fourmill.core.store import Store
 from fourmill.core.work import no_progress
 from fourmill.tokenize.config import MOST_DIFFERENT, MOST_FARTHER, TIE, ImageTokenizerConfig
@@ -119,6 +120,25 @@ def test_images_that_half_precision_cannot_hold_are_encoded_in_float32(monkeypat
     found = model.tokenize(x, "bf16")
     assert np.array_equal(found[one], full[one])
     assert np.array_equal(np.delete(found, one, 0), np.delete(half, one, 0))
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("fp32", "highest"), ("bf16", "high")])
+def test_an_encoder_multiplies_as_it_is_asked_whatever_others_in_the_process_do(
+    monkeypatch: pytest.MonkeyPatch, precision: Any, wanted: str
+) -> None:
+    """torch's switch for a GPU's ten bits is of the whole process, and CLIP in half precision turns it on beside this."""
+    model = ImageTokenizer(smallest_tokenizers()["depth"], with_decoder=False).eval()
+    seen: dict[str, str] = {}
+    for name in ("encoder", "quant_proj"):
+
+        def note(module: object, given: object, name: str = name) -> None:
+            seen[name] = torch.get_float32_matmul_precision()
+
+        model.get_submodule(name).register_forward_pre_hook(note)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with torch.no_grad(), fast_products(precision == "fp32"):
+        model.tokens(torch.rand(1, 1, 32, 32), precision)
+    assert seen == {"encoder": wanted, "quant_proj": "highest"}
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

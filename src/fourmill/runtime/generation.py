@@ -53,7 +53,7 @@ class Generator:
         from fourmill.tokenize.load import load_image_tokenizer
 
         refs = {label: current(self._store, self._dataset, label, f"tokenizers/{label}") for label in IMAGE_TOKENS}
-        return {label: load_image_tokenizer(self._store, ref.path) for label, ref in refs.items()}
+        return {label: load_image_tokenizer(self._store, ref.path, _device()) for label, ref in refs.items()}
 
     @cached_property
     def text(self) -> TextTokenizer:
@@ -65,7 +65,7 @@ class Generator:
         """A trained 4M."""
         from fourmill.train.load import load_fourm
 
-        return load_fourm(self._store, current(self._store, self._dataset, name, asset).path)
+        return load_fourm(self._store, current(self._store, self._dataset, name, asset).path, _device())
 
     def reconstruct(self, tokens: dict[str, NDArray[np.int16]]) -> dict[str, NDArray[Any]]:
         """Tokens back to maps, by label."""
@@ -145,3 +145,10 @@ class Generator:
             seed=config.seed,
         )
         return self.tokenizers["rgb"].detokenize(np.asarray(made[name]), config.seed)
+
+
+def _device() -> str:
+    """The first GPU when there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

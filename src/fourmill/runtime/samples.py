@@ -12,6 +12,7 @@ from fourmill.core import metrics
 from fourmill.core.coco import COCO_PANOPTIC
 from fourmill.core.digest import digest_bytes, digest_json
 from fourmill.core.labels import Box
+from fourmill.core.manifest import Manifest
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 from fourmill.runtime.generation import Generated, Generator, joined
 from fourmill.runtime.heldout import HeldOut, read_heldout
@@ -145,11 +146,13 @@ def make_samples(session: Session) -> Samples:
 
     Raises:
         WeightsMissingError: the CLIP network, whose features are shown, is not there.
+        ValueError: the figures beside them are of other samples.
     """
     from fourmill.runtime.page import GRID_PATH, write_page
 
     require_labellers(session.project, ["clip"])
     manifest = make_manifest(session)
+    figures = _figures(session, manifest)
     heldout = read_heldout(session.store, manifest, session.project.samples.num_shown)
     generator = Generator(session)
     rebuilt = generator.reconstruct(heldout.tokens)
@@ -163,7 +166,7 @@ def make_samples(session: Session) -> Samples:
     }
     grid = overview(heldout, truth, rebuilt, generated)
     session.store.write(GRID_PATH, grid)
-    page = write_page(session, manifest, sheets, _figures(session))
+    page = write_page(session, manifest, sheets, figures)
     return Samples(
         page=f"{session.store.root}/{page}",
         grid=f"{session.store.root}/{GRID_PATH}",
@@ -172,5 +175,17 @@ def make_samples(session: Session) -> Samples:
     )
 
 
-def _figures(session: Session) -> dict[str, Any]:
-    return json.loads(session.store.read(f"runs/{EVALUATION}/figures.json"))
+def _figures(session: Session, manifest: Manifest) -> dict[str, Any]:
+    """What `evaluate` found.
+
+    Raises:
+        ValueError: nothing yet, or of other samples than the pictures would show.
+    """
+    path = f"runs/{EVALUATION}/figures.json"
+    found = json.loads(session.store.read(path)) if session.store.exists(path) else {"manifest": None}
+    if found["manifest"] != manifest.digest:
+        raise ValueError(
+            f"{path} has figures of manifest {found['manifest']}, and the samples are of {manifest.digest}; materialize "
+            f"fourm/{EVALUATION} first"
+        )
+    return found

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fourmill.core.precision import exact_products
+from fourmill.core.precision import exact_products, fast_products
 from fourmill.core.ranks import ALONE, Ranks
 from fourmill.core.streams import own_stream, streams_of
 from fourmill.tokenize.config import (
@@ -232,7 +232,7 @@ class ImageTokenizer(nn.Module):
         # Ten bits of the last layer are plenty beside eight or ten, and seven, bfloat16's, are too few: codewords are told apart by
         # it. A GPU multiplies with ten as float16, twice as fast as in float32 (TF32). Past a norm and a tanh nothing is too large.
         last_kind = torch.float16 if is_half and x.is_cuda else torch.float32
-        with torch.autocast(x.device.type, kind, enabled=is_half):
+        with fast_products(is_half), torch.autocast(x.device.type, kind, enabled=is_half):
             features_BDhw = self.encoder(self._embedded(x), last_kind)
         with exact_products():
             latent_BDhw = self.quant_proj(features_BDhw.float())

@@ -151,7 +151,9 @@ class Quantizer(nn.Module):
         direction where it stands for none.
         """
         embed_KD = self.codewords_KD
-        counts_K = ranks.sum(torch.bincount(tokens_N, minlength=len(embed_KD)).float())
+        # Not by bincount, which asks a GPU for the least and the greatest first, and waits for them. Whole numbers add up exactly.
+        ones_N = torch.ones(len(tokens_N), device=tokens_N.device)
+        counts_K = ranks.sum(embed_KD.new_zeros(len(embed_KD)).index_add_(0, tokens_N, ones_N))
         sums_KD = ranks.sum(torch.zeros_like(embed_KD).index_add_(0, tokens_N, unit_ND))
         return counts_K, F.normalize(torch.where(counts_K[:, None] > 0, sums_KD, embed_KD), dim=-1)
 
