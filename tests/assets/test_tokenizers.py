@@ -7,9 +7,10 @@ import pytest
 
 from fourmill.assets import tokenizers
 from fourmill.assets.workshop import Workshop
-from fourmill.pipelines.profiles import smallest
+from fourmill.pipelines.profiles import cc12m_4m7, smallest
 from fourmill.pseudolabel.config import ClipConfig, WeightsMissingError
 from fourmill.runtime.models import ModelRef
+from fourmill.runtime.project import Project
 
 TEXT = dg.AssetKey(["tokenizers", "text"])
 
@@ -34,6 +35,40 @@ def test_a_vocabulary_that_loses_captions_fails_its_check_although_it_knows_thei
     (check,) = result.get_asset_check_evaluations()
     assert (check.check_name, check.passed, result.success) == ("round_trip", passes, passes)
     assert check.metadata["round_trip_share"].value == share
+
+
+def versions_of_sets(project: Project) -> set[str | None]:
+    """Code versions of a project's training sets."""
+    specs = [spec for made in tokenizers.tokenizer_assets(project) for spec in made.specs]
+    return {spec.code_version for spec in specs if spec.key.path[-1].startswith("train_set")}
+
+
+@pytest.mark.parametrize(
+    ("clip", "changes"),
+    [
+        ({"mean": (0.5, 0.5, 0.5)}, True),
+        ({"std": (0.5, 0.5, 0.5)}, True),
+        ({"precision": "fp32"}, True),
+        ({"input_px": 112}, True),
+        ({"weights": "seeded:7"}, True),
+        ({"batch_size": 3}, False),
+    ],
+)
+def test_training_sets_are_stale_when_clips_features_would_change(
+    tmp_path: Path, clip: dict[str, object], changes: bool
+) -> None:
+    project = cc12m_4m7(tmp_path)
+    other = {**project.labellers, "clip": project.labellers["clip"].model_copy(update=clip)}
+    before = versions_of_sets(project)
+    assert len(before) == 1 + len(project.more_train_sets)
+    assert versions_of_sets(project.model_copy(update={"labellers": other})).isdisjoint(before) == changes
+
+
+def test_training_sets_are_stale_when_the_side_of_their_squares_changes(tmp_path: Path) -> None:
+    project = cc12m_4m7(tmp_path)
+    smaller = {name: config.model_copy(update={"input_px": 192}) for name, config in project.tokenizers.items()}
+    other = project.model_copy(update={"tokenizers": smaller})
+    assert versions_of_sets(other).isdisjoint(versions_of_sets(project))
 
 
 def test_a_training_set_without_clips_weights_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

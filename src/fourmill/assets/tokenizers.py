@@ -11,11 +11,11 @@ from fourmill.assets.result import Verdict, check_spec, picture, table, timed
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config
 from fourmill.core.modality import IMAGE_TOKENS, LABELS
-from fourmill.pseudolabel.config import weights_digest
 from fourmill.runtime.labeller_weights import require_labellers
 from fourmill.runtime.launch import run_warm
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
+from fourmill.runtime.stages import features_digest
 from fourmill.runtime.training import fit_text, make_train_set, train_set_asset, train_tokenizers
 from fourmill.tokenize.config import TEXT_VERSION, TRAIN_SET_VERSION, TRAIN_VERSION, TrainSetConfig
 
@@ -35,7 +35,6 @@ def _train_set(project: Project, name: str | None) -> dg.AssetsDefinition:
     mapping = dg.SpecificPartitionsPartitionMapping(list(config.blocks))
     other = "" if dataset == project.dataset else dataset
     sources = [dg.AssetKey([dataset, "images"]), *(label_key(label, other) for label in LABELS)]
-    clip = project.labellers["clip"]
     key = _train_set_key(name)
 
     @dg.asset(
@@ -44,7 +43,7 @@ def _train_set(project: Project, name: str | None) -> dg.AssetsDefinition:
         group_name="tokenizers",
         kinds={"python", "numpy"},
         owners=OWNERS,
-        code_version=f"{TRAIN_SET_VERSION}-{digest_config(config)[:8]}-{weights_digest(clip)[:8]}",
+        code_version=f"{TRAIN_SET_VERSION}-{digest_config(config)[:8]}-{features_digest(project)[:8]}-{project.input_px}",
         description=f"{_packed(config)} and their labels, of the first samples of {', '.join(config.blocks)}: blocks that come later "
         "do not change it.",
         check_specs=[check_spec(key, "enough_samples", "At least one sample to train on and one to score.")],
