@@ -1,9 +1,12 @@
-"""What is fitted is fitted on the data that the project names."""
+"""What is fitted is fitted on the data that the project names, and serves if it is good enough."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import pyarrow as pa
+import pytest
 
 from fourmill.core.ledger import write_ledger
 from fourmill.core.names import SPLITS, Layout, sample_key
@@ -12,9 +15,11 @@ from fourmill.core.shards import Item, Recipe, ShardPlace, write_shard
 from fourmill.core.store import Store
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.pipelines.profiles import smallest
+from fourmill.runtime import training
+from fourmill.runtime.models import ModelMissingError, ModelRef, current, set_current
 from fourmill.runtime.project import DatasetConfig, Project
 from fourmill.runtime.session import Session
-from fourmill.runtime.training import fit_text
+from fourmill.runtime.training import FourmName, fit_text, train_fourm
 from fourmill.tokenize.config import TrainSetConfig
 
 LAYOUT = Layout(rows_per_shard=3, shards_per_block=1, num_blocks=2)
@@ -44,3 +49,38 @@ def test_the_vocabulary_is_fitted_on_the_data_set_that_the_training_set_is_of(tm
     tokenizer = TextTokenizer(session.store.read(f"{ref.path}/tokenizer.json"))
     assert len(tokenizer.encode("heron")) == 2  # one word piece, and the end
     assert json.loads(session.store.read(f"{ref.path}/report.json"))["digest"] == ref.digest
+
+
+def test_a_vocabulary_that_loses_captions_does_not_serve_and_the_one_before_it_does(tmp_path: Path) -> None:
+    train_set = TrainSetConfig(num_samples=3, num_eval=1, blocks=("block_00",))
+    session = Session(smallest(tmp_path).model_copy(update={"layout": LAYOUT, "train_set": train_set}))
+    captioned(session.store, "cc12m", ["[PAD] a heron", "[PAD] a lake"])  # special tokens, which decoding leaves out
+    assert fit_text(session).report["figures"]["round_trip_share"] == 0
+    with pytest.raises(ModelMissingError, match="materialize tokenizers/text first"):
+        current(session.store, "cc12m", "text", "tokenizers/text")
+    captioned(session.store, "cc12m", ["a heron by a lake", "two herons"])
+    good = fit_text(session)
+    captioned(session.store, "cc12m", ["[PAD] a heron", "[PAD] a lake"])
+    assert fit_text(session).digest != good.digest
+    assert current(session.store, "cc12m", "text", "tokenizers/text") == good
+
+
+@pytest.mark.parametrize("last", [1.2, float("nan")])
+@pytest.mark.parametrize("name", ["fourm", "text2im"])
+def test_4m_whose_loss_does_not_hold_does_not_serve_and_the_one_before_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: FourmName, last: float
+) -> None:
+    session = Session(smallest(tmp_path))
+    for one in get_args(FourmName):
+        set_current(session.store, "cc12m", ModelRef(name=one, digest="before", path=f"models/{one}/before"))
+    monkeypatch.setattr(training, "make_manifest", lambda session: SimpleNamespace(digest="0" * 64))
+
+    def trained(loss: float) -> ModelRef:
+        report = {"digest": f"loss {loss}", "path": "models/x", "loss_curve": [[1, 1.0], [2, loss]]}
+        session.store.write("report.json", json.dumps(report).encode())
+        return train_fourm(session, name)
+
+    monkeypatch.setattr(training, "run_program", lambda *given: "report.json")
+    assert trained(last).digest == f"loss {last}"
+    assert current(session.store, "cc12m", name, "").digest == "before"
+    assert trained(0.9) == current(session.store, "cc12m", name, "")

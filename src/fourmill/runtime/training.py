@@ -1,6 +1,7 @@
 """Everything that is fitted: the training set, the tokenizers, the vocabulary, the manifest, 4M. Puts rooms together."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -25,6 +26,8 @@ from fourmill.tokenize.manifest import build_manifest
 from fourmill.train.config import TrainSpec
 
 FourmName = Literal["fourm", "text2im", "superres"]
+MIN_ROUND_TRIPS = 0.9
+_MAX_LOSS_SHARE = 1.1  # of the first steps' loss; a fine-tune starts low and its batches differ
 _TRAIN_SET = "train_set"
 
 
@@ -166,7 +169,8 @@ def fit_text(session: Session) -> ModelRef:
     """Fit the vocabulary on the captions of the training split of the training set's blocks; an imported one is only scored.
 
     Not on those of every block there is: a block that comes later would change the vocabulary, and with it every token of every
-    block before. Images whose list has no caption are passed over.
+    block before. Images whose list has no caption are passed over. It serves from then on if captions come back from their ids; else
+    the one before it goes on serving.
     """
     from fourmill.tokenize.wordpiece import fit_wordpiece, report_wordpiece
 
@@ -178,7 +182,15 @@ def fit_text(session: Session) -> ModelRef:
         captions += [row["caption"] for row in rows if row["status"] == "ok" and row["caption"] is not None]
     served = p.served_tokenizers.get("text")
     report = report_wordpiece(store, served, captions) if served else fit_wordpiece(store, captions, p.text)
-    return _serve(session, "text", report)
+    ref = _ref("text", json.loads(store.read(report)))
+    if captions_come_back(ref):
+        set_current(store, p.dataset, ref)
+    return ref
+
+
+def captions_come_back(ref: ModelRef) -> bool:
+    """Whether enough captions are what their ids decode to."""
+    return ref.report["figures"]["round_trip_share"] >= MIN_ROUND_TRIPS
 
 
 def make_manifest(session: Session) -> Manifest:
@@ -201,7 +213,10 @@ def make_manifest(session: Session) -> Manifest:
 
 
 def train_fourm(session: Session, name: FourmName) -> ModelRef:
-    """Train 4M, or fine-tune it from the one that serves, as a program of its own."""
+    """Train 4M, or fine-tune it from the one that serves, as a program of its own.
+
+    It serves from then on if its loss holds; else the one before it goes on serving.
+    """
     p, store = session.project, session.store
     config = {"fourm": p.pretrain, "text2im": p.text2im, "superres": p.superres}[name]
     if config is None:
@@ -224,7 +239,17 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
     spec = spec.model_copy(update={"run_folder": _checkpoints(folder, spec.input_digest)})
     progress = session.progress(_STAGES[name])
     report = run_program("fourmill.train", spec, folder, p.fourm_threads, progress, processes)
-    return _serve(session, name, report)
+    ref = _ref(name, json.loads(store.read(report)))
+    if loss_holds(ref) or name == "superres":  # `train_superres` scores the one that serves
+        set_current(store, p.dataset, ref)
+    return ref
+
+
+def loss_holds(ref: ModelRef) -> bool:
+    """Whether the last loss of a training of 4M is finite and not above the first."""
+    curve = ref.report["loss_curve"]
+    first, last = curve[0][1], curve[-1][1]
+    return math.isfinite(last) and last < first * _MAX_LOSS_SHARE
 
 
 _STAGES = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im", "superres": "fourm/superres"}
@@ -233,13 +258,6 @@ _STAGES = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im", "superres": "f
 def _checkpoints(folder: Path, input_digest: str) -> str:
     """A folder of its own for each set of inputs: another config must not end an older training's checkpoints."""
     return str(folder / f"checkpoints-{input_digest[:16]}")
-
-
-def _serve(session: Session, name: str, report_path: str) -> ModelRef:
-    """Let the model of a report serve under a name."""
-    ref = _ref(name, json.loads(session.store.read(report_path)))
-    set_current(session.store, session.project.dataset, ref)
-    return ref
 
 
 def _ref(name: str, report: dict[str, Any]) -> ModelRef:
