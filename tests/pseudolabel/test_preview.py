@@ -1,13 +1,15 @@
 """Contact sheets as pictures: what a person reads off them."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from fourmill.core.names import Layout, sample_key
+from fourmill.core.scene import render, sample_scene
 from fourmill.core.shards import Receipt
 from fourmill.core.sheet import draw_text, text_width
 from fourmill.core.store import Store
@@ -33,7 +35,20 @@ def test_the_key_of_each_image_is_on_the_sheets(store: Store, layout: Layout, la
     assert len(shown) == 5 and set(shown) < set(labelled)
 
 
-def written(words: list[str], jpeg: bytes) -> list[str]:
+@pytest.mark.parametrize("layout", [Layout(rows_per_shard=2, shards_per_block=5, num_blocks=1)])
+def test_samples_are_spread_over_shards_of_which_there_are_fewer_than_two_a_sample(
+    store: Store, layout: Layout, fill: Callable[..., None], label_block: Callable[..., list[Receipt]], jpeg: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng) for _ in range(5)]
+    fill("block_00", {2 * i: jpeg(render(one, 32).rgb_HWC, one.model_dump_json()) for i, one in enumerate(scenes)})
+    label_block("depth", SceneConfig())
+    keys = [sample_key(2 * shard) for shard in range(5)]
+    preview = label_preview(store, "tiny", layout, "block_00", "depth", num=3)
+    assert written(keys, preview) == [keys[shard] for shard in (0, 1, 3)]
+
+
+def written(words: Sequence[str], jpeg: bytes) -> list[str]:
     """Those that some part of a picture looks like, JPEG's noise aside."""
     sheet_HW = np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), np.float64)
     return [one for one in words if least_difference(one, sheet_HW) < 8]

@@ -107,7 +107,8 @@ def _shards_with(store: Store, dataset: str, layout: Layout, block: str, label: 
 def _choose(store: Store, dataset: str, layout: Layout, block: str, labels: Sequence[str], num: int) -> list[Sample]:
     """Samples that have the first of the labels, from shards spread over the block."""
     filled = _shards_with(store, dataset, layout, block, labels[0])
-    filled = filled[:: max(1, len(filled) // num)]
+    num_shards = min(num, len(filled))  # each has a sample at least
+    filled = [filled[i * len(filled) // num_shards] for i in range(num_shards)]
     shares = [0] * len(filled)
     while sum(shares) < min(num, sum(there for _, there in filled)):
         for index, (_, there) in enumerate(filled):
