@@ -77,6 +77,15 @@ def test_a_manifest_of_no_block_is_refused(chain: Any) -> None:
         build_manifest(*nothing)
 
 
+@pytest.mark.parametrize(("folder", "asset"), [("images", "tiny/images"), ("_aligned", "tokens/shards")])
+def test_a_withdrawn_ledger_is_told_by_the_asset_that_writes_it(chain: Any, folder: str, asset: str) -> None:
+    made_by = chain.tokenizer("rgb")
+    all_aligned(chain, made_by)
+    chain.store.delete(ledger_path(chain.tiny.dataset, "val", folder, "block_00"))
+    with pytest.raises(ManifestError, match=f"{asset} has no val ledger .* Materialize {asset} for block_00 and look"):
+        manifest(chain, made_by[1])
+
+
 def test_a_manifest_never_takes_shards_that_were_aligned_from_older_tokens(chain: Any) -> None:
     old, new = chain.tokenizer("rgb", seed=0), chain.tokenizer("rgb", seed=1)
     all_aligned(chain, old)

@@ -41,7 +41,8 @@ def build_manifest(
 
     Raises:
         ManifestError: tokens of two tokenizers, or made with unlike settings, in one modality; a shard aligned from other tokens
-            or images than there are now, or made of other labels; or no training sample, or no block, at all.
+            or images than there are now, or made of other labels; a block without a ledger; or no training sample, or no
+            block, at all.
         MissingShardError: an aligned shard is not there.
     """
     blocks = list(blocks)
@@ -181,5 +182,16 @@ def _missing(store: Store, dataset: str, blocks: list[str]) -> dict[str, int]:
     for split in SPLITS:
         for block in blocks:
             for folder in ("images", FOLDER):
-                counts.update(read_ledger(store, dataset, split, folder, block)["status"].to_pylist())
+                counts.update(_statuses(store, dataset, split, folder, block))
     return {status: n for status, n in sorted(counts.items()) if status != "ok"}
+
+
+def _statuses(store: Store, dataset: str, split: Split, folder: str, block: str) -> list[str]:
+    try:
+        return read_ledger(store, dataset, split, folder, block)["status"].to_pylist()
+    except FileNotFoundError as error:
+        asset = "tokens/shards" if folder == FOLDER else f"{dataset}/images"
+        raise ManifestError(
+            f"{asset} has no {split} ledger for {block}: it was not materialized, or its checks failed. "
+            f"Materialize {asset} for {block} and look at its checks"
+        ) from error
