@@ -1,7 +1,7 @@
 """What must be true of tokens before training may see them, and the figures a person looks at."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ from fourmill.core.names import SPLITS, Layout, SampleKey
 from fourmill.core.pictures import grid_png
 from fourmill.core.shards import ShardPlace, read_members, read_receipt, read_rows
 from fourmill.core.store import Store
-from fourmill.tokenize.align import token_folder
+from fourmill.core.tar import TarError
+from fourmill.tokenize.align import CROPS, source_asset, source_folders, token_folder
 
 _MAX_PROBLEMS = 20
+_UNREADABLE = (FileNotFoundError, TarError)  # a tar that is gone, or damaged
 
 
 def token_problems(
@@ -27,22 +29,40 @@ def token_problems(
     """
     problems: list[str] = []
     for place in _places(dataset, layout, block, token_folder(modality.name)):
-        receipt, num_members = read_receipt(store, place), 0
-        for key, data in read_members(store, place):
-            num_members += 1
-            is_text = modality.kind == "text"
-            problem = _text_problem(modality, data) if is_text else _grid_problem(modality, data, num_crops)
-            if problem:
-                problems.append(f"{place.tar} {key}: {problem}")
-        if receipt is not None and num_members != receipt.num_ok:
-            problems.append(f"{place.tar} holds {num_members} samples, its receipt says {receipt.num_ok}")
+        problems += _shard_problems(store, place, modality, num_crops)
         if len(problems) >= _MAX_PROBLEMS:
             break
     return problems
 
 
+def _shard_problems(store: Store, place: ShardPlace, modality: Modality, num_crops: int) -> list[str]:
+    try:
+        members = list(read_members(store, place))
+    except _UNREADABLE as error:
+        return [_damage(place, error)]
+    problems: list[str] = []
+    for key, data in members:
+        is_text = modality.kind == "text"
+        problem = _text_problem(modality, data) if is_text else _grid_problem(modality, data, num_crops)
+        if problem:
+            problems.append(f"{place.tar} {key}: {problem}")
+    receipt = read_receipt(store, place)
+    if receipt is not None and len(members) != receipt.num_ok:
+        problems.append(f"{place.tar} holds {len(members)} samples, its receipt says {receipt.num_ok}")
+    return problems
+
+
+def _damage(place: ShardPlace, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{place.tar} is gone, though its receipt is there: materialize the block again"
+    return str(error)
+
+
 def _grid_problem(modality: Modality, data: bytes, num_crops: int) -> str | None:
-    tokens = np.load(io.BytesIO(data), allow_pickle=False)
+    try:
+        tokens = np.load(io.BytesIO(data), allow_pickle=False)
+    except (EOFError, ValueError) as error:
+        return f"not a readable array ({error}), expected int16 ({num_crops}, {modality.max_tokens})"
     if tokens.dtype != np.int16 or tokens.shape != (num_crops, modality.max_tokens):
         return f"{tokens.dtype} {tokens.shape}, expected int16 ({num_crops}, {modality.max_tokens})"
     if tokens.min() < 0 or tokens.max() >= (modality.vocab_size or 0):
@@ -59,7 +79,10 @@ def _text_problem(modality: Modality, data: bytes) -> str | None:
 
 
 def token_figures(store: Store, dataset: str, layout: Layout, block: str, modality: Modality) -> dict[str, Any]:
-    """How the vocabulary is used in a block: share of ids seen and perplexity, or tokens a text."""
+    """How the vocabulary is used in a block: share of ids seen and perplexity, or tokens a text.
+
+    For tokens in which `token_problems` finds nothing: ids outside the vocabulary cannot be counted in it.
+    """
     folder = token_folder(modality.name)
     if modality.kind == "text":
         lengths = [
@@ -84,7 +107,10 @@ def token_figures(store: Store, dataset: str, layout: Layout, block: str, modali
 def token_preview(
     store: Store, dataset: str, layout: Layout, block: str, modality: Modality, num: int = 8
 ) -> bytes | None:
-    """Images of a block beside their token ids as colours; None for texts and empty blocks."""
+    """Images of a block beside their token ids as colours; None for texts and empty blocks.
+
+    For tokens in which `token_problems` finds nothing: what is no grid has no picture.
+    """
     if modality.kind == "text":
         return None
     for place in _places(dataset, layout, block, token_folder(modality.name)):
@@ -114,17 +140,42 @@ def aligned_problems(store: Store, dataset: str, layout: Layout, block: str, fol
     folders = list(folders)
     for shard in layout.shards_of(block):
         for split in SPLITS:
-            keys = {
-                folder: [key for key, _ in read_members(store, ShardPlace(dataset, split, folder, shard))]
-                for folder in folders
-            }
-            first = keys[folders[0]]
-            problems += [
-                f"{split} shard {shard:05d}: {folder} has {len(found)} keys, {folders[0]} has {len(first)}, or in another order"
-                for folder, found in keys.items()
-                if found != first
-            ]
+            problems += _unaligned(store, [ShardPlace(dataset, split, folder, shard) for folder in folders])
     return problems[:_MAX_PROBLEMS]
+
+
+def _unaligned(store: Store, places: Sequence[ShardPlace]) -> list[str]:
+    """What is wrong with one shard in its public folders; keys are compared among those that can be read."""
+    problems: list[str] = []
+    keys: dict[str, list[SampleKey]] = {}
+    for place in places:
+        try:
+            keys[place.folder] = [key for key, _ in read_members(store, place)]
+        except _UNREADABLE as error:
+            problems.append(_damage(place, error) + _source_damage(store, place))
+    first, expected = next(iter(keys.items()), ("", []))
+    problems += [
+        f"{places[0].split} shard {places[0].shard:05d}: {folder} has {len(found)} keys, {first} has {len(expected)}, or in another order"
+        for folder, found in keys.items()
+        if found != expected
+    ]
+    return problems
+
+
+def _source_damage(store: Store, place: ShardPlace) -> str:
+    """What else is to be done about a public tar that was linked to one which is damaged too: it would be linked again."""
+    if place.folder == CROPS:
+        return ""
+    sources = source_folders([place.folder] if place.folder != "rgb" else [])
+    source = ShardPlace(place.dataset, place.split, sources[place.folder], place.shard)
+    try:
+        for _ in read_members(store, source):
+            pass
+    except _UNREADABLE as error:
+        return (
+            f". It is made of {source_asset(place.dataset, place.folder)}, which comes first: {_damage(source, error)}"
+        )
+    return ""
 
 
 def _places(dataset: str, layout: Layout, block: str, folder: str) -> Iterator[ShardPlace]:
