@@ -45,10 +45,12 @@ def _token_asset(project: Project, blocks: dg.PartitionsDefinition, asset: Token
         problems = token_problems(*place, project.tokenizing.crops.num)
         found = {"block": block, "problems": table(["problem"], [[p] for p in problems[:20]])}
         ref = current(session.store, project.dataset, tokenizer, f"tokenizers/{tokenizer}")
-        shown: dict[str, Any] = {"tokenizer": ref.digest, **token_figures(*place)}
-        sheet = token_preview(*place)
-        if sheet is not None:
-            shown["preview"] = picture(sheet, f"{name} tokens of {block}")
+        shown: dict[str, Any] = {"tokenizer": ref.digest}
+        if not problems:  # of tokens that are wrong there are neither
+            shown |= token_figures(*place)
+            sheet = token_preview(*place)
+            if sheet is not None:
+                shown["preview"] = picture(sheet, f"{name} tokens of {block}")
         return [Verdict("tokens_in_range", not problems, metadata=found)], shown
 
     @dg.asset(
@@ -94,7 +96,7 @@ def _text(asset: TokenAsset) -> str:
 def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     key = dg.AssetKey(["tokens", "shards"])
 
-    folders = ["rgb", "crop_settings", *token_modalities(project)]
+    folders = align.public_folders(token_modalities(project))
 
     def inspect(session: Session, block: str) -> Inspection:
         problems = aligned_problems(session.store, project.dataset, project.layout, block, folders)

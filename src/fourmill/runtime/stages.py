@@ -31,7 +31,7 @@ from fourmill.runtime.session import Session
 from fourmill.runtime.token_assets import token_assets
 from fourmill.runtime.workers import token_modalities
 from fourmill.tokenize.align import FOLDER as ALIGNED
-from fourmill.tokenize.align import align_recipe, token_folder
+from fourmill.tokenize.align import align_recipe, public_folders, token_folder
 from fourmill.tokenize.crop_settings import FOLDER as CROP_SETTINGS
 from fourmill.tokenize.worker import token_recipe
 
@@ -59,6 +59,7 @@ class BlockStage:
     network_of: Callable[[str], str | None] = lambda digest: None  # architecture behind a digest of weights, for people
     also: "tuple[BlockStage, ...]" = ()  # stages some of whose shards this one makes too; it publishes none of theirs
     beside: tuple[str, ...] = ()  # folders of no stage that its workers write to as well
+    parts: tuple[str, ...] = ()  # folders of no stage that a shard is in too: by the same recipe, or it is not done
 
 
 def run_block(session: Session, stage: BlockStage, block: str) -> int:
@@ -78,7 +79,7 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
                     f"{stage.asset} {block}: {asset} has no ledger for {block}: it was not materialized, or its checks failed. "
                     f"Materialize {asset} for {block} and look at its checks"
                 )
-    folders = [stage.folder, *(other.folder for other in stage.also)]
+    folders = [stage.folder, *stage.parts, *(other.folder for other in stage.also)]
     work = list(_work(session, stage, block))
     if work:
         check_python(ray, stage.asset)
@@ -111,9 +112,11 @@ def _work(session: Session, stage: BlockStage, block: str) -> Iterator[tuple[Sha
     for shard in session.project.layout.shards_of(block):
         for split in SPLITS:
             recipe = stage.recipe(split, shard)
-            place = ShardPlace(session.project.dataset, split, stage.folder, shard)
-            done = finished(session.store, place, recipe)
-            if done is None or (stage.again is not None and stage.again(done)):
+            done, *parts = (
+                finished(session.store, ShardPlace(session.project.dataset, split, folder, shard), recipe)
+                for folder in (stage.folder, *stage.parts)
+            )
+            if done is None or None in parts or (stage.again is not None and stage.again(done)):
                 yield ShardJob(split, shard, recipe, session.run_id), done
 
 
@@ -265,4 +268,5 @@ def align_stage(session: Session) -> BlockStage:
         recipe=lambda split, shard: align_recipe(store, p.dataset, split, shard, modalities, p.tokenizing.crops),
         needs={"images": f"{p.dataset}/images", **needs},
         beside=(CROP_SETTINGS,),
+        parts=tuple(public_folders(modalities)),
     )

@@ -47,6 +47,11 @@ def source_folders(modalities: Sequence[str]) -> dict[str, str]:
     return {"rgb": "images", **{name: token_folder(name) for name in modalities}}
 
 
+def public_folders(modalities: Sequence[str]) -> list[str]:
+    """All folders of an aligned shard."""
+    return [*source_folders(modalities), CROPS]
+
+
 def source_asset(dataset: str, public: str) -> str:
     """The asset that makes what a public folder is copied from."""
     return f"{dataset}/images" if public == "rgb" else f"tokens/{public}"
@@ -96,7 +101,7 @@ class AlignWorker:
                 self._rewrite(places[folder], target, keys, job)
         self._write_crops(keys, job)
         place = ShardPlace(self._dataset, job.split, FOLDER, job.shard)
-        tars = self._digest_of_tars([*folders, CROPS], job)
+        tars = self._digest_of_tars(public_folders(self._modalities), job)
         sets = {folder: set(found) for folder, found in ok.items()}
         rows = [_aligned_item(key, sets, tars) for key in ok["images"]]
         return write_shard(self._store, place, job.recipe, rows, job.run_id, _EXTRA)
@@ -118,6 +123,7 @@ class AlignWorker:
 
     def _link(self, source: ShardPlace, target: ShardPlace, job: ShardJob) -> None:
         receipt = need(self._store, source, source.folder)
+        self._store.delete(target.receipt)  # a kill from here on leaves no old receipt beside a new tar
         if receipt.tar_sha256 is None:
             self._store.delete(target.tar)
         else:
