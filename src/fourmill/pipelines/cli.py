@@ -179,10 +179,10 @@ def status(out: Out = _DEMO_OUT, as_json: AsJson = False) -> None:
 @app.command()
 def trace(
     what: Annotated[
-        str, typer.Argument(help="A model (fourm, text2im, superres, a digest) or a sample key (nine digits).")
+        str, typer.Argument(help="A model (fourm, text2im, superres, a digest) or a sample, by its row number.")
     ] = "fourm",
     out: Out = _DEMO_OUT,
-    sample: Annotated[str | None, typer.Option(help="Follow this sample key down to its URL.")] = None,
+    sample: Annotated[str | None, typer.Option(help="Follow this sample, by its row number, down to its URL.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """From a checkpoint back to the URLs: manifest, shards, tokenizers, labellers, list, sample."""

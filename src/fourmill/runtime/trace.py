@@ -23,7 +23,7 @@ class TraceError(ValueError):
 
 
 def trace_anything(session: Session, what: str, sample: str | None = None) -> Tree:
-    """The lineage of a model (name or digest) or of a sample (nine digits).
+    """The lineage of a model (name or digest) or of a sample (its row number, also without leading zeros).
 
     Args:
         sample: with a model, follow this sample too; the first training sample otherwise.
@@ -31,7 +31,7 @@ def trace_anything(session: Session, what: str, sample: str | None = None) -> Tr
     Raises:
         TraceError: neither a model nor a sample of this project.
     """
-    if what.isdigit() and len(what) == 9:
+    if what.isdecimal() and len(what) == 9:
         return trace_sample(session, what)
     for name, asset in MODELS.items():
         try:
@@ -42,8 +42,11 @@ def trace_anything(session: Session, what: str, sample: str | None = None) -> Tr
             continue
         if what == name or (len(what) >= 6 and ref.digest.startswith(what)):
             return trace_model(session, ref, sample)
+    if what.isdecimal():  # after the models: a digest may begin with digits
+        return trace_sample(session, what)
     raise TraceError(
-        f"{what!r} is neither a model of this project ({', '.join(MODELS)}, or a digest) nor a nine-digit sample key"
+        f"{what!r} is neither a model of this project ({', '.join(MODELS)}, or a digest) nor a sample, which is given by "
+        "its row number in the list"
     )
 
 
@@ -52,8 +55,7 @@ def trace_model(session: Session, ref: ModelRef, sample: str | None) -> Tree:
     store, dataset = session.store, session.project.dataset
     manifest = read_manifest(store, ref.report["manifest"])
     shards = manifest.splits["train"]
-    if sample is None:
-        sample = _first_sample(store, dataset, shards[0].shard)
+    sample = _first_sample(store, dataset, shards[0].shard) if sample is None else _key_of(sample)
     return {
         ref.name: {"digest": ref.digest, "path": ref.path, "steps": ref.report["steps"], "seed": ref.report["seed"]},
         "shards consumed": ref.report["consumed"],
@@ -74,12 +76,20 @@ def _first_sample(store: Store, dataset: str, shard: int) -> str:
     return next(row["key"] for row in rows if row["status"] == "ok")
 
 
+def _key_of(sample: str) -> str:
+    if not sample.isdecimal():
+        raise TraceError(f"{sample!r} is no sample: give its row number in the list, as in 000000123 or 123")
+    return sample_key(int(sample))
+
+
 def _tokenizer(store: Store, dataset: str, name: str, manifest: Manifest) -> Tree:
     names = [n for n, entry in manifest.modalities.items() if n == name or n.startswith(f"tok_{name}@")]
     digest = manifest.modalities[names[0]].tokenizer if names else manifest.modalities["caption"].tokenizer
     ref = current(store, dataset, name, f"tokenizers/{name}")
-    same = {"path": ref.path} if ref.digest == digest else {"note": "another tokenizer serves by now"}
-    return {"digest": digest, **same, "train set": ref.report.get("train_set_digest", "")}
+    if ref.digest != digest:
+        return {"digest": digest, "note": "another tokenizer serves by now"}
+    fitted_on = {"train set": ref.report["train_set"]} if "train_set" in ref.report else {}  # text's are captions
+    return {"digest": digest, "path": ref.path, **fitted_on}
 
 
 def trace_sample(session: Session, key: str) -> Tree:
@@ -89,7 +99,8 @@ def trace_sample(session: Session, key: str) -> Tree:
         TraceError: the project has no such row, or has not come to it yet.
     """
     project, store = session.project, session.store
-    row = row_of(sample_key(int(key)))
+    key = sample_key(int(key))
+    row = row_of(key)
     if row >= project.layout.num_rows:
         raise TraceError(f"row {row} is beyond this project's {project.layout.num_rows} rows")
     shard = row // project.layout.rows_per_shard
@@ -141,4 +152,5 @@ def _stage(store: Store, dataset: str, split: Split, folder: str, shard: int, ke
 def _made_by(receipt: Receipt) -> Tree:
     recipe = receipt.recipe
     weights = {"weights": recipe.weights} if recipe.weights else {}
-    return {**weights, "code": recipe.code_version, "run": receipt.run_id, "tar": receipt.tar_sha256}
+    tar = {"tar": receipt.tar_sha256} if receipt.tar_sha256 else {}
+    return {**weights, "code": recipe.code_version, "run": receipt.run_id, **tar}
