@@ -52,6 +52,21 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, name: str, is
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("content", [b"# A page of text\n", b"", b"\x89PNG\r\n"])
+def test_a_file_of_another_kind_is_called_that(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "README.md").write_bytes(content)
+    with pytest.raises(ValueError, match=r"README\.md is neither a safetensors file nor one that torch\.save wrote"):
+        read_weights(tmp_path / "README.md")
+
+
+def test_what_is_said_of_a_refused_file_does_not_tell_how_to_load_it(tmp_path: Path) -> None:
+    path = tmp_path / "odd.pth"
+    path.write_bytes(b"\x80\x02#" + bytes(40))
+    with pytest.raises(UnsafeFileError) as refused:
+        read_weights(path)
+    assert "Unsupported operand" in str(refused.value) and "weights_only" not in str(refused.value)
+
+
 @pytest.mark.parametrize("function", [eval, exec, __import__, getattr, np.load, np.frombuffer, bytearray])
 def test_a_pickle_of_arrays_may_call_nothing_else(tmp_path: Path, function: Any) -> None:
     path = tmp_path / "evil.pkl"

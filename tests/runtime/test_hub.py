@@ -1,6 +1,7 @@
 """Downloads from a hub on loopback that speaks as much of the real one's protocol as its client asks for."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,6 +64,13 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
+def unused_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def test_config_and_safetensors_are_downloaded_with_commit_and_licence(hub: str, tmp_path: Path) -> None:
     fetched = fetch_weights("people/net", endpoint=hub, cache=tmp_path)
     assert (fetched.commit, fetched.licence) == (COMMIT, "mit")
@@ -78,6 +86,8 @@ def test_what_the_hub_does_not_give_says_how_to_do_without_it(hub: str, tmp_path
         fetch_weights("people/gone", endpoint=hub, cache=tmp_path)
     with pytest.raises(HubError, match="cannot be had"):
         fetch_weights("not/a/name", endpoint=hub, cache=tmp_path)
+    with pytest.raises(HubError, match=r"hf:people/net cannot be had .*give the path of the folder"):
+        fetch_weights("people/net", endpoint=f"http://127.0.0.1:{unused_port()}", cache=tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,13 @@ def _has_attributes(content: Mapping[Any, Any], key: str) -> bool:
 
 def refusal(path: Path, error: Exception) -> str:
     """What to say of a file that the unpickler refused."""
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    reason = f"it names {named[1]}" if named else str(error) or type(error).__name__
+    named, unknown = (re.search(pattern, str(error)) for pattern in (r"GLOBAL (\S+)", r"Unsupported [^\n.]+"))
+    if named:
+        reason = f"it names {named[1]}"
+    elif unknown:
+        reason = unknown[0]  # no more of torch's words: they tell how to load the file nevertheless
+    else:
+        reason = str(error) or type(error).__name__
     return (
         f"{path} is refused, and nothing in it was run: it is a pickle that asks for more than arrays ({reason}). Take the "
         "weights from their authors, as safetensors where there are such"
@@ -95,6 +100,10 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start.startswith((b"\x80", b"PK")):  # a pickle or a zip, as torch writes them
+        raise ValueError(f"{path} is neither a safetensors file nor one that torch.save wrote; expected one of these")
     try:
         # The one class that torch's unpickler lets be made, filled and given attributes, whatever it stands for.
         inert: list[Any] = [(OrderedDict, name) for name in _unknown_globals(path) if name.startswith(_INERT)]

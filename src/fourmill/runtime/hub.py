@@ -40,6 +40,8 @@ def fetch_weights(
     from huggingface_hub.utils import HfHubHTTPError, HFValidationError, disable_progress_bars
 
     disable_progress_bars()
+    # OSError and the class of the HTTP library's errors, whichever that is: a hub that is not reached is told by that alone.
+    failures = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
     try:
         info = HfApi(endpoint=endpoint).model_info(repo, revision=revision)
         wanted = choose_files([sibling.rfilename for sibling in info.siblings or []])
@@ -50,7 +52,7 @@ def fetch_weights(
         paths = [
             Path(hf_hub_download(repo, name, revision=info.sha, endpoint=endpoint, cache_dir=cache)) for name in wanted
         ]
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (*failures, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubError(
             f"hf:{repo} cannot be had ({reason}). Download it where there is a way to the hub, and give the path of the folder"
