@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from fourmill.core.checkpoint import save_checkpoint
-from fourmill.core.ranks import Ranks, RanksError
+from fourmill.core.ranks import Ranks, RanksError, join_ranks
 from fourmill.core.store import LocalStore
 from fourmill.core.work import no_progress
 from fourmill.runtime.launch import ProgramError, run_program
@@ -145,6 +146,54 @@ def test_processes_start_from_one_codebook_however_each_adds_up():
     said = [process.communicate(timeout=300)[0].decode() for process in running]
     found = [line for one in said for line in one.splitlines() if line.startswith("codebook")]
     assert len(found) == 2 and len(set(found)) == 1, said
+
+
+_LATE = """
+import os, sys
+from pathlib import Path
+told, come, is_late = *map(Path, sys.argv[1:]), os.environ["RANK"] == "1"
+if is_late:
+    told.read_text()
+import torch.distributed as dist
+from fourmill.core.ranks import join_ranks
+
+connect = dist.init_process_group
+
+def see(*arguments, **values):
+    print("all are there:", come.exists(), flush=True)
+    connect(*arguments, **values)
+
+dist.init_process_group = see
+come.touch() if is_late else told.write_text("")
+with join_ranks(2, "a codebook", "fourmill.tokenize") as ranks:
+    ranks.check_alike(0, "a codebook", "nowhere")
+"""
+
+
+def test_processes_connect_when_the_last_has_come_however_late(tmp_path: Path):
+    """From there on they wait for each other ten minutes, which may be too little for a disk that is slower than the others."""
+    told, come = tmp_path / "told", tmp_path / "come"
+    os.mkfifo(told)
+    running = _started(*[["-c", _LATE, str(told), str(come)] for _ in range(2)])
+    for process in running:
+        said = process.communicate(timeout=300)[0].decode()
+        assert process.returncode == 0 and "all are there: True" in said, said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_training_whose_other_process_never_comes_says_so(rank: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fourmill.core.ranks._JOINING", timedelta(seconds=1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": 2, "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    with (
+        pytest.raises(RanksError, match=rf"not all of its 2 processes came within 0:00:01, says rank {rank}"),
+        join_ranks(2, "a codebook", "fourmill.tokenize"),
+    ):
+        pass
 
 
 def test_processes_see_the_rows_of_one_batch(spec, store):

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourmill.core.checkpoint import load_checkpoint
+from fourmill.core.digest import digest_file
 from fourmill.core.store import LocalStore
 from fourmill.core.work import no_progress
 from fourmill.tokenize import train
+from fourmill.tokenize import train_set as train_module
 from fourmill.tokenize.__main__ import main
 from fourmill.tokenize.batches import batch_flips, batch_indices
 from fourmill.tokenize.config import TokenizerSpec, TrainingConfig
@@ -125,6 +128,49 @@ def test_the_training_set_must_be_the_one_that_was_named(spec, store, train_set)
     missing = spec("rgb").model_copy(update={"train_set": "nowhere"})
     with pytest.raises(TrainSetError, match="no training set at nowhere"):
         train_tokenizer(missing, no_progress)
+
+
+def test_the_training_set_is_compared_before_the_processes_join(spec, monkeypatch):
+    """They would wait for that, and not for long."""
+    monkeypatch.setattr(train, "join_ranks", None)
+    wrong = spec("rgb").model_copy(update={"train_set_digest": "0" * 64, "processes": 2})
+    for rank in ("0", "1"):
+        for name, value in {"WORLD_SIZE": "2", "RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(TrainSetError, match="materialize tokenizers/train_set again"):
+            train_tokenizer(wrong, no_progress)
+
+
+def test_the_training_set_is_hashed_once_however_many_processes_start_and_again_when_it_was_changed(
+    spec, store, train_set, monkeypatch
+):
+    hashed, file = [], store.path(train_set.path)
+
+    def digest_of(path: Path) -> str:
+        hashed.append(path)
+        return digest_file(path)
+
+    def begin() -> None:
+        train_module._digest_of.cache_clear()  # what another process would not know
+        with pytest.raises(_KilledError):
+            train_tokenizer(spec("rgb"), _kill_at(0))
+
+    monkeypatch.setattr(train, "_REPORT_EVERY_S", 0)
+    monkeypatch.setattr(train_module, "digest_file", digest_of)
+    for _ in range(3):
+        begin()
+    assert hashed == [file]
+    changed = file.stat().st_mtime_ns + 1
+    os.utime(file, ns=(changed, changed))
+    for _ in range(2):
+        begin()
+    assert hashed == [file] * 2
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(changed, changed + 1))
+    for _ in range(2):
+        with pytest.raises(TrainSetError, match="materialize tokenizers/train_set again"):
+            train_tokenizer(spec("rgb"), no_progress)
 
 
 def test_a_damaged_model_is_refused(spec, store, read_report):

@@ -13,8 +13,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
-_PATIENCE = timedelta(minutes=10)  # for a process that does not come: reading the samples may take some
+_JOINING = timedelta(hours=6)  # for all to come: each machine hashes its set before, as fast as its disk is
+_PATIENCE = timedelta(minutes=10)  # for one that does not come to a step: reading the samples may take some
 
 
 class RanksError(RuntimeError):
@@ -127,14 +130,8 @@ class Ranks:
             grad.copy_(part.view(grad.shape))  # into its own memory: fused optimisers want it laid out as the weight is
 
 
-@contextmanager
-def join_ranks(wanted: int, what: str, module: str) -> Iterator[Ranks]:
-    """The processes that torchrun's variables name, connected while the block runs; one process without them.
-
-    Args:
-        wanted: how many there have to be.
-        what: the model that they train, and
-        module: the program that they run, both for the error.
+def require_ranks(wanted: int, what: str, module: str) -> None:
+    """Make sure that as many processes are to join as are wanted; the arguments are those of `join_ranks`.
 
     Raises:
         RanksError: there are more or fewer.
@@ -145,18 +142,49 @@ def join_ranks(wanted: int, what: str, module: str) -> Iterator[Ranks]:
             f"{what} is to be trained by {wanted} processes and there are {size}: start it with "
             f"`torchrun --standalone --nproc-per-node {wanted} -m {module} --spec FILE`"
         )
-    if size == 1:
+
+
+@contextmanager
+def join_ranks(wanted: int, what: str, module: str) -> Iterator[Ranks]:
+    """The processes that torchrun's variables name, connected while the block runs; one process without them.
+
+    Args:
+        wanted: how many there have to be.
+        what: the model that they train, and
+        module: the program that they run, both for the error.
+
+    Raises:
+        RanksError: there are more or fewer, or some do not come.
+    """
+    require_ranks(wanted, what, module)
+    if wanted == 1:
         yield Ranks()
         return
-    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    ranks = Ranks(int(os.environ["RANK"]), wanted, int(os.environ.get("LOCAL_RANK", "0")))
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, rank=ranks.rank, world_size=size, timeout=_PATIENCE)
+    meeting = _met(ranks, what)
+    dist.init_process_group(backend, store=meeting, rank=ranks.rank, world_size=wanted, timeout=_PATIENCE)
     try:
         yield ranks
     finally:
         dist.destroy_process_group()
+
+
+def _met(ranks: Ranks, what: str) -> Store:
+    """Where the processes of a training find each other, once all have come: what follows needs little patience."""
+    try:
+        meeting, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=_JOINING))
+        meeting.set(f"come/{ranks.rank}", "")
+        meeting.wait([f"come/{rank}" for rank in range(ranks.size)], _JOINING)
+    except (dist.DistStoreError, dist.DistNetworkError) as error:
+        raise RanksError(
+            f"{what}: not all of its {ranks.size} processes came within {_JOINING}, says rank {ranks.rank} ({error}). Look for "
+            "those that failed in the log, and start all of them again"
+        ) from error
+    meeting.set_timeout(_PATIENCE)
+    return meeting
 
 
 ALONE = Ranks()

@@ -5,14 +5,16 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
+from fourmill.core.once import checked_once
 from fourmill.core.program import prepare_torch
-from fourmill.core.ranks import ALONE, Ranks, join_ranks
+from fourmill.core.ranks import ALONE, Ranks, join_ranks, require_ranks
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
 from fourmill.tokenize.batches import Batches
@@ -21,10 +23,11 @@ from fourmill.tokenize.guard import TrainingError
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.journal import Journal
 from fourmill.tokenize.load import load_image_tokenizer
+from fourmill.tokenize.packed import local_file
 from fourmill.tokenize.report import publish, report_path
 from fourmill.tokenize.score import score_model
 from fourmill.tokenize.state import State, start
-from fourmill.tokenize.train_set import read_label
+from fourmill.tokenize.train_set import LabelArrays, read_label
 
 _log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 1.0
@@ -62,13 +65,27 @@ def train_tokenizer(spec: TokenizerSpec, progress: Progress) -> str:
         _log.info("%s was trained from the same inputs before: %s", spec.name, report_path(spec))
         return report_path(spec)
     prepare_torch(spec.threads, spec.config.training.precision == "bf16")
-    with join_ranks(spec.processes, spec.name, "fourmill.tokenize") as ranks:
-        _train(store, spec, ranks, progress if ranks.is_first else no_progress)
+    place = (spec.processes, spec.name, "fourmill.tokenize")
+    require_ranks(*place)
+    # Before they join, since processes that have joined wait ten minutes for each other, and hashing a set may take hours.
+    labels = _read(store, spec)
+    with join_ranks(*place) as ranks:
+        _train(store, spec, labels, ranks, progress if ranks.is_first else no_progress)
     return report_path(spec)
 
 
-def _train(store: Store, spec: TokenizerSpec, ranks: Ranks, progress: Progress) -> None:
-    labels = read_label(store, spec.train_set, spec.train_set_digest, spec.config.label, is_checked=not ranks.is_first)
+def _read(store: Store, spec: TokenizerSpec) -> LabelArrays:
+    """The spec's label, of a training set that one process of this machine compares with its digest, once."""
+    read = partial(read_label, store, spec.train_set, spec.train_set_digest, spec.config.label)
+    try:
+        file = local_file(store, spec.train_set)
+    except FileNotFoundError:
+        return read()  # which says what to do
+    with checked_once(file, spec.train_set_digest) as is_checked:
+        return read(is_checked=is_checked)
+
+
+def _train(store: Store, spec: TokenizerSpec, labels: LabelArrays, ranks: Ranks, progress: Progress) -> None:
     begun = load_image_tokenizer(store, spec.earlier[-1].path) if spec.earlier else None
     with Journal(Path(spec.run_folder) / "tensorboard", spec.config, ranks.is_first) as journal:
         training = Training(spec, Batches(labels, spec.config, ranks), ranks, progress, journal, begun)
