@@ -10,7 +10,7 @@ from fourmill.core.labels import Box
 from fourmill.core.pictures import (
     boxes_picture,
     depth_picture,
-    features_picture,
+    features_painter,
     fit_picture,
     grid_png,
     nearest_pixels,
@@ -102,14 +102,31 @@ def test_an_image_without_boxes_is_only_enlarged() -> None:
 def test_equal_features_get_equal_colours_and_unlike_ones_differ() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 16))
     features = np.stack([np.stack([a, b]), np.stack([b, a])])
-    shown = features_picture(features).astype(int)
+    shown = features_painter(features)(features).astype(int)
     assert np.array_equal(shown[0, 0], shown[1, 1]) and np.array_equal(shown[0, 1], shown[1, 0])
     assert np.abs(shown[0, 0] - shown[0, 1]).max() > 200
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8), (4, 4, 2), (3, 2, 1)])
 def test_few_or_constant_features_are_a_picture_too(shape: tuple[int, int, int]) -> None:
-    assert features_picture(np.ones(shape)).shape == (*shape[:2], 3)
+    features = np.ones(shape)
+    assert features_painter(features)(features).shape == (*shape[:2], 3)
+
+
+def test_a_map_near_the_truth_gets_its_colours_though_its_own_strongest_directions_are_others() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(3, 8, 8, 6)) * [1.02, 1.01, 1, 0.99, 0.98, 0.97]
+    near = truth * [0.97, 0.98, 0.99, 1, 1.01, 1.02]
+    paint = features_painter(truth)
+    for one, other in zip(truth, near, strict=True):
+        assert np.abs(paint(one).astype(int) - paint(other)).max() < 16
+        assert np.abs(paint(one).astype(int) - features_painter(other)(other)).max() > 100
+
+
+def test_features_out_of_the_truths_range_are_as_bright_as_its_edge() -> None:
+    truth = np.random.default_rng(0).normal(size=(8, 8, 4))
+    shown = features_painter(truth)(1e6 * truth)
+    assert set(np.unique(shown)) == {0, 255}
 
 
 def test_text_stays_inside_its_picture() -> None:

@@ -1,10 +1,11 @@
 """Labels and features as pictures for people: colours, frames, legends. Nothing that a network reads.
 
-Every function that ends in `_picture` or `_legend` returns (H, W, 3) uint8. `core.sheet` lays such pictures out in a grid.
+Every function that ends in `_picture` or `_legend` returns (H, W, 3) uint8; so does what `features_painter` gives.
+`core.sheet` lays such pictures out in a grid.
 """
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fourmill.core.sheet import draw_text, fit_picture, grid_png, text_picture, 
 __all__ = [
     "boxes_picture",
     "depth_picture",
-    "features_picture",
+    "features_painter",
     "fit_picture",
     "grid_png",
     "nearest_pixels",
@@ -154,20 +155,29 @@ def boxes_picture(rgb_HWC: RGB, boxes: Sequence[Box], scale: int | None = None) 
     return np.asarray(image)
 
 
-def features_picture(features_hwC: NDArray[Any]) -> RGB:
-    """A feature map in colour: its three strongest directions (PCA over its own positions) as red, green and blue."""
-    height, width, channels = features_hwC.shape
-    flat = np.nan_to_num(features_hwC.reshape(-1, channels).astype(np.float64))
-    flat -= flat.mean(0)
-    directions = np.linalg.svd(flat, full_matrices=False)[2][:3]
+def features_painter(truth: NDArray[Any]) -> Callable[[NDArray[Any]], RGB]:
+    """What draws feature maps (h, w, C) that stand side by side, so that equal features have equal colours in all of them.
+
+    A map's own strongest directions may change places with another's however near the two are, and so would their colours.
+
+    Args:
+        truth: features (..., C), whose three strongest directions (PCA) become red, green and blue, over their range.
+    """
+    flat = np.nan_to_num(truth.reshape(-1, truth.shape[-1]).astype(np.float64))
+    centre = flat.mean(0)
+    directions = np.linalg.svd(flat - centre, full_matrices=False)[2][:3]
     # A direction's sign is arbitrary: fixing it keeps the colours of equal maps equal.
     strongest = np.abs(directions).argmax(1)
     directions = directions * np.sign(directions[np.arange(len(directions)), strongest])[:, None]
-    shown = np.zeros((height * width, 3))
-    shown[:, : len(directions)] = flat @ directions.T
-    low, high = np.percentile(shown, (2, 98), axis=0)
-    shown = (shown - low) / np.maximum(high - low, 1e-9)
-    return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8).reshape(height, width, 3)
+    low, high = np.percentile((flat - centre) @ directions.T, (2, 98), axis=0)
+
+    def paint(features_hwC: NDArray[Any]) -> RGB:
+        values = (np.nan_to_num(features_hwC.astype(np.float64)) - centre) @ directions.T
+        shown = np.zeros((*features_hwC.shape[:2], 3))
+        shown[..., : len(directions)] = (values - low) / np.maximum(high - low, 1e-9)
+        return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)
+
+    return paint
 
 
 def _free_height(

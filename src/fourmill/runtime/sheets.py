@@ -10,7 +10,7 @@ from fourmill.core.names import SampleKey
 from fourmill.core.pictures import (
     boxes_picture,
     depth_picture,
-    features_picture,
+    features_painter,
     grid_png,
     normal_picture,
     semseg_picture,
@@ -22,12 +22,12 @@ from fourmill.runtime.heldout import HeldOut
 Maps = Mapping[str, NDArray[Any]]
 _CELL_PX = 128
 
-PICTURES: dict[str, Callable[[NDArray[Any]], NDArray[np.uint8]]] = {
+_Painter = Callable[[NDArray[Any]], NDArray[np.uint8]]
+_PICTURES: dict[str, _Painter] = {
     "rgb": lambda rgb: rgb,
     "depth": depth_picture,
     "normal": normal_picture,
     "semseg": semseg_picture,
-    "clip": features_picture,
 }
 
 
@@ -35,7 +35,7 @@ def modality_sheets(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Gen
     """One PNG a modality: a column a sample; rows image, truth, the tokenizer's reconstruction, 4M from RGB alone."""
     images = list(heldout.maps["rgb"])
     sheets: dict[str, bytes] = {}
-    for label, draw in PICTURES.items():
+    for label, draw in _painters(truth).items():
         rows = [images] if label != "rgb" else []
         titles = ["image"] if label != "rgb" else []
         for title, maps in (("truth", truth), ("tokenizer", rebuilt), ("4M", generated.maps)):
@@ -71,17 +71,23 @@ def superres_sheet(keys: list[SampleKey], low: Maps, high: Maps, made_BHWC: NDAr
 
 def overview(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated) -> bytes:
     """Everything in one PNG: a row a sample, three columns a modality."""
+    painters = _painters(truth)
     columns: list[tuple[str, list[NDArray[np.uint8]]]] = [("image", list(heldout.maps["rgb"]))]
     columns.append(("image, tokenizer", list(rebuilt["rgb"])))
     for label in ("depth", "normal", "semseg", "clip"):
         for title, maps in ((label, truth), ("tokenizer", rebuilt), ("4M from RGB", generated.maps)):
-            columns.append((title, [PICTURES[label](one) for one in maps[label]]))
+            columns.append((title, [painters[label](one) for one in maps[label]]))
     columns.append(("boxes", _boxes(heldout.maps["rgb"], heldout.boxes)))
     columns.append(("4M from RGB", _boxes(heldout.maps["rgb"], generated.boxes)))
     columns.append(("caption", _texts(heldout.captions)))
     columns.append(("4M from RGB", _texts(generated.captions)))
     rows = [list(row) for row in zip(*(pictures for _, pictures in columns), strict=True)]
     return grid_png(rows, [title for title, _ in columns], list(heldout.keys), _CELL_PX)
+
+
+def _painters(truth: Maps) -> dict[str, _Painter]:
+    """What draws each modality's maps; features in colours of the truth, whoever made them."""
+    return {**_PICTURES, "clip": features_painter(truth["clip"])}
 
 
 def _boxes(rgb_BHWC: NDArray[np.uint8], boxes: Any) -> list[NDArray[np.uint8]]:
