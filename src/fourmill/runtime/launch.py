@@ -202,7 +202,7 @@ def _environments(threads: int, processes: int) -> list[dict[str, str]]:
 
 def _follow(processes: Sequence[ForkServerProcess], said: Connection, progress: Progress) -> str | None:
     """Listen until all have ended; return the report that was named. Once one fails the others are ended too: they would
-    wait for it, for ten minutes where it never came to the meeting.
+    wait for it, for hours where it never came to the meeting.
     """
     report, line = None, b""
     running: dict[object, ForkServerProcess] = {process.sentinel: process for process in processes}
