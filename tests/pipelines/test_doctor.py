@@ -40,6 +40,13 @@ def test_doctor_says_what_a_project_lacks_and_what_to_do(tmp_path: Path) -> None
     assert "GB" in found["free space"]["detail"]
 
 
+def test_doctor_leaves_nothing_behind(tmp_path: Path) -> None:
+    out = tmp_path / "not" / "there"
+    done = RUNNER.invoke(app, ["doctor", "--out", str(out), "--json"])
+    found = {one["what"]: one["state"] for one in json.loads(done.stdout)}
+    assert found["store"] == "ok" and list(tmp_path.iterdir()) == []
+
+
 def test_doctor_reads_stored_weights_and_finds_those_that_are_damaged(tmp_path: Path) -> None:
     project = smallest(tmp_path)
     store = LocalStore(project.store)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -66,7 +67,7 @@ def examine(project: Project) -> Iterator[Finding]:
     for dataset in project.datasets():
         source = dataset.source
         yield _checked(f"source of {dataset.name}", source.where, partial(preflight.check_source, source))
-    yield _checked("store", f"{project.store} can be written", lambda: check_writable(project.store))
+    yield _checked("store", f"{project.store} can be written", lambda: _check_store(project.store))
     where = project.ray.address or "a local one will be started"
     yield _checked("Ray", where, lambda: check_reachable(project.ray))
     yield _space(project)
@@ -79,6 +80,18 @@ def _checked(what: str, fine: str, check: Callable[[], None]) -> Finding:
     except (ValueError, OSError) as error:
         return Finding(what, "missing", str(error))
     return Finding(what, "ok", fine)
+
+
+def _check_store(root: str) -> None:
+    """Whether it can be written; the folders that finding out makes are removed again, so that looking leaves nothing."""
+    path = Path(root.removeprefix("file://")).absolute()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()] if is_local(root) else []
+    try:
+        check_writable(root)
+    finally:
+        for folder in made:
+            with suppress(OSError):  # never made, or in use by another program by now
+                folder.rmdir()
 
 
 def _libraries() -> Iterator[Finding]:
