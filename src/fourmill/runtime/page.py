@@ -1,13 +1,18 @@
 """The page at the end: one HTML file with every picture in it, to be opened from disk or sent to a colleague."""
 
 import base64
+import shlex
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 from string import Template
 from typing import Any
 
 from fourmill.core.manifest import Manifest
 from fourmill.core.modality import IMAGE_TOKENS
+from fourmill.core.names import SampleKey
+from fourmill.core.store import is_local
+from fourmill.runtime.heldout import read_heldout
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
 from fourmill.runtime.superres import WAYS
@@ -20,7 +25,7 @@ _TITLES = {
     "depth": "Depth (near is yellow)",
     "normal": "Surface normals",
     "semseg": "Semantic classes",
-    "clip": "CLIP features (three strongest directions)",
+    "clip": "CLIP features (the truth's three strongest directions)",
     "det": "Boxes",
     "caption": "Captions",
     "caption to image": "From a caption to an image (text2im)",
@@ -39,8 +44,9 @@ _PAGE = Template("""<!doctype html>
 </style></head><body>
 <h1>$dataset: from a list of URLs to 4M</h1>
 <p>$rows rows of the list became $train training and $val held-out samples. Everything below is held out: no network here was
-trained on these images. Each picture has the image on top, then the truth, then what the tokenizer gives back from its tokens,
-then what 4M generated from the image's pixels alone.</p>
+trained on these images. Each picture has a column a sample, and its rows are named at the left: "truth" is the sample's own image
+or label, "tokenizer" what the tokenizer gives back from its tokens, "4M" what 4M generated from the image's pixels alone. The
+headings of pictures by fine-tunes of 4M say what those started from.</p>
 <h2>4M from RGB alone, on $scored held-out samples</h2>
 <table><tr><th>figure</th><th>4M</th><th>per-pixel mean map</th></tr>$figures</table>
 <p class="small">The mean map is the training set's per-pixel mean (its most common class): what one gets without looking at the image.
@@ -52,7 +58,7 @@ $superres
 $sheets
 <h2>Where it comes from</h2>
 <table>$lineage</table>
-<p class="small">Follow any sample: <code>fourmill trace fourm --sample $sample</code></p>
+<p class="small">Follow any of these samples: <code>$trace</code>$where</p>
 </body></html>
 """)
 
@@ -67,6 +73,7 @@ def write_page(session: Session, manifest: Manifest, sheets: Mapping[str, bytes]
         **{f"tokenizer {label}": ref.digest for label, ref in refs.items()},
         "4M": f"{model.digest}, {model.report['steps']} steps, seed {model.report['seed']}",
     }
+    folder = _project_folder(session.project.store)
     text = _PAGE.substitute(
         dataset=escape(manifest.dataset),
         rows=manifest.rows,
@@ -80,10 +87,22 @@ def write_page(session: Session, manifest: Manifest, sheets: Mapping[str, bytes]
         lineage="".join(
             f"<tr><td>{escape(k)}</td><td><code>{escape(str(v))}</code></td></tr>" for k, v in lineage.items()
         ),
-        sample=f"{manifest.splits['train'][0].shard * session.project.layout.rows_per_shard:09d}",
+        trace=escape(_trace_command(folder or "FOLDER", read_heldout(session.store, manifest, 1).keys[0])),
+        where="" if folder else ", where FOLDER is the project's",
     )
     session.store.write(PATH, text.encode())
     return PATH
+
+
+def _project_folder(store: str) -> str | None:
+    """The folder that commands take as `--out`; None where the store's place does not tell."""
+    path = Path(store.removeprefix("file://"))
+    known = is_local(store) and path.name == "store" and (path.parent / "project.json").is_file()
+    return str(path.parent) if known else None
+
+
+def _trace_command(folder: str, key: SampleKey) -> str:
+    return shlex.join(["fourmill", "trace", "fourm", "--out", folder, "--sample", key])
 
 
 def _figure_rows(scored: Mapping[str, Any]) -> list[str]:
