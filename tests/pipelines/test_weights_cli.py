@@ -1,6 +1,7 @@
 """`fourmill weights`, in this process: what they change, what they say, how they end."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from fourmill.core.store import open_store
 from fourmill.pipelines import preflight
 from fourmill.pipelines.cli import app
+from fourmill.pipelines.edits import with_settings
 from fourmill.pipelines.profiles import cc12m_4m7, demo
 from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.config import weights_digest
@@ -138,3 +140,69 @@ def test_preflight_names_every_labeller_without_weights(paper: Workspace) -> Non
         "det",
         "clip",
     ]
+
+
+def test_weights_of_another_network_are_refused_with_what_does_not_fit(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTModel
+
+    tiny = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=16, patch_size=8
+    )
+    ViTModel(tiny).save_pretrained(tmp_path / "wrong")
+    place = ("--store", str(tmp_path / "store"))
+    with pytest.raises(ValueError, match=r"do not fit .*missing keys: .*`fourmill weights --help` names for depth"):
+        run("weights", "add", "depth", str(tmp_path / "wrong"), *place)
+    assert not (tmp_path / "store" / "weights").exists()
+
+
+def test_the_list_of_a_place_that_is_not_there_says_so(tmp_path: Path, paper: Workspace) -> None:
+    for option in ("--out", "--store"):
+        with pytest.raises(ValueError, match=r"there is nothing at .*/none: neither a project nor a store"):
+            run("weights", "list", option, str(tmp_path / "none"))
+    assert "none yet" in run("weights", "list", "--out", str(paper.out))
+
+
+@pytest.fixture(scope="session")
+def rgb_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An rgb tokenizer of another codebook than the demo's, in the public format; do not change it."""
+    from fourmill.core.store import LocalStore
+    from fourmill.tokenize.config import ImageTokenizerConfig
+    from fourmill.tokenize.exchange import export_image_tokenizer
+    from fourmill.tokenize.image_tokenizer import ImageTokenizer
+    from fourmill.tokenize.load import save_image_tokenizer
+
+    base = tmp_path_factory.mktemp("rgb")
+    values = demo(base).tokenizers["rgb"].model_dump()
+    values["quantizer"] |= {"codebook_size": 16, "kmeans_init": False}
+    store, model = LocalStore(base / "store"), ImageTokenizer(ImageTokenizerConfig.model_validate(values))
+    _, folder = save_image_tokenizer(store, "tokenizer_rgb", model, "card {digest}")
+    export_image_tokenizer(store, folder, base / "export")
+    return base / "export"
+
+
+def test_an_added_tokenizer_is_listed_as_serving_and_comes_with_the_way_back(tmp_path: Path, rgb_export: Path) -> None:
+    workspace = Workspace(tmp_path / "out")
+    before = workspace.keep(demo(workspace.out))
+    said = run("weights", "add", "tokenizer_rgb", str(rgb_export), "--out", str(workspace.out)).replace("\n", "")
+    added = workspace.project()
+    digest = added.served_tokenizers["rgb"]
+    assert "its tokens, and all that is made of them, are stale" in said and added.tokenizers != before.tokenizers
+
+    listed = json.loads(run("weights", "list", "--out", str(workspace.out), "--json"))
+    rows = {row["name"]: row for row in listed}
+    assert rows["tokenizer_rgb"]["serves"] == rows["tokenizer_rgb"]["imported"][0]
+    assert "serves" not in rows["tokenizer_depth"]
+    (line,) = [
+        one for one in run("weights", "list", "--out", str(workspace.out)).splitlines() if "tokenizer_rgb" in one
+    ]
+    cells = [cell.strip() for cell in line.split("│")]
+    assert cells[2] == digest[:12] and cells[5] == ""
+
+    command = shlex.split(said[said.index("`fourmill run") + 1 : said.rindex("`")])
+    assert command[:4] == ["fourmill", "run", "--out", str(workspace.out)] and set(command[4::2]) == {"--set"}
+    assert with_settings(added, command[5::2]) == before
+
+
+def test_a_tokenizer_that_no_project_is_there_for_comes_with_what_to_do(tmp_path: Path, rgb_export: Path) -> None:
+    said = run("weights", "add", "tokenizer_rgb", str(rgb_export), "--out", str(tmp_path / "out"))
+    assert "no project at" in said and "give this command again once `fourmill run` has made one" in said

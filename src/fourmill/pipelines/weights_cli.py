@@ -1,6 +1,7 @@
 """`fourmill weights`: public weights of labellers and tokenizers, verified and kept in the store under their digests."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,13 +9,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fourmill.core.store import Store, open_store
+from fourmill.core.store import Store, is_local, open_store
 from fourmill.pipelines.workspace import Workspace
+from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.stored import CARD, Pointer, add_command, origins, read_pointer
 from fourmill.runtime.labeller_weights import pinned_labellers, with_weights
-from fourmill.runtime.project import write_project
+from fourmill.runtime.project import Project, write_project
 from fourmill.runtime.tokenizer_weights import add_tokenizer, stored_tokenizers, with_tokenizer
-from fourmill.tokenize.released import PREFIX, RELEASED
+from fourmill.tokenize.released import PREFIX, RELEASED, TEXT
 
 # Each network a paragraph that is not filled: \b is typer's mark of one.
 _ORIGINS = origins()
@@ -90,7 +92,10 @@ def add(
         return
     from fourmill.pseudolabel.convert import add_weights
 
-    pointer = add_weights(kept, name, path, origin, licence)
+    try:
+        pointer = add_weights(kept, name, path, origin, licence)
+    except NetworkError as error:
+        raise ValueError(f"{error}. Give the weights that `fourmill weights --help` names for {name}") from error
     typer.echo(f"{name}: stored:{name}/{pointer.digest} in {kept.root} ({pointer.origin}; licence: {pointer.licence})")
     if out is not None and Workspace(out.resolve()).project_file.exists():
         workspace = Workspace(out.resolve())
@@ -111,10 +116,36 @@ def _how_to_use(name: str, weights: str) -> str:
 def _add_tokenizer(store: Store, name: str, path: Path, origin: str, licence: str | None, out: Path | None) -> None:
     digest = add_tokenizer(store.root, name, path, origin, licence)
     typer.echo(f"{name}: models/{name}/{digest} in {store.root} ({origin}; licence: {licence or 'not stated'})")
-    workspace = Workspace(out.resolve()) if out is not None else None
-    if workspace is not None and workspace.project_file.exists():
-        write_project(with_tokenizer(workspace.project(), name, digest), workspace.project_file)
-        typer.echo(f"{workspace.project_file}: it serves as tokenizers/{name.removeprefix(PREFIX)}, without training")
+    if out is None:
+        return
+    workspace, label = Workspace(out.resolve()), name.removeprefix(PREFIX)
+    if not workspace.project_file.exists():
+        typer.echo(
+            f"no project at {out} yet that it could serve; give this command again once `fourmill run` has made one"
+        )
+        return
+    before = workspace.project()
+    after = with_tokenizer(before, name, digest)
+    write_project(after, workspace.project_file)
+    typer.echo(f"{workspace.project_file}: it serves as tokenizers/{label}, without training")
+    if after != before:
+        typer.echo(
+            f"its tokens, and all that is made of them, are stale; the way back: `{_way_back(before, after, out)}`"
+        )
+
+
+def _way_back(before: Project, after: Project, out: Path) -> str:
+    """The command line that sets what adding a tokenizer changed to what it was; its networks among it."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    changes = {"served_tokenizers": old["served_tokenizers"], **_changes("text", old["text"], new["text"])}
+    for label, config in old["tokenizers"].items():
+        changes |= _changes(f"tokenizers.{label}", config, new["tokenizers"][label])
+    settings = [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in changes.items()]
+    return " ".join(["fourmill run --out", shlex.quote(str(out)), *settings])
+
+
+def _changes(path: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    return {f"{path}.{key}": value for key, value in old.items() if value != new.get(key)}
 
 
 @app.command("list")
@@ -125,15 +156,24 @@ def list_weights(
 ) -> None:
     """The weights in a store: which serve, where they are from, under which licence; and earlier ones."""
     kept = _open(out, store)
+    project = _project(out)
+    if project is None and is_local(kept.root) and not Path(kept.root).is_dir():
+        raise ValueError(
+            f"there is nothing at {out or kept.root}: neither a project nor a store; look at the path, or put the first weights "
+            "there with `fourmill weights add`"
+        )
     pointers = {name: pointer for name in _ORIGINS if (pointer := read_pointer(kept, name))}
     digests = {name: _digests(kept, name) for name in _ORIGINS}
     tokenizers = stored_tokenizers(kept.root)
+    served = _served(project)
     if as_json:
         rows: list[dict[str, Any]] = [
             {"name": n, "stored": digests[n], **({"serves": p.model_dump()} if (p := pointers.get(n)) else {})}
             for n in _ORIGINS
         ]
-        rows += [{"name": name, "imported": found} for name, found in tokenizers.items()]
+        for name, found in tokenizers.items():
+            serves = next((one for one in found if one["digest"] == served.get(name)), None)
+            rows.append({"name": name, "imported": found, **({"serves": serves} if serves else {})})
         typer.echo(json.dumps(rows, indent=1))
         return
     table = Table("name", "serves", "from", "licence", "stored, earlier")
@@ -141,9 +181,11 @@ def list_weights(
         pointer = pointers.get(name)
         others = [digest[:12] for digest in digests[name] if pointer is None or digest != pointer.digest]
         table.add_row(name, *_shown(pointer), ", ".join(others))
-    for name, found in tokenizers.items():  # which one serves is for each project to say
+    for name, found in tokenizers.items():
         for one in found or [{}]:
-            table.add_row(name, "", one.get("source", "none yet"), one.get("licence", ""), one.get("digest", "")[:12])
+            digest = one.get("digest", "")
+            shown = (digest[:12], "") if digest and digest == served.get(name) else ("", digest[:12])
+            table.add_row(name, shown[0], one.get("source", "none yet"), one.get("licence", ""), shown[1])
     _console.print(table)
 
 
@@ -166,6 +208,17 @@ def _open(out: Path | None, store: str | None) -> Store:
     assert out is not None
     workspace = Workspace(out.resolve())
     return open_store(workspace.project().store if workspace.project_file.exists() else str(workspace.out / "store"))
+
+
+def _project(out: Path | None) -> Project | None:
+    workspace = Workspace(out.resolve()) if out is not None else None
+    return workspace.project() if workspace is not None and workspace.project_file.exists() else None
+
+
+def _served(project: Project | None) -> dict[str, str]:
+    """By name: digests of the imported tokenizers that a project serves; a store alone cannot say."""
+    served: dict[str, str] = {**project.served_tokenizers} if project else {}
+    return {TEXT if label == TEXT else f"{PREFIX}{label}": digest for label, digest in served.items()}
 
 
 def _digests(store: Store, name: str) -> list[str]:
