@@ -2,12 +2,16 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+
+from fourmill.pipelines import cli
 
 DEADLINE_S = 300
 ServeUi = Callable[[Path], AbstractContextManager[int]]
@@ -26,6 +30,22 @@ def ui(smallest_demo: Path, serve_ui: ServeUi) -> Iterator[str]:
 def test_the_webserver_answers(ui: str) -> None:
     with urllib.request.urlopen(f"{ui}/server_info", timeout=60) as answer:
         assert b"dagster_version" in answer.read()
+
+
+@pytest.mark.parametrize(("start", "is_said"), [(("-m", "dagster"), True), (("-c", cli._DAGSTER), False)])
+def test_the_ui_starts_without_dagsters_warnings(start: tuple[str, str], is_said: bool, tmp_path: Path) -> None:
+    """In a folder whose dagster.yaml is not the project's; a home that is not there ends it before any server starts."""
+    (tmp_path / "dagster.yaml").touch()
+    home = {"DAGSTER_HOME": str(tmp_path / "none")}
+    command = [sys.executable, *start, "dev", "-m", "fourmill.pipelines.definitions"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **home}, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and str(tmp_path / "none") in said
+    assert ("`dev_command` is superseded" in said, "DAGSTER_HOME environment variable is set to" in said) == (
+        is_said,
+    ) * 2
 
 
 @pytest.mark.browser

@@ -30,6 +30,15 @@ _console = Console()
 Out = Annotated[Path, typer.Option("--out", help="Folder of the project: store, Dagster's state, pictures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _DEMO_OUT = Path("out/demo")
+# Dagster's own command line, without two warnings that ask nothing of the reader: that another command exists, and that
+# the dagster.yaml of the current folder, as at this repository's root, does not serve. A project's own does.
+_DAGSTER = """
+import logging, warnings
+warnings.filterwarnings("ignore", "Function `dev_command` is superseded")
+logging.getLogger("dagster").addFilter(lambda record: "in the current folder" not in record.getMessage())
+from dagster._cli import main
+main()
+"""
 _EXPORTED = [name for name in RELEASED if name != TEXT]
 
 
@@ -226,7 +235,7 @@ def ui(
     open_instance(workspace.home)
     with routes(workspace, environment.connect_to()) as connect_to:
         variables = environment.child_environment(workspace.home, workspace.project_file, connect_to)
-        command = [sys.executable, "-m", "dagster", "dev", "-m", "fourmill.pipelines.definitions"]
+        command = [sys.executable, "-c", _DAGSTER, "dev", "-m", "fourmill.pipelines.definitions"]
         _console.print(f"the UI will be at http://127.0.0.1:{port} in about half a minute; Ctrl-C ends it")
         # Begun by a shell's `&`, this program ignores interrupts, which is right; its servers must not, or nothing ends them.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
