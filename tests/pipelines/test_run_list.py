@@ -61,3 +61,9 @@ def test_scene_labellers_refuse_them_and_say_what_to_choose(pictures: Path, four
     assert "labels" in message
     assert "--labellers seeded" in message
     assert "Traceback" not in message
+
+
+def test_loopback_is_refused_unless_allowed_by_name(pictures: Path, fourmill: Run) -> None:
+    done = run(fourmill, pictures, "seeded")
+    assert done.returncode == 1
+    assert "decodable" in " ".join(done.stderr.split())

@@ -24,6 +24,7 @@ __all__ = [
     "grid_png",
     "nearest_pixels",
     "normal_picture",
+    "painter_of",
     "semseg_legend",
     "semseg_picture",
     "text_picture",
@@ -178,6 +179,17 @@ def features_painter(truth: NDArray[Any]) -> Callable[[NDArray[Any]], RGB]:
         return np.rint(np.clip(shown, 0, 1) * 255).astype(np.uint8)
 
     return paint
+
+
+def painter_of(label: str, truth: NDArray[Any]) -> Callable[[NDArray[Any]], RGB]:
+    """What draws an image label's maps: depth, normal and semseg alike everywhere, rgb as it is, clip in colours of the truth."""
+    known: dict[str, Callable[[NDArray[Any]], RGB]] = {
+        "rgb": lambda rgb: rgb,
+        "depth": depth_picture,
+        "normal": normal_picture,
+        "semseg": semseg_picture,
+    }
+    return known[label] if label in known else features_painter(truth)
 
 
 def _free_height(

@@ -146,7 +146,7 @@ class Forward:
         return tuple(output.float() for output in outputs)
 
     def _make_ready(self) -> None:
-        """Not subclasses: a layer that computes something of its weights does so in float32."""
+        """Prepare the network, and make its layers' weights smaller; not subclasses', which compute of theirs in float32."""
         with torch.inference_mode(False):
             if self._prepare is not None:
                 self._prepare()

@@ -1,6 +1,6 @@
 """Pictures side by side: truth, reconstruction, and what 4M generated from the pixels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,8 @@ from numpy.typing import NDArray
 from fourmill.core.names import SampleKey
 from fourmill.core.pictures import (
     boxes_picture,
-    depth_picture,
-    features_painter,
     grid_png,
-    normal_picture,
-    semseg_picture,
+    painter_of,
     text_picture,
 )
 from fourmill.runtime.generation import Generated
@@ -21,21 +18,15 @@ from fourmill.runtime.heldout import HeldOut
 
 Maps = Mapping[str, NDArray[Any]]
 _CELL_PX = 128
-
-_Painter = Callable[[NDArray[Any]], NDArray[np.uint8]]
-_PICTURES: dict[str, _Painter] = {
-    "rgb": lambda rgb: rgb,
-    "depth": depth_picture,
-    "normal": normal_picture,
-    "semseg": semseg_picture,
-}
+_LABELS = ("rgb", "depth", "normal", "semseg", "clip")
 
 
 def modality_sheets(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated) -> dict[str, bytes]:
     """One PNG a modality: a column a sample; rows image, truth, the tokenizer's reconstruction, 4M from RGB alone."""
     images = list(heldout.maps["rgb"])
     sheets: dict[str, bytes] = {}
-    for label, draw in _painters(truth).items():
+    for label in _LABELS:
+        draw = painter_of(label, truth[label])
         rows = [images] if label != "rgb" else []
         titles = ["image"] if label != "rgb" else []
         for title, maps in (("truth", truth), ("tokenizer", rebuilt), ("4M", generated.maps)):
@@ -71,23 +62,18 @@ def superres_sheet(keys: list[SampleKey], low: Maps, high: Maps, made_BHWC: NDAr
 
 def overview(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated) -> bytes:
     """Everything in one PNG: a row a sample, three columns a modality."""
-    painters = _painters(truth)
     columns: list[tuple[str, list[NDArray[np.uint8]]]] = [("image", list(heldout.maps["rgb"]))]
     columns.append(("image, tokenizer", list(rebuilt["rgb"])))
-    for label in ("depth", "normal", "semseg", "clip"):
+    for label in _LABELS[1:]:
+        draw = painter_of(label, truth[label])
         for title, maps in ((label, truth), ("tokenizer", rebuilt), ("4M from RGB", generated.maps)):
-            columns.append((title, [painters[label](one) for one in maps[label]]))
+            columns.append((title, [draw(one) for one in maps[label]]))
     columns.append(("boxes", _boxes(heldout.maps["rgb"], heldout.boxes)))
     columns.append(("4M from RGB", _boxes(heldout.maps["rgb"], generated.boxes)))
     columns.append(("caption", _texts(heldout.captions)))
     columns.append(("4M from RGB", _texts(generated.captions)))
     rows = [list(row) for row in zip(*(pictures for _, pictures in columns), strict=True)]
     return grid_png(rows, [title for title, _ in columns], list(heldout.keys), _CELL_PX)
-
-
-def _painters(truth: Maps) -> dict[str, _Painter]:
-    """What draws each modality's maps; features in colours of the truth, whoever made them."""
-    return {**_PICTURES, "clip": features_painter(truth["clip"])}
 
 
 def _boxes(rgb_BHWC: NDArray[np.uint8], boxes: Any) -> list[NDArray[np.uint8]]:
