@@ -32,7 +32,8 @@ def test_a_page_says_what_to_fill_in_where_the_projects_folder_is_unknown(smalle
     project = Workspace(smallest_demo).project()
     shutil.copytree(project.store, tmp_path / "moved")
     moved = Session(project.model_copy(update={"store": str(tmp_path / "moved")}))
-    write_page(moved, make_manifest(moved), {}, json.loads(moved.store.read("runs/evaluation/figures.json")))
+    figures = json.loads(moved.store.read("runs/evaluation/figures.json"))
+    write_page(moved, make_manifest(moved), {}, figures, SampleKey("000000019"))
     page = (tmp_path / "moved" / PATH).read_text()
     assert "--out FOLDER" in trace_command(page) and "</code>, where FOLDER is the project's</p>" in page
 

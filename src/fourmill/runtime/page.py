@@ -12,7 +12,6 @@ from fourmill.core.manifest import Manifest
 from fourmill.core.modality import IMAGE_TOKENS
 from fourmill.core.names import SampleKey
 from fourmill.core.store import is_local
-from fourmill.runtime.heldout import read_heldout
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
 from fourmill.runtime.superres import WAYS
@@ -63,8 +62,14 @@ $sheets
 """)
 
 
-def write_page(session: Session, manifest: Manifest, sheets: Mapping[str, bytes], scored: Mapping[str, Any]) -> str:
-    """Write the page into the store and return its path."""
+def write_page(
+    session: Session, manifest: Manifest, sheets: Mapping[str, bytes], scored: Mapping[str, Any], shown: SampleKey
+) -> str:
+    """Write the page into the store and return its path.
+
+    Args:
+        shown: one of the samples in the sheets, to be followed by whoever looks at them.
+    """
     refs = {label: current(session.store, manifest.dataset, label, f"tokenizers/{label}") for label in IMAGE_TOKENS}
     model = current(session.store, manifest.dataset, "fourm", "fourm/pretrain")
     lineage = {
@@ -87,7 +92,7 @@ def write_page(session: Session, manifest: Manifest, sheets: Mapping[str, bytes]
         lineage="".join(
             f"<tr><td>{escape(k)}</td><td><code>{escape(str(v))}</code></td></tr>" for k, v in lineage.items()
         ),
-        trace=escape(_trace_command(folder or "FOLDER", read_heldout(session.store, manifest, 1).keys[0])),
+        trace=escape(_trace_command(folder or "FOLDER", shown)),
         where="" if folder else ", where FOLDER is the project's",
     )
     session.store.write(PATH, text.encode())

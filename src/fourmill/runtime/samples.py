@@ -166,7 +166,7 @@ def make_samples(session: Session) -> Samples:
     }
     grid = overview(heldout, truth, rebuilt, generated)
     session.store.write(GRID_PATH, grid)
-    page = write_page(session, manifest, sheets, figures)
+    page = write_page(session, manifest, sheets, figures, heldout.keys[0])
     return Samples(
         page=f"{session.store.root}/{page}",
         grid=f"{session.store.root}/{GRID_PATH}",
