@@ -11,6 +11,7 @@ from fourmill.core.labels import decode_image
 from fourmill.core.names import SPLITS, Layout
 from fourmill.core.shards import ShardPlace, read_receipt, read_rows
 from fourmill.core.sheet import fit_picture, grid_png
+from fourmill.core.spread import spread_over
 from fourmill.core.store import Store
 from fourmill.core.tar import read_tar
 from fourmill.ingest.at_hand import is_at_hand
@@ -126,14 +127,9 @@ def _pictures(store: Store, dataset: str, layout: Layout, block: str, num: int) 
     """The first few images of shards spread evenly over the block; tars are read only as far as needed."""
     receipts = ((place, read_receipt(store, place)) for place in _places(dataset, layout, block))
     filled = [(at, made.num_ok) for at, made in receipts if made and made.num_ok and store.exists(at.tar)]
-    chosen = filled[:: max(1, len(filled) // num)] if filled else []
-    shares = [0] * len(chosen)
-    while sum(shares) < num and any(share < ok for share, (_, ok) in zip(shares, chosen, strict=True)):
-        for index, (_, ok) in enumerate(chosen):
-            if shares[index] < ok and sum(shares) < num:
-                shares[index] += 1
+    shares = spread_over([there for _, there in filled], num)
     pictures: list[NDArray[np.uint8]] = []
-    for (place, _), share in zip(chosen, shares, strict=True):
+    for place, share in [(place, share) for (place, _), share in zip(filled, shares, strict=True) if share]:
         with store.open(place.tar) as stream:
             for (_, _, data), _ in zip(read_tar(stream, place.tar), range(share), strict=False):
                 pictures.append(decode_image(data).rgb_HWC)

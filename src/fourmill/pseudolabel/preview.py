@@ -11,6 +11,7 @@ from fourmill.core.labels import decode_image
 from fourmill.core.names import SPLITS, Layout, SampleKey
 from fourmill.core.shards import ShardPlace, read_members, read_receipt, read_rows
 from fourmill.core.sheet import fit_picture, grid_jpeg, text_picture
+from fourmill.core.spread import spread_over
 from fourmill.core.store import Store
 from fourmill.core.tar import TarError
 from fourmill.pseudolabel.format import RGB
@@ -107,12 +108,7 @@ def _shards_with(store: Store, dataset: str, layout: Layout, block: str, label: 
 def _choose(store: Store, dataset: str, layout: Layout, block: str, labels: Sequence[str], num: int) -> list[Sample]:
     """Samples that have the first of the labels, from shards spread over the block."""
     filled = _shards_with(store, dataset, layout, block, labels[0])
-    num_shards = min(num, len(filled))  # each has a sample at least
-    filled = [filled[i * len(filled) // num_shards] for i in range(num_shards)]
-    shares = [0] * len(filled)
-    while sum(shares) < min(num, sum(there for _, there in filled)):
-        for index, (_, there) in enumerate(filled):
-            shares[index] += shares[index] < there and sum(shares) < num
+    shares = spread_over([there for _, there in filled], num)
     chosen = (
         _from_shard(store, place, labels, share) for (place, _), share in zip(filled, shares, strict=True) if share
     )
