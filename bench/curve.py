@@ -16,7 +16,7 @@ from fourmill.pipelines.profiles import STEPS_PER_MINUTE, demo
 from fourmill.runtime.project import Project, read_project
 from fourmill.runtime.samples import Evaluation, evaluate
 from fourmill.runtime.session import Session
-from fourmill.runtime.training import train_fourm
+from fourmill.runtime.training import loss_holds, train_fourm
 
 FIGURES = ("depth_error", "normal_degrees", "classes_miou", "object_iou", "boxes_found", "caption_words")
 
@@ -26,8 +26,10 @@ def _train(project: Project, out: Path, minutes: float, processes: int, store: P
     pretrain = demo(out, minutes).pretrain.model_copy(update={"precision": project.pretrain.precision})
     changed = {"pretrain": pretrain, "store": str(store), "fourm_processes": processes}
     session = Session(project.model_copy(update=changed), "bench", {}, _say)
-    loss = train_fourm(session, "fourm").report["loss_curve"][-1][1]
-    return loss, evaluate(session)
+    trained = train_fourm(session, "fourm")
+    if not loss_holds(trained):
+        raise SystemExit(f"{minutes} minutes: the last loss is not below the first, so this model does not serve")
+    return trained.report["loss_curve"][-1][1], evaluate(session)
 
 
 def _link_store(store: Path, copy: Path) -> None:

@@ -1,6 +1,6 @@
 """4M and the tokenizers together: tokens that 4M generates, decoded to maps, boxes and sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fourmill.core.labels import Box
 from fourmill.core.modality import IMAGE_TOKENS, TEXTS, tokens_name
 from fourmill.core.sequences import TextTokenizer, parse_detection
-from fourmill.runtime.models import current
+from fourmill.runtime.models import ModelRef, current
 from fourmill.runtime.session import Session
 from fourmill.runtime.token_assets import token_assets
 
@@ -39,10 +39,15 @@ def joined(parts: Sequence[Generated]) -> Generated:
 
 
 class Generator:
-    """The models that serve in a project, loaded when first used."""
+    """The models that serve in a project, loaded when first used.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        instead: models of 4M by name, to be used in the place of those that serve.
+    """
+
+    def __init__(self, session: Session, instead: Mapping[str, ModelRef] | None = None) -> None:
         self._session = session
+        self._instead = instead or {}
         self._store = session.store
         self._dataset = session.project.dataset
         self.seed = session.project.samples.seed
@@ -65,7 +70,8 @@ class Generator:
         """A trained 4M."""
         from fourmill.train.load import load_fourm
 
-        return load_fourm(self._store, current(self._store, self._dataset, name, asset).path, _device())
+        ref = self._instead.get(name) or current(self._store, self._dataset, name, asset)
+        return load_fourm(self._store, ref.path, _device())
 
     def reconstruct(self, tokens: dict[str, NDArray[np.int16]]) -> dict[str, NDArray[Any]]:
         """Tokens back to maps, by label."""

@@ -5,6 +5,7 @@ enlarged. Both are compared with the image at the higher resolution, where a blu
 tokenizer's own reconstruction by much, since it answers in tokens; and with that reconstruction, the picture it aims at.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fourmill.runtime.launch import run_warm
 from fourmill.runtime.models import ModelRef, set_current
 from fourmill.runtime.session import Session
 from fourmill.runtime.sheets import superres_sheet
-from fourmill.runtime.training import make_manifest, train_fourm
+from fourmill.runtime.training import loss_holds, make_manifest, train_fourm
 
 WAYS = {
     "superres": "the small image's tokens, super-resolved by 4M",
@@ -29,9 +30,9 @@ Scores = dict[str, dict[str, float]]
 
 
 def train_superres(session: Session) -> ModelRef:
-    """Fine-tune, score, and let the model serve with its figures in its report."""
+    """Fine-tune and score; if its loss holds the model serves, with its figures in its report."""
     ref = train_fourm(session, "superres")
-    found, num_samples = run_warm(_score_heldout, session)
+    found, num_samples = run_warm(partial(_score_heldout, ref), session)
     psnr, close = found["psnr_db"], found["psnr_to_tokenizer_db"]
     figures = {
         "psnr_db": psnr["superres"],
@@ -46,14 +47,15 @@ def train_superres(session: Session) -> ModelRef:
         "baseline": {**ref.report["baseline"], **baseline},
     }
     ref = ref.model_copy(update={"report": {**ref.report, **scored}})
-    set_current(session.store, session.project.dataset, ref)
+    if loss_holds(ref):
+        set_current(session.store, session.project.dataset, ref)
     return ref
 
 
-def _score_heldout(session: Session) -> tuple[Scores, int]:
+def _score_heldout(ref: ModelRef, session: Session) -> tuple[Scores, int]:
     number = min(MAX_SCORED, session.project.samples.num_scored)
     heldout = read_heldout(session.store, make_manifest(session), number)
-    return score_superres(Generator(session), heldout), len(heldout)
+    return score_superres(Generator(session, {"superres": ref}), heldout), len(heldout)
 
 
 def score_superres(generator: Generator, heldout: HeldOut) -> Scores:

@@ -215,7 +215,8 @@ def make_manifest(session: Session) -> Manifest:
 def train_fourm(session: Session, name: FourmName) -> ModelRef:
     """Train 4M, or fine-tune it from the one that serves, as a program of its own.
 
-    It serves from then on if its loss holds; else the one before it goes on serving.
+    It serves from then on if its loss holds; else the one before it goes on serving. `train_superres` decides of its own, with
+    figures in the report.
     """
     p, store = session.project, session.store
     config = {"fourm": p.pretrain, "text2im": p.text2im, "superres": p.superres}[name]
@@ -240,7 +241,7 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
     progress = session.progress(_STAGES[name])
     report = run_program("fourmill.train", spec, folder, p.fourm_threads, progress, processes)
     ref = _ref(name, json.loads(store.read(report)))
-    if loss_holds(ref) or name == "superres":  # `train_superres` scores the one that serves
+    if loss_holds(ref) and name != "superres":
         set_current(store, p.dataset, ref)
     return ref
 
