@@ -75,7 +75,7 @@ def test_values_are_json_or_text(project: Project) -> None:
     [
         ("ingest.per_host", "give a key of project.json"),
         ("nowhere.at.all=1", "give a key of project.json"),
-        ("ingest.per_hots=4", "ingest.per_hots: Extra inputs"),
+        ("ingest.per_hots=4", r"ingest\.per_hots: there is no such key; is ingest\.per_host meant\?"),
         ("ingest.per_host=many", "ingest.per_host: Input should be a valid integer"),
     ],
 )

@@ -1,7 +1,8 @@
 """What people change in `project.json` by hand outlives the next command; and `--set KEY=VALUE` changes it by command."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -37,6 +38,7 @@ def with_settings(project: Project, settings: Sequence[str]) -> Project:
         ProjectError: there is no such key, or the value is none for it.
     """
     values = json.loads(project.model_dump_json())
+    hints: list[str] = []
     for setting in settings:
         path, equals, given = setting.partition("=")
         keys = path.split(".")
@@ -47,11 +49,18 @@ def with_settings(project: Project, settings: Sequence[str]) -> Project:
             raise ProjectError(
                 f"{setting!r} sets nothing: give a key of project.json and a value, as in `ingest.per_host=4`"
             )
+        hints += _meant(keys, place)
         place[keys[-1]] = _value(given)
     try:
         return Project.model_validate(values)
     except ValidationError as error:
-        raise ProjectError(f"--set {' '.join(settings)}: {'; '.join(problems_of(error))}") from error
+        raise ProjectError(f"--set {' '.join(settings)}: {'; '.join([*problems_of(error), *hints])}") from error
+
+
+def _meant(keys: Sequence[str], place: Mapping[str, Any]) -> list[str]:
+    """Existing keys beside one that is new there, if it looks like them: for an error, since new keys are right in some maps."""
+    alike = [] if keys[-1] in place else get_close_matches(keys[-1], place)
+    return [f"is {' or '.join('.'.join([*keys[:-1], key]) for key in alike)} meant?"] if alike else []
 
 
 def _value(given: str) -> Any:

@@ -288,7 +288,8 @@ class Project(BaseModel):
 
 def problems_of(error: ValidationError) -> list[str]:
     """What is wrong with a config, a line each: the key, and why."""
-    return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+    own_words = {"extra_forbidden": "there is no such key"}
+    return [f"{'.'.join(map(str, one['loc']))}: {own_words.get(one['type'], one['msg'])}" for one in error.errors()]
 
 
 def read_project(path: Path) -> Project:
