@@ -1,6 +1,7 @@
 """Damaged tars in a block are problems that its checks tell, with what to do about them."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,11 @@ import pytest
 
 from fourmill.core.modality import Modality, modality_table
 from fourmill.core.names import SPLITS, Layout, sample_key
-from fourmill.core.shards import Item, Recipe, ShardPlace, write_shard
+from fourmill.core.shards import Item, MissingShardError, Recipe, ShardPlace, need, read_members, write_shard
 from fourmill.core.store import LocalStore
-from fourmill.tokenize.align import token_folder
+from fourmill.core.tar import TarError
+from fourmill.core.work import ShardJob
+from fourmill.tokenize.align import AlignWorker, align_recipe, token_folder
 from fourmill.tokenize.checks import aligned_problems, token_problems
 from fourmill.tokenize.config import TokenizingConfig
 
@@ -65,6 +68,34 @@ def test_a_damaged_tar_that_is_linked_names_what_comes_first(
     damage(store, public.tar, linked=True)
     (problem,) = aligned_problems(store, tiny.dataset, tiny.layout, "block_00", PUBLIC)
     assert problem.startswith(public.tar) and f"It is made of {asset}, which comes first: {made_of.tar} does" in problem
+
+
+def reject_first(store: LocalStore, place: ShardPlace) -> None:
+    """A shard in which the first sample was rejected."""
+    receipt, ((first, _), *others) = need(store, place, "tokens"), read_members(store, place)
+    items = [Item(first, "bad_label", "unfit"), *(Item(key, ext="npy", data=data) for key, data in others)]
+    write_shard(store, place, receipt.recipe, items, receipt.run_id)
+
+
+@pytest.mark.parametrize("is_copied", [False, True], ids=["linked", "copied sample by sample"])
+@pytest.mark.parametrize(("source", "asset"), [("images", "tiny/images"), ("_tokens/tok_rgb@64", "tokens/tok_rgb@64")])
+def test_a_source_that_is_damaged_or_gone_stops_the_aligning_and_says_what_to_make(
+    store: LocalStore, tiny: Any, labels: object, source: str, asset: str, is_copied: bool
+) -> None:
+    modalities = ["tok_rgb@64", "tok_semseg@64"]
+    worker = AlignWorker(store.root, tiny.dataset, modalities)
+    place = ShardPlace(tiny.dataset, "train", source, 1)
+    if is_copied:
+        reject_first(store, replace(place, folder=token_folder("tok_semseg@64")))
+    job = ShardJob("train", 1, align_recipe(store, tiny.dataset, "train", 1, modalities), "run")
+    again = f"delete {place.receipt} and materialize {asset} for its block again"
+    if is_copied:
+        damage(store, place.tar)
+        with pytest.raises(TarError, match=f"does not have the digest .*{again}"):
+            worker.run(job)
+    store.delete(place.tar)
+    with pytest.raises(MissingShardError, match=f"is gone, though its receipt is there: {again}"):
+        worker.run(job)
 
 
 def put(store: LocalStore, modality: Modality, data: bytes) -> ShardPlace:

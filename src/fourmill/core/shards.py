@@ -237,11 +237,40 @@ def read_members(store: Store, place: ShardPlace) -> Iterator[tuple[SampleKey, b
         return
     data = store.read(place.tar)
     if digest_bytes(data) != receipt.tar_sha256:
-        raise TarError(
-            f"{place.tar} does not have the digest its receipt names; delete its receipt and rebuild the block"
-        )
+        raise TarError(f"{place.tar} does not have the digest its receipt names")
     for key, _, member in read_tar(io.BytesIO(data), place.tar):
         yield key, member
+
+
+def needed_members(store: Store, place: ShardPlace, asset: str) -> Iterator[tuple[SampleKey, bytes]]:
+    """`read_members` of a shard that others stand on.
+
+    Raises:
+        MissingShardError: its tar is gone while its receipt is there.
+        TarError: it is damaged. Both name the receipt to delete and the asset to materialize.
+    """
+    try:
+        yield from read_members(store, place)
+    except FileNotFoundError as error:
+        raise gone(place, asset) from error
+    except TarError as error:
+        raise TarError(f"{error}: {_again(place, asset)}") from error
+
+
+def gone(place: ShardPlace, asset: str) -> MissingShardError:
+    """The error about a tar that others stand on and that is gone while its receipt is there."""
+    return MissingShardError(f"{place.tar} is gone, though its receipt is there: {_again(place, asset)}")
+
+
+def _again(place: ShardPlace, asset: str) -> str:
+    return f"delete {place.receipt} and materialize {asset} for its block again"
+
+
+def damage_of(place: ShardPlace, error: Exception) -> str:
+    """What is wrong with a shard that `read_members` could not read, and what to do about it, for its own asset's check."""
+    if isinstance(error, FileNotFoundError):
+        return f"{place.tar} is gone, though its receipt is there: materialize the block again"
+    return f"{error}; delete its receipt and rebuild the block"
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[str, str] | None = None) -> bytes:

@@ -13,7 +13,15 @@ from PIL import Image
 
 from fourmill.core.digest import Json
 from fourmill.core.names import SPLITS, Layout, shard_name
-from fourmill.core.shards import ShardPlace, read_members, read_receipt, read_rows
+from fourmill.core.shards import (
+    MissingShardError,
+    ShardPlace,
+    damage_of,
+    needed_members,
+    read_members,
+    read_receipt,
+    read_rows,
+)
 from fourmill.core.store import Store
 from fourmill.core.tar import TarError
 from fourmill.pseudolabel.members import LabelFormat, label_format
@@ -109,9 +117,14 @@ def _compare_pixels(
 ) -> None:
     try:
         members = list(read_members(store, labels))
-        chosen = dict(members[:: max(1, -(-len(members) // _DEEP_SAMPLES))])
-        pictures = [(key, data) for key, data in read_members(store, images) if key in chosen]
     except (FileNotFoundError, TarError) as error:
+        found[MATCH].append(damage_of(labels, error))
+        return
+    chosen = dict(members[:: max(1, -(-len(members) // _DEEP_SAMPLES))])
+    try:
+        of_images = needed_members(store, images, f"{images.dataset}/images")
+        pictures = [(key, data) for key, data in of_images if key in chosen]
+    except (MissingShardError, TarError) as error:
         found[MATCH].append(str(error))
         return
     for key, data in pictures:

@@ -4,25 +4,23 @@ Labels of networks that are fed alike can be made together, so that an image is 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from fourmill.core.flow import Threads
-from fourmill.core.names import SampleKey, Split
+from fourmill.core.names import Split
 from fourmill.core.shards import (
     Item,
-    MissingShardError,
     Receipt,
     Recipe,
     ShardPlace,
     finished,
     need,
-    read_members,
+    needed_members,
     write_shard,
 )
 from fourmill.core.store import Store, open_store
-from fourmill.core.tar import TarError
 from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.attempts import Attempts, Turns
 from fourmill.pseudolabel.config import (
@@ -103,13 +101,14 @@ class LabelWorker:
         if found != job.recipe.inputs or self._attempts.labeller.weights_digest != job.recipe.weights:
             raise _changed(self._attempts.labeller.label, images)
         place = ShardPlace(self._dataset, job.split, self._format.folder, job.shard)
+        members = needed_members(self._store, images, f"{self._dataset}/images")
         start, effort = time.monotonic(), Effort()
         more = self._missing(job)
         made: list[list[Item]] = [[] for _ in more]
         labellers = [(self._attempts, self._format), *((one.attempts, one.form) for one in more)]
         for clock in (clocks := _clocks([attempts for attempts, _ in labellers])):
             clock.begin()
-        items = first_of(all_items(self._threads, self._members(images), labellers, effort), made)
+        items = first_of(all_items(self._threads, members, labellers, effort), made)
         receipt = write_shard(self._store, place, job.recipe, items, job.run_id, ROW_EXTRA)
         for one, its_items in zip(more, made, strict=True):
             write_shard(self._store, one.place, one.recipe, its_items, job.run_id, ROW_EXTRA)
@@ -133,15 +132,6 @@ class LabelWorker:
     def close(self) -> None:
         """End the threads."""
         self._threads.close()
-
-    def _members(self, images: ShardPlace) -> Iterator[tuple[SampleKey, bytes]]:
-        again = f"delete {images.receipt} and materialize {self._dataset}/images for its block again"
-        try:
-            yield from read_members(self._store, images)
-        except FileNotFoundError as error:
-            raise MissingShardError(f"{images.tar} is gone, though its receipt is there: {again}") from error
-        except TarError as error:
-            raise TarError(f"{error}: {again}") from error
 
 
 class _Clock(Protocol):

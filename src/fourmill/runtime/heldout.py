@@ -13,7 +13,7 @@ from fourmill.core.manifest import Manifest
 from fourmill.core.modality import Modality
 from fourmill.core.names import SampleKey
 from fourmill.core.sequences import detection_text, parse_detection
-from fourmill.core.shards import ShardPlace, read_members
+from fourmill.core.shards import ShardPlace, needed_members
 from fourmill.core.store import Store
 
 _DECODERS = {"depth": decode_depth, "normal": decode_normal, "semseg": decode_semseg}
@@ -93,7 +93,8 @@ def _samples(store: Store, manifest: Manifest) -> Iterator[dict]:
 
 def _shard(store: Store, manifest: Manifest, shard: int) -> Iterator[dict]:
     def members(folder: str) -> dict[SampleKey, bytes]:
-        return dict(read_members(store, ShardPlace(manifest.dataset, "val", folder, shard)))
+        asset = f"labels/{folder}" if folder in _DECODERS else "tokens/shards"
+        return dict(needed_members(store, ShardPlace(manifest.dataset, "val", folder, shard), asset))
 
     rgb, det, caption = members("rgb"), members("det"), members("caption")
     labels = {name: members(name) for name in _DECODERS}

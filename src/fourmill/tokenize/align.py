@@ -19,8 +19,9 @@ from fourmill.core.shards import (
     Receipt,
     Recipe,
     ShardPlace,
+    gone,
     need,
-    read_members,
+    needed_members,
     read_rows,
     write_receipt,
     write_shard,
@@ -87,6 +88,8 @@ class AlignWorker:
 
         Raises:
             ValueError: tokens of other crops than the others'.
+            MissingShardError: a tar that is to be aligned is not there.
+            TarError: one is damaged.
         """
         self._check_crops(job)
         folders = source_folders(self._modalities)
@@ -122,20 +125,24 @@ class AlignWorker:
         return digest_json([need(self._store, place, "tokens/shards").tar_sha256 for place in places])
 
     def _link(self, source: ShardPlace, target: ShardPlace, job: ShardJob) -> None:
-        receipt = need(self._store, source, source.folder)
+        receipt = need(self._store, source, source_asset(self._dataset, target.folder))
         self._store.delete(target.receipt)  # a kill from here on leaves no old receipt beside a new tar
         if receipt.tar_sha256 is None:
             self._store.delete(target.tar)
         else:
-            self._store.copy(source.tar, target.tar)
+            try:
+                self._store.copy(source.tar, target.tar)
+            except FileNotFoundError as error:
+                raise gone(source, source_asset(self._dataset, target.folder)) from error
         self._store.copy(source.rows, target.rows)
         write_receipt(self._store, target, receipt.model_copy(update={"recipe": job.recipe, "run_id": job.run_id}))
 
     def _rewrite(self, source: ShardPlace, target: ShardPlace, keys: list[SampleKey], job: ShardJob) -> None:
         wanted = set(keys)
         ext = _member_ext(source.folder)
-        members = (Item(k, ext=ext, data=data) for k, data in read_members(self._store, source) if k in wanted)
-        write_shard(self._store, target, job.recipe, members, job.run_id)
+        members = needed_members(self._store, source, source_asset(self._dataset, target.folder))
+        items = (Item(k, ext=ext, data=data) for k, data in members if k in wanted)
+        write_shard(self._store, target, job.recipe, items, job.run_id)
 
     def _write_crops(self, keys: list[SampleKey], job: ShardJob) -> None:
         target = ShardPlace(self._dataset, job.split, CROPS, job.shard)

@@ -10,7 +10,7 @@ from fourmill.core.labels import decode_boxes, decode_image
 from fourmill.core.modality import Modality
 from fourmill.core.names import SPLITS, Layout, SampleKey
 from fourmill.core.pictures import grid_png
-from fourmill.core.shards import ShardPlace, read_members, read_receipt, read_rows
+from fourmill.core.shards import ShardPlace, damage_of, read_members, read_receipt, read_rows
 from fourmill.core.store import Store
 from fourmill.core.tar import TarError
 from fourmill.tokenize.align import CROPS, source_asset, source_folders, token_folder
@@ -39,7 +39,7 @@ def _shard_problems(store: Store, place: ShardPlace, modality: Modality, num_cro
     try:
         members = list(read_members(store, place))
     except _UNREADABLE as error:
-        return [_damage(place, error)]
+        return [damage_of(place, error)]
     problems: list[str] = []
     for key, data in members:
         is_text = modality.kind == "text"
@@ -50,12 +50,6 @@ def _shard_problems(store: Store, place: ShardPlace, modality: Modality, num_cro
     if receipt is not None and len(members) != receipt.num_ok:
         problems.append(f"{place.tar} holds {len(members)} samples, its receipt says {receipt.num_ok}")
     return problems
-
-
-def _damage(place: ShardPlace, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{place.tar} is gone, though its receipt is there: materialize the block again"
-    return str(error)
 
 
 def _grid_problem(modality: Modality, data: bytes, num_crops: int) -> str | None:
@@ -152,7 +146,7 @@ def _unaligned(store: Store, places: Sequence[ShardPlace]) -> list[str]:
         try:
             keys[place.folder] = [key for key, _ in read_members(store, place)]
         except _UNREADABLE as error:
-            problems.append(_damage(place, error) + _source_damage(store, place))
+            problems.append(damage_of(place, error) + _source_damage(store, place))
     first, expected = next(iter(keys.items()), ("", []))
     problems += [
         f"{places[0].split} shard {places[0].shard:05d}: {folder} has {len(found)} keys, {first} has {len(expected)}, or in another order"
@@ -172,9 +166,7 @@ def _source_damage(store: Store, place: ShardPlace) -> str:
         for _ in read_members(store, source):
             pass
     except _UNREADABLE as error:
-        return (
-            f". It is made of {source_asset(place.dataset, place.folder)}, which comes first: {_damage(source, error)}"
-        )
+        return f". It is made of {source_asset(place.dataset, place.folder)}, which comes first: {damage_of(source, error)}"
     return ""
 
 

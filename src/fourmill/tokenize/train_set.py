@@ -20,7 +20,7 @@ from fourmill.core.crops import CropRow, centre_crop, random_crop
 from fourmill.core.digest import digest_file
 from fourmill.core.labels import pack_depth, pack_normal, unpack_depth, unpack_normal
 from fourmill.core.names import Layout, SampleKey, Split
-from fourmill.core.shards import MissingShardError, ShardPlace, need, read_members
+from fourmill.core.shards import ShardPlace, need, needed_members
 from fourmill.core.store import Store
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
 from fourmill.tokenize.freshness import IMAGES, check_fresh, image_sizes
@@ -231,22 +231,8 @@ def _members(store: Store, images: ShardPlace) -> dict[str, dict[SampleKey, byte
     for label, folder in FOLDERS.items():
         place, maker = replace(images, folder=folder), asset if folder == IMAGES else f"labels/{label}"
         check_fresh(place, maker, need(store, place, maker), made)
-        members[label] = dict(members_of(store, place))
+        members[label] = dict(needed_members(store, place, maker))
     return members
-
-
-def members_of(store: Store, place: ShardPlace) -> Iterator[tuple[SampleKey, bytes]]:
-    """`read_members` of a shard that others stand on.
-
-    Raises:
-        MissingShardError: its tar is gone while its receipt is there; the message says what to do.
-    """
-    try:
-        yield from read_members(store, place)
-    except FileNotFoundError as error:
-        raise MissingShardError(
-            f"{place.tar} is gone, though its receipt is there: delete {place.receipt} and materialize the block again"
-        ) from error
 
 
 def _append(writer: PackWriter, part: str, samples: Iterator[_Sample], with_sizes: bool) -> int:

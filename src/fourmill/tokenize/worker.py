@@ -30,6 +30,7 @@ from fourmill.core.shards import (
     ShardPlace,
     finished,
     need,
+    needed_members,
     read_rows,
     write_shard,
 )
@@ -40,7 +41,6 @@ from fourmill.tokenize.config import TOKENS_VERSION, TokenizingConfig
 from fourmill.tokenize.crop_settings import Settings, crop_settings
 from fourmill.tokenize.freshness import IMAGES, check_fresh, fresh_sizes
 from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
-from fourmill.tokenize.train_set import members_of
 
 if TYPE_CHECKING:
     from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -166,6 +166,7 @@ class TokenWorker:
             ValueError: the labels or the tokenizer are not those of the recipe.
             StaleLabelsError: the labels are of other images than there are now.
             MissingShardError: the labels' tar is gone, or the images are.
+            TarError: the labels' tar is damaged.
         """
         return self.run_together([job])[0]
 
@@ -216,7 +217,8 @@ class TokenWorker:
             assert self._text is not None
             return ((i, item) for i, source in enumerate(sources) for item in texts(self._store, source, self._text))
         settings = [crop_settings(self._store, source, self._config.crops) for source in sources]  # before any token
-        tars = ahead(self._threads.coders, lambda source: list(members_of(self._store, source)), sources, 2)
+        asset = asset_of(self._dataset, self._label)
+        tars = ahead(self._threads.coders, lambda one: list(needed_members(self._store, one, asset)), sources, 2)
         members = self._members(sources, settings, tars)
         ahead_of_network = ahead(self._threads.coders, self._crop, members, 2 * self._window + self._threads.num)
         groups = _groups(ahead_of_network, max(1, self._window // self._config.crops.num))
@@ -372,7 +374,7 @@ def _caption_items(store: Store, source: ShardPlace, text: TextTokenizer) -> Ite
 
 def _box_items(store: Store, source: ShardPlace, text: TextTokenizer) -> Iterator[Item]:
     sizes = fresh_sizes(store, source)
-    for key, data in members_of(store, source):
+    for key, data in needed_members(store, source, asset_of(source.dataset, "det")):
         try:
             if key not in sizes:
                 raise LabelError(f"boxes {_OLD}")
