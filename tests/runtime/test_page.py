@@ -21,7 +21,7 @@ from fourmill.runtime.training import make_manifest
 @pytest.mark.ray
 def test_the_command_at_the_end_follows_a_sample_that_is_shown(smallest_demo: Path) -> None:
     session = Session(Workspace(smallest_demo).project())
-    words = shlex.split(trace_command((smallest_demo / "store" / PATH).read_text()))
+    words = shlex.split(trace_command((smallest_demo / "store/cc12m/runs" / PATH).read_text()))
     assert words[:-1] == ["fourmill", "trace", "fourm", "--out", str(smallest_demo), "--sample"]
     assert words[-1] in read_heldout(session.store, make_manifest(session), session.project.samples.num_shown).keys
     assert trace_anything(session, "fourm", words[-1])[f"sample {words[-1]}"]["split"] == "val"
@@ -32,15 +32,15 @@ def test_a_page_says_what_to_fill_in_where_the_projects_folder_is_unknown(smalle
     project = Workspace(smallest_demo).project()
     shutil.copytree(project.store, tmp_path / "moved")
     moved = Session(project.model_copy(update={"store": str(tmp_path / "moved")}))
-    figures = json.loads(moved.store.read("runs/evaluation/figures.json"))
+    figures = json.loads(moved.store.read(moved.project.runs_path("evaluation/figures.json")))
     write_page(moved, make_manifest(moved), {}, figures, SampleKey("000000019"))
-    page = (tmp_path / "moved" / PATH).read_text()
+    page = (tmp_path / "moved/cc12m/runs" / PATH).read_text()
     assert "--out FOLDER" in trace_command(page) and "</code>, where FOLDER is the project's</p>" in page
 
 
 @pytest.mark.ray
 def test_the_page_promises_of_no_row_that_every_picture_has_it(smallest_demo: Path) -> None:
-    page = (smallest_demo / "store" / PATH).read_text()
+    page = (smallest_demo / "store/cc12m/runs" / PATH).read_text()
     assert "its rows are named at the left" in page and "image on top" not in page
 
 

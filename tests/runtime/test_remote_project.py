@@ -16,9 +16,16 @@ def test_a_remote_store_needs_a_local_scratch_folder(tmp_path: Path) -> None:
         with pytest.raises(ValidationError, match=r"'s3://bucket/x' is no local folder: give `scratch` one"):
             Project.model_validate({**fields, "store": "s3://bucket/x", "scratch": scratch})
     project = Project.model_validate({**fields, "store": "s3://bucket/x", "scratch": str(tmp_path / "scratch")})
-    assert Session(project).folder("runs/a") == tmp_path / "scratch" / "runs" / "a"
+    assert Session(project).folder("a") == tmp_path / "scratch" / "cc12m" / "runs" / "a"
     assert Session(project).store.root == "s3://bucket/x"
 
 
 def test_a_local_store_is_its_own_scratch_folder(tmp_path: Path) -> None:
-    assert Session(smallest(tmp_path)).folder("runs/a") == tmp_path / "store" / "runs" / "a"
+    assert Session(smallest(tmp_path)).folder("a") == tmp_path / "store" / "cc12m" / "runs" / "a"
+
+
+def test_projects_of_two_datasets_in_one_store_keep_their_runs_apart(tmp_path: Path) -> None:
+    project = smallest(tmp_path)
+    other = project.model_copy(update={"dataset": "imagenet"})
+    assert Session(project).folder("tokenizer_rgb") != Session(other).folder("tokenizer_rgb")
+    assert project.runs_path("samples/index.html") != other.runs_path("samples/index.html")

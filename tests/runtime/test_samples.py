@@ -54,7 +54,7 @@ def test_held_out_samples_are_compared_with_mean_maps_of_their_own_size(session:
 
 @pytest.mark.ray
 def test_figures_of_other_samples_are_not_shown_beside_these(session: Session) -> None:
-    path = "runs/evaluation/figures.json"
+    path = session.project.runs_path("evaluation/figures.json")
     kept = json.loads(session.store.read(path))
     session.store.write(path, json.dumps({**kept, "manifest": "another"}).encode())
     with pytest.raises(ValueError, match=r"figures of manifest another, .*; materialize fourm/evaluation first"):

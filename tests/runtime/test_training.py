@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
@@ -15,11 +15,12 @@ from fourmill.core.shards import Item, Recipe, ShardPlace, write_shard
 from fourmill.core.store import Store
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.pipelines.profiles import smallest
-from fourmill.runtime import training
+from fourmill.runtime import superres, training
 from fourmill.runtime.models import ModelMissingError, ModelRef, current, set_current
 from fourmill.runtime.project import DatasetConfig, Project
 from fourmill.runtime.session import Session
-from fourmill.runtime.training import FourmName, fit_text, train_fourm
+from fourmill.runtime.superres import WAYS, train_superres
+from fourmill.runtime.training import BlockNotReadyError, FourmName, fit_text, make_train_set, train_fourm
 from fourmill.tokenize.config import TrainSetConfig
 
 LAYOUT = Layout(rows_per_shard=3, shards_per_block=1, num_blocks=2)
@@ -51,6 +52,20 @@ def test_the_vocabulary_is_fitted_on_the_data_set_that_the_training_set_is_of(tm
     assert json.loads(session.store.read(f"{ref.path}/report.json"))["digest"] == ref.digest
 
 
+@pytest.mark.parametrize(("dataset", "asset"), [(None, "labels/depth"), ("photographs", "photographs/labels/depth")])
+def test_a_block_that_is_not_labelled_is_told_with_its_own_data_sets_asset(
+    tmp_path: Path, dataset: str | None, asset: str
+) -> None:
+    source = SourceConfig(kind="folder", root=str(tmp_path))
+    other = DatasetConfig(name="photographs", source=source, layout=LAYOUT, ingest=IngestConfig())
+    train_set = TrainSetConfig(num_samples=3, num_eval=1, dataset=dataset, blocks=("block_00",))
+    update = {"more_datasets": (other,), "layout": LAYOUT, "train_set": train_set}
+    session = Session(Project.model_validate(smallest(tmp_path).model_copy(update=update).model_dump()))
+    captioned(session.store, dataset or "cc12m", ["a heron"])
+    with pytest.raises(BlockNotReadyError, match=rf": materialize {asset} for block_00 first"):
+        make_train_set(session)
+
+
 def test_a_vocabulary_that_loses_captions_does_not_serve_and_the_one_before_it_does(tmp_path: Path) -> None:
     train_set = TrainSetConfig(num_samples=3, num_eval=1, blocks=("block_00",))
     session = Session(smallest(tmp_path).model_copy(update={"layout": LAYOUT, "train_set": train_set}))
@@ -66,7 +81,7 @@ def test_a_vocabulary_that_loses_captions_does_not_serve_and_the_one_before_it_d
 
 
 @pytest.mark.parametrize("last", [1.2, float("nan")])
-@pytest.mark.parametrize("name", ["fourm", "text2im"])
+@pytest.mark.parametrize("name", get_args(FourmName))
 def test_4m_whose_loss_does_not_hold_does_not_serve_and_the_one_before_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: FourmName, last: float
 ) -> None:
@@ -76,11 +91,18 @@ def test_4m_whose_loss_does_not_hold_does_not_serve_and_the_one_before_it_does(
     monkeypatch.setattr(training, "make_manifest", lambda session: SimpleNamespace(digest="0" * 64))
 
     def trained(loss: float) -> ModelRef:
-        report = {"digest": f"loss {loss}", "path": "models/x", "loss_curve": [[1, 1.0], [2, loss]]}
-        session.store.write("report.json", json.dumps(report).encode())
-        return train_fourm(session, name)
+        curve = {"loss_curve": [[1, 1.0], [2, loss]], "figures": {}, "baseline": {}}
+        session.store.write("report.json", json.dumps({"digest": f"loss {loss}", "path": "models/x", **curve}).encode())
+        return train_superres(session) if name == "superres" else train_fourm(session, name)
+
+    def score(work: Any, session: Session) -> Any:
+        (scored,) = work.args
+        assert scored.digest.startswith("loss"), "another model is scored than the one that was trained"
+        way = dict.fromkeys(WAYS, 20.0)
+        return {"psnr_db": way, "psnr_to_tokenizer_db": way}, 4
 
     monkeypatch.setattr(training, "run_program", lambda *given: "report.json")
+    monkeypatch.setattr(superres, "run_warm", score)
     assert trained(last).digest == f"loss {last}"
     assert current(session.store, "cc12m", name, "").digest == "before"
     assert trained(0.9) == current(session.store, "cc12m", name, "")

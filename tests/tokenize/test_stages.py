@@ -76,7 +76,7 @@ def three_stages(store: LocalStore, tiny: Any, tmp_path: Path) -> Callable[[str]
 def test_kill_9_in_later_stages_and_resume_give_the_same_curves_and_tokenizer(three_stages, kill_at):
     whole = train_tokenizer_of(Session(three_stages("whole")), "depth").report
     project = three_stages("again")
-    folder = project.local_folder / "runs" / "tokenizer_depth"
+    folder = Session(project).folder("tokenizer_depth")
     for stage, step in (("second", 4), ("third", 6), ("third", 14)):
         kill = kill_at(str(folder / stage / "checkpoints-*" / "checkpoint.pt"), step)
         with pytest.raises(ProgramError, match="ended with code -9"):

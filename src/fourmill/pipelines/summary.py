@@ -36,7 +36,7 @@ def publish_report(project: Project, workspace: Workspace) -> tuple[str, str]:
     targets = workspace.page, workspace.page.with_name("samples.png")
     store = open_store(project.store)
     for path, target in zip((PATH, GRID_PATH), targets, strict=True):
-        target.write_bytes(store.read(path))
+        target.write_bytes(store.read(project.runs_path(path)))
     return str(targets[0]), str(targets[1])
 
 

@@ -16,8 +16,7 @@ from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
 from fourmill.runtime.superres import WAYS
 
-PATH = "runs/samples/index.html"
-GRID_PATH = "runs/samples/samples.png"
+PATH, GRID_PATH = "samples/index.html", "samples/samples.png"  # among the runs of a project
 
 _TITLES = {
     "rgb": "RGB",
@@ -95,8 +94,9 @@ def write_page(
         trace=escape(_trace_command(folder or "FOLDER", shown)),
         where="" if folder else ", where FOLDER is the project's",
     )
-    session.store.write(PATH, text.encode())
-    return PATH
+    path = session.project.runs_path(PATH)
+    session.store.write(path, text.encode())
+    return path
 
 
 def _project_folder(store: str) -> str | None:

@@ -224,6 +224,10 @@ class Project(BaseModel):
             )
         return self
 
+    def runs_path(self, name: str) -> str:
+        """Where the store keeps what a run leaves for people: a page, figures. Projects of other datasets may share the store."""
+        return f"{self.dataset}/runs/{name}"
+
     @property
     def local_folder(self) -> Path:
         """Where training programs keep what need not be shared."""

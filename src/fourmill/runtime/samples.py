@@ -28,6 +28,7 @@ from fourmill.runtime.workers import clip_features
 NUM_THINGS = 80  # raw ids below are things, from it on stuff
 _MATCH_IOU = 0.5
 EVALUATION = "evaluation"
+_FIGURES = f"{EVALUATION}/figures.json"  # among the runs of a project
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def evaluate(session: Session) -> Evaluation:
     # Not here: this process would load torch and torchmetrics for it, which takes longer than all the scoring.
     figures, baseline = run_warm(partial(_scores, generated, heldout), session)
     result = {"figures": figures, "baseline": baseline, "samples": len(heldout), "manifest": manifest.digest}
-    path = f"runs/{EVALUATION}/figures.json"
+    path = session.project.runs_path(_FIGURES)
     session.store.write(path, json.dumps(result, indent=1).encode())
     return Evaluation(figures, baseline, len(heldout), path, digest_json(result))
 
@@ -165,11 +166,12 @@ def make_samples(session: Session) -> Samples:
         **({} if session.project.second_px is None else {"superres": superres_picture(generator, heldout)}),
     }
     grid = overview(heldout, truth, rebuilt, generated)
-    session.store.write(GRID_PATH, grid)
+    grid_path = session.project.runs_path(GRID_PATH)
+    session.store.write(grid_path, grid)
     page = write_page(session, manifest, sheets, figures, heldout.keys[0])
     return Samples(
         page=f"{session.store.root}/{page}",
-        grid=f"{session.store.root}/{GRID_PATH}",
+        grid=f"{session.store.root}/{grid_path}",
         digest=digest_json([digest_bytes(grid), manifest.digest]),
         pictures=sheets,
     )
@@ -181,7 +183,7 @@ def _figures(session: Session, manifest: Manifest) -> dict[str, Any]:
     Raises:
         ValueError: nothing yet, or of other samples than the pictures would show.
     """
-    path = f"runs/{EVALUATION}/figures.json"
+    path = session.project.runs_path(_FIGURES)
     found = json.loads(session.store.read(path)) if session.store.exists(path) else {"manifest": None}
     if found["manifest"] != manifest.digest:
         raise ValueError(

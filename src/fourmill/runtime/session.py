@@ -35,6 +35,6 @@ class Session:
         """A progress callback for one stage."""
         return lambda done, total, note: self.listener(stage, done, total, note)
 
-    def folder(self, path: str) -> Path:
-        """A local folder for specs, logs and checkpoints of training programs."""
-        return self.project.local_folder / path
+    def folder(self, name: str) -> Path:
+        """A local folder for the spec, the log and the checkpoints of a training program."""
+        return self.project.local_folder / self.project.runs_path(name)

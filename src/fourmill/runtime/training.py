@@ -45,15 +45,17 @@ def make_train_set(session: Session, name: str | None = None) -> ModelRef:
     whole, store = session.project, session.store
     config = whole.train_set_of(name)
     p = whole.for_dataset(config.dataset or whole.dataset)
+    labels = "labels" if p.dataset == whole.dataset else f"{p.dataset}/labels"
+    assets = {folder: f"{labels}/{label}" for label, folder in LABEL_FOLDERS.items()}
     for block in config.blocks:
-        for folder, asset in {"images": f"{p.dataset}/images", **_labels()}.items():
+        for folder, asset in {"images": f"{p.dataset}/images", **assets}.items():
             if not store.exists(ledger_path(p.dataset, "train", folder, block)):
                 raise BlockNotReadyError(
                     f"{train_set_asset(name)} takes {block} of {p.dataset}: materialize {asset} for {block} first"
                 )
     features_at = partial(clip_features, whole) if config.clip_px else None
-    features, scratch = clip_features(whole), session.folder("runs/train_set")
-    made = build_train_set(store, p.dataset, p.layout, config, p.input_px, features, features_at, scratch)
+    features, scratch = clip_features(whole), session.folder("train_set")
+    made = build_train_set(store, p.dataset, p.layout, config, p.input_px, features, features_at, scratch, labels)
     report = {"num_train": made.num_train, "num_eval": made.num_eval}
     ref = ModelRef(name=_train_set_model(name), digest=made.digest, path=made.path, report=report)
     set_current(store, whole.dataset, ref)
@@ -67,10 +69,6 @@ def train_set_asset(name: str | None) -> str:
 
 def _train_set_model(name: str | None) -> str:
     return _TRAIN_SET if name is None else f"{_TRAIN_SET}_{name}"
-
-
-def _labels() -> dict[str, str]:
-    return {folder: f"labels/{label}" for label, folder in LABEL_FOLDERS.items()}
 
 
 def train_tokenizers(session: Session, labels: Sequence[str]) -> Iterator[tuple[str, ModelRef, float]]:
@@ -142,7 +140,7 @@ def _train_stage(session: Session, label: str, stage: TrainingConfig, earlier: S
     p, store = session.project, session.store
     train_set = current(store, p.dataset, _train_set_model(stage.train_set), train_set_asset(stage.train_set))
     name = f"tokenizer_{label}"
-    folder = session.folder(f"runs/{name}" if not p.tokenizers[label].earlier_stages else f"runs/{name}/{stage.name}")
+    folder = session.folder(name if not p.tokenizers[label].earlier_stages else f"{name}/{stage.name}")
     spec = TokenizerSpec(
         store=p.store,
         name=name,
@@ -226,7 +224,7 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
         )
     start = None if name == "fourm" else current(store, p.dataset, "fourm", "fourm/pretrain").path
     processes = p.fourm_processes if name == "fourm" else max(1, p.fourm_processes // p.fine_tunes_at_once)
-    folder = session.folder(f"runs/{name}")
+    folder = session.folder(name)
     spec = TrainSpec(
         store=p.store,
         manifest=manifest_path(p.dataset, make_manifest(session).digest),

@@ -61,6 +61,7 @@ def build_train_set(
     features: Features | None = None,
     features_at: Callable[[int], Features] | None = None,
     scratch: Path | None = None,
+    labels: str = "labels",
 ) -> TrainSet:
     """Pack the first samples of the blocks that have every label; publish under the digest of the content.
 
@@ -69,6 +70,7 @@ def build_train_set(
         features: makes the CLIP features; without it the set has none and no clip tokenizer can be trained on it.
         features_at: makes them of crops of a side in pixels, where the config names CLIP's sides; `features` by default.
         scratch: local folder that arrays grow in; the system's temporary one by default.
+        labels: the assets that make the labels lie under it, which errors name: `labels`, or `imagenet/labels`.
 
     Raises:
         MissingShardError: a shard of the blocks is not labelled yet.
@@ -82,7 +84,7 @@ def build_train_set(
             part = "train" if split == "train" else "eval"
             squeezed_px = config.side_px if split == "train" else None
             place, side_px = (whole_image, squeezed_px) if squeezed_px else (centre_crop, input_px)
-            samples = _samples(store, dataset, layout, config.blocks, split, place, side_px)
+            samples = _samples(store, dataset, layout, config.blocks, split, place, side_px, labels)
             counts[part] = _append(writer, part, islice(samples, wanted), with_sizes=squeezed_px is not None)
             if not counts[part]:
                 raise TrainSetError(
@@ -204,11 +206,12 @@ def _samples(
     split: Split,
     place: _Place,
     side_px: int,
+    labels: str,
 ) -> Iterator[_Sample]:
     """Squares of every sample that has all labels, in key order, decoded only as far as somebody asks."""
     for shard in sorted(shard for block in blocks for shard in layout.shards_of(block)):
         images = ShardPlace(dataset, split, IMAGES, shard)
-        members = _members(store, images)
+        members = _members(store, images, labels)
         sizes = image_sizes(store, images)
         for key in sorted(set.intersection(*(set(found) for found in members.values()))):
             size = sizes[key]
@@ -223,13 +226,13 @@ def _samples(
                 yield _Sample(key, size, squares)
 
 
-def _members(store: Store, images: ShardPlace) -> dict[str, dict[SampleKey, bytes]]:
+def _members(store: Store, images: ShardPlace, labels: str) -> dict[str, dict[SampleKey, bytes]]:
     """Members of a shard's images and of its labels, which must be of these images, by label."""
     asset = f"{images.dataset}/images"
     made = need(store, images, asset)
     members: dict[str, dict[SampleKey, bytes]] = {}
     for label, folder in FOLDERS.items():
-        place, maker = replace(images, folder=folder), asset if folder == IMAGES else f"labels/{label}"
+        place, maker = replace(images, folder=folder), asset if folder == IMAGES else f"{labels}/{label}"
         check_fresh(place, maker, need(store, place, maker), made)
         members[label] = dict(needed_members(store, place, maker))
     return members
