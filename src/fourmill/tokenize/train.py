@@ -5,14 +5,12 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
-from fourmill.core.once import checked_once
 from fourmill.core.program import prepare_torch
 from fourmill.core.ranks import ALONE, Ranks, join_ranks, require_ranks
 from fourmill.core.store import Store, open_store
@@ -23,7 +21,6 @@ from fourmill.tokenize.guard import TrainingError
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.journal import Journal
 from fourmill.tokenize.load import load_image_tokenizer
-from fourmill.tokenize.packed import local_file
 from fourmill.tokenize.report import publish, report_path
 from fourmill.tokenize.score import score_model
 from fourmill.tokenize.state import State, start
@@ -68,21 +65,10 @@ def train_tokenizer(spec: TokenizerSpec, progress: Progress) -> str:
     place = (spec.processes, spec.name, "fourmill.tokenize")
     require_ranks(*place)
     # Before they join, since processes that have joined wait ten minutes for each other, and hashing a set may take hours.
-    labels = _read(store, spec)
+    labels = read_label(store, spec.train_set, spec.train_set_digest, spec.config.label)
     with join_ranks(*place) as ranks:
         _train(store, spec, labels, ranks, progress if ranks.is_first else no_progress)
     return report_path(spec)
-
-
-def _read(store: Store, spec: TokenizerSpec) -> LabelArrays:
-    """The spec's label, of a training set that one process of this machine compares with its digest, once."""
-    read = partial(read_label, store, spec.train_set, spec.train_set_digest, spec.config.label)
-    try:
-        file = local_file(store, spec.train_set)
-    except FileNotFoundError:
-        return read()  # which says what to do
-    with checked_once(file, spec.train_set_digest) as is_checked:
-        return read(is_checked=is_checked)
 
 
 def _train(store: Store, spec: TokenizerSpec, labels: LabelArrays, ranks: Ranks, progress: Progress) -> None:

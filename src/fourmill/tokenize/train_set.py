@@ -20,6 +20,7 @@ from fourmill.core.crops import CropRow, centre_crop, random_crop
 from fourmill.core.digest import digest_file
 from fourmill.core.labels import pack_depth, pack_normal, unpack_depth, unpack_normal
 from fourmill.core.names import Layout, SampleKey, Split
+from fourmill.core.once import checked_once
 from fourmill.core.shards import ShardPlace, need, needed_members
 from fourmill.core.store import Store
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
@@ -118,12 +119,10 @@ class LabelArrays:
         return _own_sizes(self.train) if self.squeezed_from is None else self.squeezed_from
 
 
-def read_label(store: Store, path: str, digest: str, label: ImageLabel, is_checked: bool = False) -> LabelArrays:
-    """One label of a packed set, read from the file as batches are taken; packed until `unpack`. From a remote store the file
-    is copied to this machine once.
+def read_label(store: Store, path: str, digest: str, label: ImageLabel) -> LabelArrays:
+    """One label of a packed set, read from the file as batches are taken; packed until `unpack`.
 
-    Args:
-        is_checked: another process compares its digest, which takes reading all of it.
+    From a remote store the file is copied to this machine once, and one process of it compares the file with its digest, once.
 
     Raises:
         TrainSetError: no such file, another digest, or a label that it does not hold.
@@ -132,10 +131,11 @@ def read_label(store: Store, path: str, digest: str, label: ImageLabel, is_check
         file = local_file(store, path)
     except FileNotFoundError:
         raise TrainSetError(f"no training set at {path}: materialize tokenizers/train_set first") from None
-    if not is_checked and (found := _digest_of(file, *_stamp(file))) != digest:
-        raise TrainSetError(
-            f"{file} has digest {found[:12]}, expected {digest[:12]}: delete it and materialize tokenizers/train_set again"
-        )
+    with checked_once(file, digest) as is_checked:
+        if not is_checked and (found := _digest_of(file, *_stamp(file))) != digest:
+            raise TrainSetError(
+                f"{file} has digest {found[:12]}, expected {digest[:12]}: delete it and materialize tokenizers/train_set again"
+            )
     try:
         arrays = map_arrays(file)
     except SafetensorError as error:
@@ -154,7 +154,7 @@ def _stamp(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-@lru_cache(maxsize=16)  # a process that reads several labels of a set reads all of it once
+@lru_cache(maxsize=16)  # where no mark can be kept, a process that reads several labels of a set hashes it once
 def _digest_of(file: Path, size: int, modified_ns: int) -> str:
     return digest_file(file)
 
