@@ -64,6 +64,15 @@ def test_training_sets_are_stale_when_clips_features_would_change(
     assert versions_of_sets(project.model_copy(update={"labellers": other})).isdisjoint(before) == changes
 
 
+def test_training_sets_are_stale_when_the_code_of_clips_features_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = cc12m_4m7(tmp_path)
+    before = versions_of_sets(project)
+    monkeypatch.setattr(type(project.labellers["clip"]), "version", "next")
+    assert versions_of_sets(project).isdisjoint(before)
+
+
 def test_training_sets_are_stale_when_the_side_of_their_squares_changes(tmp_path: Path) -> None:
     project = cc12m_4m7(tmp_path)
     smaller = {name: config.model_copy(update={"input_px": 192}) for name, config in project.tokenizers.items()}

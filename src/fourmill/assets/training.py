@@ -176,7 +176,7 @@ def _samples(project: Project, tokenizers: list[dg.AssetKey]) -> dg.AssetsDefini
         kinds={"torch", "html"},
         owners=OWNERS,
         pool="gpu_train",
-        code_version=f"2-{digest_config(project.samples)[:8]}",
+        code_version=f"3-{digest_config(project.samples)[:8]}",
         description="A page and a picture: held-out samples, every label, every reconstruction, and what 4M generates.",
     )
     def samples(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:

@@ -18,7 +18,7 @@ from fourmill.ingest.optout import publish_opt_out, read_opt_out
 from fourmill.ingest.stale import remember_opt_out
 from fourmill.ingest.statuses import MAY_PASS
 from fourmill.ingest.worker import images_recipe
-from fourmill.pseudolabel.config import DptConfig, architecture, config_digest, weights_digest
+from fourmill.pseudolabel.config import DptConfig, architecture, config_digest, label_version, weights_digest
 from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.worker import label_recipe
 from fourmill.runtime.labeller_weights import require_labellers
@@ -250,9 +250,9 @@ def token_stage(session: Session, name: str) -> BlockStage:
 
 
 def features_digest(project: Project) -> str:
-    """Digest of the CLIP network and its settings: its features are in the clip tokens without being stored."""
+    """Digest of the CLIP network, its settings and its code: its features are in the clip tokens without being stored."""
     clip = project.labellers["clip"]
-    return digest_json([weights_digest(clip), config_digest(clip)])
+    return digest_json([label_version(clip), weights_digest(clip), config_digest(clip)])
 
 
 def align_stage(session: Session) -> BlockStage:
