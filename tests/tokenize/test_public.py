@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def exported(store: Store, tmp_path: Path) -> Path:
 def export(store: Store, model: ImageTokenizer, target: Path) -> Path:
     _, folder = save_image_tokenizer(store, f"tokenizer_{model.config.label}", model, "card {digest}")
     export_image_tokenizer(store, folder, target)
+    assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {0o666 & ~_umask()}
     return target
 
 
@@ -344,3 +346,9 @@ def test_a_vocabulary_of_another_layout_is_refused(store: Store, tmp_path: Path)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(SequenceError, match=r"not a tokenizer\.json"):
         import_text_tokenizer(store, tmp_path / "other.json", ORIGIN)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fourmill.core.digest import digest_bytes, digest_file
 from fourmill.core.safe_load import read_checkpoint
 from fourmill.core.sequences import TextTokenizer
-from fourmill.core.store import Store
+from fourmill.core.store import LocalStore, Store
 from fourmill.tokenize.card import imported_card, imported_text_card
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, StoredConfig, load_image_tokenizer, make_tokenizer, save_image_tokenizer
@@ -101,9 +101,12 @@ def export_image_tokenizer(store: Store, folder: str, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     values = to_public(model.config, _stored_px(model), model.depth_span)
     state = {key: value.contiguous() for key, value in sorted(model.state_dict().items())}
-    save_file(state, target / WEIGHTS, {name: str(value) for name, value in values.items()})
-    (target / CONFIG).write_text(json.dumps(values, indent=1))
-    (target / "card.md").write_bytes(store.read(f"{folder}/card.md"))
+    written = LocalStore(
+        target
+    )  # whole or not at all, and as readable as other files: safetensors' are their owner's alone
+    written.write(WEIGHTS, save(state, {name: str(value) for name, value in values.items()}))
+    written.write(CONFIG, json.dumps(values, indent=1).encode())
+    written.write("card.md", store.read(f"{folder}/card.md"))
 
 
 def read_origin(store: Store, folder: str) -> Origin | None:
