@@ -190,6 +190,19 @@ def test_a_network_that_says_it_is_wrong_is_believed_at_once() -> None:
     assert len(labeller.batches) == 1
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+    ],
+)
+def test_a_library_without_room_is_out_of_memory_and_no_broken_device(said: str) -> None:
+    assert is_out_of_memory(RuntimeError(said)) and not is_broken_device(RuntimeError(said))
+
+
 def test_a_broken_device_is_nobodys_sample() -> None:
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     assert is_broken_device(error) and not is_out_of_memory(error)

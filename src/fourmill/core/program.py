@@ -93,6 +93,20 @@ def collect_rarely() -> None:
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
+def give_memory_back() -> None:
+    """Free what nobody uses any more, cycles too, and what torch keeps of a GPU for later."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def free_worker() -> None:
+    """Free a worker that was let go of, before the next one is loaded: its network is in cycles that `collect_rarely` froze."""
+    gc.unfreeze()
+    give_memory_back()
+
+
 def _keep_freed_memory() -> None:
     """Have glibc keep what is freed for what is allocated next; does nothing where malloc is another one.
 

@@ -36,6 +36,10 @@ def own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda" or _mine.is_inside:
         yield
         return
+    if (
+        device.index is None
+    ):  # a stream's device has its number: compared without, each batch would be given a stream of its own
+        device = torch.device("cuda", torch.cuda.current_device())
     if _mine.stream is None or _mine.stream.device != device:
         torch.cuda.synchronize(device)  # weights are there: they came by another stream
         _mine.stream = torch.cuda.Stream(device)
@@ -44,9 +48,9 @@ def own_stream(device: torch.device) -> Iterator[None]:
     try:
         with torch.cuda.stream(_mine.stream):
             yield
-        _mine.stream.synchronize()
     finally:
         _mine.is_inside = False
+        _mine.stream.synchronize()  # after an error too: what networks keep for the next batch may have been begun
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:

@@ -3,7 +3,6 @@
 No torch here: whatever library a labeller uses, its errors are told by name.
 """
 
-import gc
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from threading import Condition, Lock
 
 from fourmill.core.labels import Picture
+from fourmill.core.program import give_memory_back
 from fourmill.pseudolabel.labeller import Answer, Labeller, NetworkError, NotASceneError, Rejected
 
 OUT_OF_MEMORY = "out_of_memory"
@@ -20,7 +20,14 @@ _PATIENCE = 16  # batches that go through before twice as many images are tried
 _MOST_PATIENCE = 256  # it doubles each time that they run out of memory again: a batch in 256 costs nothing to speak of
 _ANY = sys.maxsize
 
-_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate")
+# Also a library of CUDA's without room for its workspace, by its own words.
+_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "failed to allocate",
+    "status_alloc_failed",
+    "unable to find an engine",
+)
 _OF_A_DEVICE = ("cuda error", "cublas_status", "cudnn_status", "device-side assert")
 
 
@@ -199,14 +206,6 @@ def is_broken_device(error: Exception) -> bool:
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return False
     return type(error).__name__ == "AcceleratorError" or any(words in str(error).lower() for words in _OF_A_DEVICE)
-
-
-def give_memory_back() -> None:
-    """Free what the failed batch held, and what torch keeps for later."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fourmill.core.labels import COCO_PANOPTIC, Picture
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
+from fourmill.core.precision import exact_products
 from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import MASK2FORMER_VERSION, Mask2FormerConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
@@ -123,7 +124,8 @@ def _semantic(classes_QC: Tensor, masks_QHW: Tensor, size: tuple[int, int]) -> T
         masks_QhW = enlarged_rows(masks_QHW, size, top, min(top + rows, size[0])).sigmoid()
         # In parts: the scores of all classes at every pixel of one large image are 300 MB.
         parts = masks_QhW.flatten(1).T.split(_PIXELS_AT_ONCE.get(masks_QhW.device.type, 1 << 14))
-        bands += [(part_PQ @ classes_QC).argmax(1) for part_PQ in parts]
+        with exact_products():  # whatever another thread's forward pass lets torch round
+            bands += [(part_PQ @ classes_QC).argmax(1) for part_PQ in parts]
     return torch.cat(bands).to(torch.uint8).reshape(size)
 
 

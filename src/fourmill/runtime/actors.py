@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from fourmill.core.program import collect_rarely
+from fourmill.core.program import collect_rarely, free_worker
 from fourmill.core.shards import Receipt
 from fourmill.core.work import GroupWorker, ShardJob, ShardWorker
 from fourmill.runtime.ray_session import RayConfig
@@ -66,7 +66,8 @@ class ShardRunner:
             close = getattr(self._made[1], "close", None) if self._made else None
             if close:
                 close()
-            self._made = None  # frees the last worker's weights before the next one's are loaded
+            self._made = close = None
+            free_worker()  # its weights, before the next one's are loaded
             self._made = (wanted, make_worker(factory, json.loads(arguments)))
             collect_rarely()
         worker = self._made[1]
