@@ -14,6 +14,7 @@ from bench.labels_work import ThreadTime, photo
 from fourmill.core.flow import Threads, ahead
 from fourmill.core.labels import decode_image
 from fourmill.core.names import sample_key
+from fourmill.core.program import free_worker
 from fourmill.core.streams import streams_of
 from fourmill.pipelines.profiles import profile
 from fourmill.pseudolabel.config import ClipConfig, DetectorConfig, DptConfig, Mask2FormerConfig, VitDetConfig
@@ -109,10 +110,45 @@ def share_of_forward(label: str, config: Any, amount: Amount) -> tuple[tuple[Any
     """
     import torch
 
-    one = _Labeller(label, config, amount)
-    is_cuda = one.device.type == "cuda"
+    size = min(config.batch_size, amount.images)
+    amount = replace(amount, images=amount.images // size * size)  # whole batches, of the network alone too
+    is_cuda = torch.cuda.is_available()
     actors = amount.actors or actors_of_a_gpu(label)
-    threads = Threads(max(1, amount.coders // actors), streams_of(one.device))
+    found = _one_actor(label, config, amount, max(1, amount.coders // actors))
+    free_worker()  # more actors want the room
+    network, whole = (min(side) for side in zip(*found.times, strict=True)) if is_cuda else _medians(found.times)
+    rate, memory_gb = amount.images / whole, found.memory_gb
+    beside = f"{amount.images / network:.3g} images/s by the network alone"
+    if actors > 1:
+        beside += f"; {rate:.3g} by one actor instead of {actors}"
+        rate, memory_gb = rate_of_actors(label, config, amount, actors)
+    figures = {"share_of_forward": rate * network / amount.images}
+    if is_cuda:
+        figures |= {"images_per_second": rate, "gpu_hours": _CC12M / rate / 3600}
+        beside += f"; {figures['gpu_hours']:.0f} GPU hours for 12.4 M images; {memory_gb:.1f} GB held"
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        figures["cpu_share_of_forward"] = found.spent.seconds["network"] / found.spent.seconds["all"]
+        beside += f"; {figures['cpu_share_of_forward']:.3f} of its thread's CPU time"
+    if label == "vitdet":
+        plain = detectron2_rate(Path(config.weights), 8 if is_cuda else 1)
+        figures["speedup_over_detectron2"] = rate / plain
+        beside += f"; {plain:.3g} by detectron2's own, one image at a time in float32"
+    return (f"{NAMES[label]}, {found.fed}", f"{rate:.3g} images/s", beside), figures
+
+
+@dataclass(frozen=True)
+class _Measured:
+    fed: str
+    times: list[tuple[float, float]]  # of the network alone and of all, in seconds
+    spent: ThreadTime
+    memory_gb: float
+
+
+def _one_actor(label: str, config: Any, amount: Amount, coders: int) -> _Measured:
+    """Both sides in turns, in this process; its network is gone when it returns."""
+    one = _Labeller(label, config, amount)
+    threads = Threads(coders, streams_of(one.device))
     try:
         one.alone(one.size)  # first calls choose kernels
         one.staged(threads)
@@ -120,25 +156,7 @@ def share_of_forward(label: str, config: Any, amount: Amount) -> tuple[tuple[Any
         times = [(_wall(one.alone), _wall(lambda: one.staged(threads))) for _ in range(amount.rounds)]
     finally:
         threads.close()
-    network, whole = (min(side) for side in zip(*times, strict=True)) if is_cuda else _medians(times)
-    rate = amount.images / whole
-    beside = f"{amount.images / network:.3g} images/s by the network alone"
-    if actors > 1:
-        beside += f"; {rate:.3g} by one actor instead of {actors}"
-        rate = rate_of_actors(label, config, amount, actors)
-    figures = {"share_of_forward": rate * network / amount.images}
-    if is_cuda:
-        figures |= {"images_per_second": rate, "gpu_hours": _CC12M / rate / 3600}
-        beside += f"; {figures['gpu_hours']:.0f} GPU hours for 12.4 M images; {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        figures["cpu_share_of_forward"] = spent.seconds["network"] / spent.seconds["all"]
-        beside += f"; {figures['cpu_share_of_forward']:.3f} of its thread's CPU time"
-    if label == "vitdet":
-        plain = detectron2_rate(Path(config.weights), 8 if is_cuda else 1)
-        figures["speedup_over_detectron2"] = rate / plain
-        beside += f"; {plain:.3g} by detectron2's own, one image at a time in float32"
-    return (f"{NAMES[label]}, {one.fed}", f"{rate:.3g} images/s", beside), figures
+    return _Measured(one.fed, times, spent, _memory_gb())
 
 
 class _Labeller:
@@ -206,8 +224,17 @@ def actors_of_a_gpu(label: str) -> int:
     return max(1, round(1 / (ray.for_stage(stage).gpus_per_worker or 1)))
 
 
-def rate_of_actors(label: str, config: Any, amount: Amount, actors: int) -> float:
-    """Images a second of so many actors at once, each a process with all of the images, from when all are ready to the last's end."""
+def _memory_gb() -> float:
+    """Most of a GPU's memory that this process has held, torch's cache included, in GB."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() / 1e9 if torch.cuda.is_available() else 0.0
+
+
+def rate_of_actors(label: str, config: Any, amount: Amount, actors: int) -> tuple[float, float]:
+    """Images a second of so many actors at once, each a process with all of the images, from when all are ready to the last's end;
+    and the GPU memory that all of them held, in GB.
+    """
     context = multiprocessing.get_context("spawn")
     ready, spans = context.Barrier(actors), context.SimpleQueue()
     alone = replace(amount, coders=max(1, amount.coders // actors), actors=1)
@@ -220,8 +247,8 @@ def rate_of_actors(label: str, config: Any, amount: Amount, actors: int) -> floa
         process.join()
     if any(process.exitcode for process in processes):
         raise RuntimeError(f"{label}: an actor of {actors} failed; what it said is above")
-    begin, end = zip(*(spans.get() for _ in processes), strict=True)
-    return actors * amount.images * amount.rounds / (max(end) - min(begin))
+    begin, end, memory_gb = zip(*(spans.get() for _ in processes), strict=True)
+    return actors * amount.images * amount.rounds / (max(end) - min(begin)), sum(memory_gb)
 
 
 def _act(label: str, config: Any, amount: Amount, ready: Any, spans: Any) -> None:
@@ -239,7 +266,7 @@ def _act(label: str, config: Any, amount: Amount, ready: Any, spans: Any) -> Non
     begin = time.monotonic()  # one clock for all processes of a machine
     for _ in range(amount.rounds):
         one.staged(threads)
-    spans.put((begin, time.monotonic()))
+    spans.put((begin, time.monotonic(), _memory_gb()))
     threads.close()
 
 
