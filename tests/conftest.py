@@ -33,11 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def subnormal_numbers() -> Iterator[None]:
+def settings_of_torch() -> Iterator[None]:
     """What `prepare_torch` sets is of its whole process, which is a training program's, and here of the tests after it."""
     yield
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_flush_denormal(False)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_flush_denormal(False)
+        if torch.cuda.is_available():
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,18 @@ def main(arguments):
 """
 
 
+_NOISY = """
+import os
+
+def main(arguments):
+    if os.environ["RANK"] == "1":
+        print("NCCL INFO " * 20_000)
+    else:
+        print('{"report": "models/x/report.json"}')
+    return 0
+"""
+
+
 _FATAL = """
 import os
 
@@ -66,12 +78,22 @@ def test_a_process_that_fails_ends_those_that_wait_for_it(tmp_path: Path, monkey
         run_program(module, Nothing(), tmp_path / "log", 1, no_progress, processes=2)
 
 
-def test_lines_that_are_no_events_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_other_processes_print_is_in_the_log_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _program(tmp_path, "noisy", _NOISY, monkeypatch)
+    report = run_program(module, Nothing(), tmp_path / "log", 1, no_progress, processes=2)
+    assert report == "models/x/report.json"
+    assert (tmp_path / "log" / "log.txt").read_text().count("NCCL INFO") == 20_000
+
+
+def test_lines_that_are_no_events_are_passed_over_to_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = _program(tmp_path, "chatty", _CHATTY, monkeypatch)
     heard: list[tuple[int, int, str]] = []
     report = run_program(module, Nothing(), tmp_path / "log", 1, lambda *event: heard.append(event))
     assert report == "models/x/report.json"
     assert heard == [(1, 2, "half")]
+    assert (tmp_path / "log" / "log.txt").read_text() == "a library says hello\n17\n"
 
 
 def test_a_function_whose_process_dies_is_named_and_not_its_arguments(

@@ -9,7 +9,7 @@ from safetensors.numpy import load
 
 from fourmill.core.crops import centre_crop, crop_rgb, random_crop
 from fourmill.core.ranks import Ranks
-from fourmill.tokenize.batches import Batches, batch_side
+from fourmill.tokenize.batches import Ahead, Batches, batch_side
 from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TrainSetConfig
 from fourmill.tokenize.presets import smallest_tokenizers
 from fourmill.tokenize.samples import Features
@@ -93,6 +93,17 @@ def test_a_stage_without_crops_sees_the_centre_square_of_whole_images():
         first, start, side = centre_crop(width, height)[:3]
         wanted = [start / width, first / height, (start + side) / width, (first + side) / height]
         assert np.abs(np.stack([left, top, right, bottom], 1) - wanted).max() < 0.01
+
+
+@pytest.mark.parametrize("num", [1, 4])
+def test_batches_made_ahead_are_those_of_their_draws_whatever_order_they_are_asked_in(spec, store, num):
+    one = spec("rgb", sides_px=(32, 64))
+    batches = Batches(read_label(store, one.train_set, one.train_set_digest, "rgb"), one.config)
+    ahead = Ahead(batches, num)
+    draws = [0, 1, 2, 9, 10, 4, 4, 5]  # on the way, and after ways back
+    taken = [ahead.take(draw, left) for draw, left in zip(draws, [7, 6, 0, 4, 3, 2, 1, 0], strict=True)]
+    ahead.close()
+    assert all(torch.equal(x, batches(draw)) for x, draw in zip(taken, draws, strict=True))
 
 
 def test_processes_share_the_crops_of_whole_images(spec, store, tiny, put_images):

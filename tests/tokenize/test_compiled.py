@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from fourmill.core.ranks import ALONE
 from fourmill.tokenize.batches import Batches
 from fourmill.tokenize.state import start
 from fourmill.tokenize.train import train_step
@@ -19,7 +20,7 @@ def test_compiled_steps_are_the_plain_ones(spec, store):
     for compiles in (False, True):
         one = spec("clip", precision="fp32", compile=compiles, cuda_graphs=compiles)
         labels = read_label(store, one.train_set, one.train_set_digest, "clip")
-        state, batches = start(one.config, labels), Batches(labels, one.config)
+        state, batches = start(one.config, labels, ALONE.device), Batches(labels, one.config)
         losses.append([train_step(state, batches(state.draw), one.config).loss for _ in range(4)])
         names = set(state.model.state_dict())
         assert not [name for name in names if "_orig_mod" in name]  # weights keep their public names

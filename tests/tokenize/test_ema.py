@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fourmill.core.ranks import ALONE
 from fourmill.core.work import no_progress
 from fourmill.tokenize.batches import Batches
 from fourmill.tokenize.load import load_image_tokenizer
@@ -12,7 +13,7 @@ from fourmill.tokenize.train_set import read_label
 def test_the_average_follows_the_rule_over_weights_and_codebook(spec, store):
     one = spec("clip", ema_decay=0.15)
     labels = read_label(store, one.train_set, one.train_set_digest, "clip")
-    state, batches = start(one.config, labels), Batches(labels, one.config)
+    state, batches = start(one.config, labels, ALONE.device), Batches(labels, one.config)
     seen = []
     for _ in range(4):
         train_step(state, batches(state.draw), one.config)

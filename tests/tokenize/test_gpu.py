@@ -1,5 +1,7 @@
 """Tokenizers on a GPU: tokens of a CPU, half precision within its bound, and training steps that lower the loss."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,38 @@ def test_tokens_are_of_the_weights_that_the_last_step_leaves():
     assert not np.array_equal(after, before)
     torch.cuda.synchronize()
     assert np.array_equal(after, tokenizer.tokenize(batch))
+
+
+@pytest.mark.parametrize("update", [{"cuda_graphs": True}, {"sides_px": (48, 64)}], ids=["graphs", "sides"])
+@pytest.mark.parametrize("label", ["rgb", "semseg"])
+def test_compiled_steps_are_the_plain_ones_over_a_skipped_step_and_a_way_back(label: str, update: dict[str, object]):
+    one = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
+    labels = LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8))
+    losses: list[list[float]] = []
+    for compiles in (False, True):
+        plain = {"precision": "fp32", "ema_decay": 0.9, "steps": 60}
+        training = SMALL[label].training.model_copy(
+            update={**plain, **(update if compiles else {}), "compile": compiles}
+        )
+        config = SMALL[label].model_copy(update={"training": training})
+        state = start(config, labels, "cuda")
+        kept, seen = state.snapshot(), list[float]()
+        for step in range(8):
+            side = 48 if step % 2 and "sides_px" in update else 64
+            batch = _labels(label, 8)[:, :side, :side]
+            x = to_network(np.ascontiguousarray(batch), label, "cuda")
+            if step == 3 and label == "rgb":
+                x[0, 0, 0, 0] = torch.nan
+            figures = train_step(state, x, config)
+            assert figures.are_finite == (step != 3 or label != "rgb")
+            seen += [figures.loss] if figures.are_finite else []
+            if step == 4:
+                kept = {key: copy.deepcopy(value) for key, value in state.snapshot().items()}
+            if step == 6:
+                state = start(config, labels, "cuda")
+                state.restore(kept)
+        losses.append(seen)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
 @pytest.mark.parametrize("label", SMALL)

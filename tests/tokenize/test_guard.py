@@ -11,6 +11,7 @@ from safetensors.numpy import load, save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fourmill.core.digest import digest_bytes
+from fourmill.core.ranks import ALONE
 from fourmill.core.store import LocalStore, Store
 from fourmill.core.work import no_progress
 from fourmill.tokenize import journal, train
@@ -46,7 +47,7 @@ def damage(store: Store, train_set: TrainSet) -> Callable[[TokenizerSpec, list[i
 
 def _state(spec: TokenizerSpec, store: Store) -> tuple[State, Batches]:
     labels = read_label(store, spec.train_set, spec.train_set_digest, spec.config.label)
-    return start(spec.config, labels), Batches(labels, spec.config)
+    return start(spec.config, labels, ALONE.device), Batches(labels, spec.config)
 
 
 def test_a_step_is_taken_with_gradients_no_longer_than_the_bound(spec: Any, store: Store) -> None:

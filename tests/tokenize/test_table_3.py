@@ -36,6 +36,12 @@ def test_networks_and_codebooks_are_table_3s(label: str) -> None:
 
 
 @pytest.mark.parametrize("label", TABLE_3)
+def test_the_last_stage_warms_up_for_rgbs_first_epoch_or_5000_steps(label: str) -> None:
+    stage = paper_tokenizers()[label].training
+    assert stage.warmup_steps == (12_000_000 // 128 if label == "rgb" else 5000)
+
+
+@pytest.mark.parametrize("label", TABLE_3)
 def test_the_first_two_stages_are_table_3s(label: str) -> None:
     _, loss, batch, scale = TABLE_3[label]
     for stage, epochs, warmup, images in zip(

@@ -9,6 +9,7 @@ import ctypes
 import gc
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +54,12 @@ def run_spec_program(
         report = work(spec, _say)
     except (RuntimeError, ValueError, OSError) as error:
         logging.error("%s", error)
+        _leave_others()
         return 1
+    except BaseException:
+        logging.exception("the program has a fault")
+        _leave_others()
+        raise
     _line({"report": report})
     return 0
 
@@ -118,6 +124,14 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, -1)
         mallopt(_M_MMAP_MAX, 0)
+
+
+def _leave_others() -> None:
+    """End at once where this process shares a training: an orderly end would wait for those who wait for it."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _say(done: int, total: int, note: str) -> None:

@@ -166,10 +166,10 @@ def join_ranks(wanted: int, what: str, module: str) -> Iterator[Ranks]:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     meeting = _met(ranks, what)
     dist.init_process_group(backend, store=meeting, rank=ranks.rank, world_size=wanted, timeout=_PATIENCE)
-    try:
-        yield ranks
-    finally:
-        dist.destroy_process_group()
+    # Not after an error: nccl would wait here for the others, who wait in a sum for this process, and the error would wait with it.
+    # `core.program` tells it and ends the process.
+    yield ranks
+    dist.destroy_process_group()
 
 
 def _met(ranks: Ranks, what: str) -> Store:

@@ -88,7 +88,7 @@ def run_program(
             for environment in _environments(threads, processes)
         ]
         siblings = [process for process, _ in started]
-        report = _follow(siblings, started[0][1], progress)
+        report = _follow(siblings, started[0][1], progress, log_file)
         codes = [process.exitcode for process in siblings]
     if any(codes) or report is None:
         tail = "\n".join(log_file.read_text().splitlines()[-15:])
@@ -180,7 +180,8 @@ def _become(module: str, spec_file: str, environment: dict[str, str], log_file: 
     os.environ.update(environment)
     log = os.open(log_file, os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 2)
-    os.dup2(saying.fileno(), 1)
+    # The first process reports. What others print, as nccl does, would fill a pipe that nobody reads, and then they would wait.
+    os.dup2(saying.fileno() if environment.get("RANK", "0") == "0" else log, 1)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     sys.exit(importlib.import_module(f"{module}.__main__").main(["--spec", spec_file]))
@@ -200,9 +201,10 @@ def _environments(threads: int, processes: int) -> list[dict[str, str]]:
     return [{**shared, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
-def _follow(processes: Sequence[ForkServerProcess], said: Connection, progress: Progress) -> str | None:
-    """Listen until all have ended; return the report that was named. Once one fails the others are ended too: they would
-    wait for it, for hours where it never came to the meeting.
+def _follow(processes: Sequence[ForkServerProcess], said: Connection, progress: Progress, log_file: Path) -> str | None:
+    """Listen until all have ended; return the report that was named. What else the first process prints goes to the log.
+
+    Once one fails the others are ended too: they would wait for it, for hours where it never came to the meeting.
     """
     report, line = None, b""
     running: dict[object, ForkServerProcess] = {process.sentinel: process for process in processes}
@@ -213,7 +215,7 @@ def _follow(processes: Sequence[ForkServerProcess], said: Connection, progress: 
                 heard = os.read(said.fileno(), 65536)
                 *lines, line = (line + heard).split(b"\n")
                 for one in lines:
-                    report = _heard(one, progress) or report
+                    report = _heard(one, progress, log_file) or report
                 if not heard:
                     listening = []
                 continue
@@ -225,13 +227,15 @@ def _follow(processes: Sequence[ForkServerProcess], said: Connection, progress: 
     return report
 
 
-def _heard(line: bytes, progress: Progress) -> str | None:
+def _heard(line: bytes, progress: Progress, log_file: Path) -> str | None:
     """Pass progress on; the path of the report where the line names it."""
     try:
         event = json.loads(line)
     except ValueError:
-        return None  # a library that prints; it is in nobody's way
-    if not isinstance(event, dict):
+        event = None
+    if not isinstance(event, dict):  # a library that prints
+        with log_file.open("ab") as log:
+            log.write(line + b"\n")
         return None
     if "done" in event:
         progress(event["done"], event["total"], event.get("note", ""))

@@ -1,5 +1,6 @@
 """Which samples a step sees, and how: a function of (seed, draw), so that a resumed training sees what it would have seen."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +31,14 @@ class Batches:
 
     def __call__(self, draw: int) -> Tensor:
         """Network input of a draw, on this process's device."""
+        return self.on_device(self.stored(draw))
+
+    def on_device(self, batch: NDArray[Any]) -> Tensor:
+        """What `stored` gives, as the network sees it."""
+        return to_network(batch, self._config.label, self._device)
+
+    def stored(self, draw: int) -> NDArray[Any]:
+        """A draw as tokenizers take it, in the host's memory; any thread may ask."""
         config, training = self._config, self._config.training
         indices = batch_indices(len(self.labels.train), training.batch_size, training.seed, draw)[self._rows]
         side_px = batch_side(training.sides_px, training.seed, draw) if training.sides_px else config.input_px
@@ -39,7 +48,7 @@ class Batches:
         if training.hflip:
             flips = batch_flips(training.batch_size, training.seed, draw)
             batch = mirror(batch, flips[self._rows], config.label)
-        return to_network(batch, config.label, self._device)
+        return batch
 
     def _packed(self, side_px: int) -> NDArray[Any]:
         """All samples as they are packed: CLIP features of images of just this side, since they cannot be resized, and squares that
@@ -77,6 +86,37 @@ class Batches:
             return centre_crop(width, height)
         generator = np.random.default_rng([training.seed, draw, 2, row])
         return random_crop(generator, width, height, training.crop_scale, training.crop_ratio)
+
+
+class Ahead:
+    """The batches of a training, made while earlier ones are trained on."""
+
+    def __init__(self, batches: Batches, num: int) -> None:
+        """A maker of batches.
+
+        Args:
+            num: batches that are made at a time, each in a thread.
+        """
+        self._batches, self._num = batches, num
+        self._threads = ThreadPoolExecutor(num, "batches")
+        self._made: dict[int, Future[NDArray[Any]]] = {}
+
+    def take(self, draw: int, left: int) -> Tensor:
+        """Network input of a draw, on this process's device.
+
+        Args:
+            left: draws that follow, as far as is known.
+        """
+        wanted = range(draw, draw + 1 + min(left, self._num))
+        self._made = {one: future for one, future in self._made.items() if one in wanted}  # after a way back others are
+        for one in wanted:
+            if one not in self._made:
+                self._made[one] = self._threads.submit(self._batches.stored, one)
+        return self._batches.on_device(self._made.pop(draw).result())
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(cancel_futures=True)
 
 
 def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:

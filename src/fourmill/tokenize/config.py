@@ -252,6 +252,8 @@ class ImageTokenizerConfig(_Config):
                 raise ValueError(
                     f"sides_px of stage {stage.name} holds {side}: {self.label} takes multiples of {self.side_multiple}"
                 )
+        if stage.cuda_graphs and stage.sides_px:
+            raise ValueError(f"stage {stage.name}: cuda_graphs is for stages of one side, and sides_px names several")
         names = [one.name for one in self.stages]
         if names.count(stage.name) > 1:
             raise ValueError(f"two stages are called {stage.name}; reports and cards tell them apart by name")

@@ -92,7 +92,7 @@ def paper_tokenizers() -> dict[str, ImageTokenizerConfig]:
             train_set={"imagenet": "imagenet", "multi_resolution": "multi_resolution"}.get(name),
             loss=_LOSS[label],
             steps=epochs * (images // batch),
-            warmup_steps=5000 if is_multi else warmup_epochs * (images // batch),
+            warmup_steps=warmup_epochs * (images // batch) if warmup_epochs else 5000,  # 5000: public code
             batch_size=batch,
             learning_rate=5e-5 * batch / 256,  # Table 3
             # CLIP's crops, (0.2, 1), are packed, half of them mirrored, and its features are of images of each side, as the public
@@ -122,7 +122,8 @@ def paper_tokenizers() -> dict[str, ImageTokenizerConfig]:
                 stage(label, "imagenet", batch, 1_281_167, 100, 5),  # Table 3: 100 epochs, 5 of warm-up
                 stage(label, "cc12m", batch, 12_000_000, 15, 1),  # Table 3: 15 epochs, 1 of warm-up
             ),
-            training=stage(label, "multi_resolution", small, 12_000_000, 5 if label == "rgb" else 1, 0),  # B.3
+            # B.3: RGB five epochs, the first of warm-up, the others one.
+            training=stage(label, "multi_resolution", small, 12_000_000, *((5, 1) if label == "rgb" else (1, 0))),
         )
 
     return {label: one(label) for label in codebook}

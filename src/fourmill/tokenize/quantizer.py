@@ -165,4 +165,6 @@ def _draw(unit_BnD: Tensor, num: int, generator: torch.Generator | None, ranks: 
         picks = torch.randperm(total, generator=generator)[:num]
     else:
         picks = torch.randint(total, (num,), generator=generator)
-    return ranks.take(unit_BnD, picks.to(unit_BnD.device))
+    if unit_BnD.is_cuda:  # else the host would wait here for the encoder
+        picks = picks.pin_memory()
+    return ranks.take(unit_BnD, picks.to(unit_BnD.device, non_blocking=True))

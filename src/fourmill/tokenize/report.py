@@ -11,7 +11,7 @@ from fourmill.tokenize.journal import Journal
 from fourmill.tokenize.load import save_image_tokenizer
 from fourmill.tokenize.preview import preview_png
 from fourmill.tokenize.score import baseline_figures, headline, score_model
-from fourmill.tokenize.state import State
+from fourmill.tokenize.state import State, uncompiled
 from fourmill.tokenize.train_set import LabelArrays
 
 
@@ -28,7 +28,8 @@ def publish(store: Store, spec: TokenizerSpec, state: State, labels: LabelArrays
     last weights where their average is published.
     """
     label, model = spec.config.label, state.published.eval()
-    scored = score_model(model, labels, label)
+    with uncompiled(spec.config.training):
+        scored = score_model(model, labels, label)
     journal.score(state.step, scored)
     use = codebook_use(scored.tokens, spec.config.codebook_size)
     baseline = baseline_figures(label, labels, scored.true)
@@ -53,7 +54,8 @@ def publish(store: Store, spec: TokenizerSpec, state: State, labels: LabelArrays
         "curve": state.curve,
     }
     if state.ema:
-        report["live_figures"] = score_model(state.model.eval(), labels, label).figures
+        with uncompiled(spec.config.training):
+            report["live_figures"] = score_model(state.model.eval(), labels, label).figures
     digest, folder = save_image_tokenizer(store, spec.name, model, card(spec, report))
     path = report_path(spec)
     preview = path.replace("report.json", "preview.png")

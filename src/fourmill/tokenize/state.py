@@ -1,5 +1,6 @@
 """All that a step of a tokenizer's training changes, and its way into a checkpoint and back."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,13 +76,18 @@ class State:
 
 
 def start(
-    config: ImageTokenizerConfig, labels: LabelArrays, device: str = "cpu", begun: ImageTokenizer | None = None
+    config: ImageTokenizerConfig,
+    labels: LabelArrays,
+    device: str = "cpu",
+    begun: ImageTokenizer | None = None,
+    span: tuple[float, float] | None = None,
 ) -> State:
     """Weights and optimiser before the first step: a function of config, training set and what was begun.
 
     Args:
         begun: the tokenizer of the stage before, whose weights and codebook are gone on from; its stored positions are those of
             the same grid, and interpolated at other sides.
+        span: what `depth_span` finds, where it is known already.
 
     Raises:
         ModelError: what was begun has other networks or another codebook.
@@ -89,7 +95,7 @@ def start(
     training = config.training
     torch.manual_seed(training.seed)
     model = (
-        ImageTokenizer(config, _depth_span(labels, config.input_px))
+        ImageTokenizer(config, span or depth_span(labels, config.input_px))
         if config.label == "depth"
         else ImageTokenizer(config)
     )
@@ -119,6 +125,11 @@ def _compile(model: ImageTokenizer, training: TrainingConfig) -> None:
         model.decoder.suit_compiler()
     for part in (*model.encoder.blocks, *decoder):
         part.compile(mode=mode)
+
+
+def uncompiled(training: TrainingConfig) -> AbstractContextManager[None]:
+    """Have a model that trains compiled compute as it is in the block: held-out samples come too rarely to compile for them."""
+    return torch.compiler.set_stance("force_eager") if training.compile else nullcontext()
 
 
 def _adamw(model: ImageTokenizer, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -153,7 +164,7 @@ def _average(model: ImageTokenizer, training: TrainingConfig) -> ModelEmaV3 | No
     return ModelEmaV3(model, decay=training.ema_decay, use_warmup=True, warmup_gamma=_EMA_WARMUP, warmup_power=1.0)
 
 
-def _depth_span(labels: LabelArrays, input_px: int) -> tuple[float, float]:
+def depth_span(labels: LabelArrays, input_px: int) -> tuple[float, float]:
     """Least and largest standardised depth of the training set, in parts so that it need not be unpacked at once."""
     parts = (standardise_depth(part) for part in centre_squares(labels, "depth", input_px, _SPAN_OF))
     least, largest = zip(*((part.min(), part.max()) for part in parts), strict=True)
