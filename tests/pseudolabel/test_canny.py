@@ -72,6 +72,8 @@ def test_a_config_from_a_file_is_the_labellers_own() -> None:
 
 def test_settings_and_not_the_size_of_batches_are_in_its_version() -> None:
     assert config_digest(CannyConfig()) == config_digest(CannyConfig(batch_size=3)) != config_digest(CannyConfig(low=9))
+    with pytest.raises(ValidationError, match="low 200 is above high 100"):
+        CONFIG.validate_python({"kind": "canny", "low": 200, "high": 100})
     assert len(weights_digest(CannyConfig())) == 64 and label_version(CannyConfig()) == "canny-1"
     require_weights("canny", CannyConfig())
     with pytest.raises(ValueError, match="a canny labeller does not make depth"):

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fourmill.core.store import is_local
 from fourmill.ingest.demo_source import DEMO_HOST, serve_folder
 from fourmill.pipelines.edits import with_edits
 from fourmill.runtime.project import Project, ProjectError, read_project, write_project
@@ -36,12 +37,14 @@ class Workspace:
         return self.out / "report" / "index.html"
 
     def project(self) -> Project:
-        """The project kept here.
+        """The project kept here. Where its folder was moved, the store moved with it.
 
         Raises:
             ProjectError: there is none, or it is broken.
         """
-        return read_project(self.project_file)
+        project, own = read_project(self.project_file), self.out / "store"
+        is_moved = is_local(project.store) and not Path(project.store.removeprefix("file://")).is_dir() and own.is_dir()
+        return project.model_copy(update={"store": str(own)}) if is_moved else project
 
     @property
     def commanded_file(self) -> Path:

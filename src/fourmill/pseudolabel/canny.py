@@ -6,12 +6,12 @@ it is stronger than `high`, and as far as it stays stronger than `low` from ther
 
 import io
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fourmill.core.digest import Json
 from fourmill.core.labels import Picture
@@ -33,6 +33,12 @@ class CannyConfig(OwnConfig):
         default=50.0, description="Gradient (Sobel, L2) at which an edge goes on."
     )
     high: Annotated[float, Field(gt=0)] = Field(default=100.0, description="Gradient at which an edge begins.")
+
+    @model_validator(mode="after")
+    def _low_is_lower(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}: edges begin at high and go on down to low")
+        return self
 
 
 class CannyLabeller:

@@ -9,9 +9,9 @@ from fourmill.core.modality import IMAGE_TOKENS
 from fourmill.core.names import SPLITS, Split, row_of, sample_key, shard_name
 from fourmill.core.shards import Receipt, ShardPlace, read_receipt, read_rows
 from fourmill.core.store import Store
+from fourmill.pseudolabel.members import label_format
 from fourmill.runtime.models import ModelMissingError, ModelRef, current
 from fourmill.runtime.session import Session
-from fourmill.runtime.stages import LABEL_FOLDERS
 from fourmill.tokenize.align import FOLDER as ALIGNED
 
 Tree = dict[str, Any]
@@ -116,8 +116,8 @@ def trace_sample(session: Session, key: str) -> Tree:
                 "block": project.layout.block_of_row(row),
                 "images": _stage(store, project.dataset, split, "images", shard, key),
                 **{
-                    f"labels/{label}": _stage(store, project.dataset, split, folder, shard, key)
-                    for label, folder in LABEL_FOLDERS.items()
+                    f"labels/{label}": _stage(store, project.dataset, split, label_format(label).folder, shard, key)
+                    for label in project.stored_labels()
                 },
                 **{
                     f"tokens/{name}": _stage(store, project.dataset, split, f"_tokens/{name}", shard, key)

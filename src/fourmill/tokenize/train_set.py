@@ -90,7 +90,8 @@ def build_train_set(
             if not counts[part]:
                 raise TrainSetError(
                     f"no {split} sample of {dataset} in {', '.join(config.blocks)} has an image and all of "
-                    f"{', '.join(FOLDERS)}: look at the ledgers of these blocks, or add blocks to the train_set config"
+                    f"{', '.join(FOLDERS)}: look at the ledgers of these blocks, or add blocks to the train_set config; "
+                    "all rows of a short list may be in one split (source.val_fraction)"
                 )
             if features is not None and split == "train":
                 _append_crop_features(writer, features_at or (lambda _: features), config, input_px)
