@@ -108,7 +108,7 @@ def dense_features(network: Any, pixels_BCHW: Tensor) -> Tensor:
     vision = network.vision_model
     embed = vision.embeddings.patch_embedding
     height, width = (side // embed.stride[0] for side in pixels_BCHW.shape[-2:])
-    # A stream of batches of 64 kept 10 GB of an H100, of which cuDNN's convolution is suspected (docs/benchmarks.md).
+    # On a GPU without cuDNN, whose workspace may be large: not measured by itself (docs/benchmarks.md).
     patches_BND = by_product(embed, pixels_BCHW) if pixels_BCHW.is_cuda else embed(pixels_BCHW).flatten(2).mT
     class_B1D = vision.embeddings.class_embedding.expand(len(pixels_BCHW), 1, -1)
     hidden_BTD = torch.cat([class_B1D, patches_BND], 1)
