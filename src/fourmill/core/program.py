@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -57,8 +58,7 @@ def run_spec_program(
         _leave_others()
         return 1
     except BaseException:
-        logging.exception("the program has a fault")
-        _leave_others()
+        _leave_others(traceback.format_exc())
         raise
     _line({"report": report})
     return 0
@@ -126,10 +126,11 @@ def _keep_freed_memory() -> None:
         mallopt(_M_MMAP_MAX, 0)
 
 
-def _leave_others() -> None:
+def _leave_others(last_words: str = "") -> None:
     """End at once where this process shares a training: an orderly end would wait for those who wait for it."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stderr.write(last_words)
         sys.stderr.flush()
         os._exit(1)
 

@@ -29,10 +29,8 @@ from fourmill.tokenize.train_set import LabelArrays, read_label
 _log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 1.0
 _CURVE_POINTS = 50
-_AHEAD = {
-    "cpu": 1,
-    "cuda": 4,
-}  # batches made at a time: a GPU takes its rows of the paper's faster than one thread cuts them out
+# Batches made at a time: a GPU takes its rows of the paper's faster than one thread cuts them out.
+_AHEAD = {"cpu": 1, "cuda": 4}
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,10 @@ def train_tokenizer(spec: TokenizerSpec, progress: Progress) -> str:
     prepare_torch(spec.threads, spec.config.training.precision == "bf16")
     place = (spec.processes, spec.name, "fourmill.tokenize")
     require_ranks(*place)
-    # Before they join, since processes that have joined wait ten minutes for each other, and hashing a set may take hours.
+    # Before they join, since processes that have joined wait ten minutes for each other: hashing a set may take hours, and the span
+    # of its depth minutes.
     labels = read_label(store, spec.train_set, spec.train_set_digest, spec.config.label)
-    span = (
-        depth_span(labels, spec.config.input_px) if spec.config.label == "depth" else None
-    )  # minutes, at the paper's size
+    span = depth_span(labels, spec.config.input_px) if spec.config.label == "depth" else None
     with join_ranks(*place) as ranks:
         _train(store, spec, labels, span, ranks, progress if ranks.is_first else no_progress)
     return report_path(spec)
