@@ -36,9 +36,8 @@ def own_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda" or _mine.is_inside:
         yield
         return
-    if (
-        device.index is None
-    ):  # a stream's device has its number: compared without, each batch would be given a stream of its own
+    # A stream's device has its number: compared without, each batch would be given a stream of its own.
+    if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     if _mine.stream is None or _mine.stream.device != device:
         torch.cuda.synchronize(device)  # weights are there: they came by another stream
