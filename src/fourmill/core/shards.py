@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from fourmill.core.digest import digest_bytes, digest_json
-from fourmill.core.names import SampleKey, Split, shard_name
+from fourmill.core.names import SPLITS, Layout, SampleKey, Split, shard_name
 from fourmill.core.store import Store
 from fourmill.core.tar import TarError, TarWriter, read_tar
 
@@ -53,6 +53,11 @@ class ShardPlace:
     @property
     def rows(self) -> str:
         return f"{self.dataset}/{self.split}/_ledger/{self.folder}/{shard_name(self.shard)}.parquet"
+
+
+def places_of(dataset: str, layout: Layout, block: str, folder: str) -> list[ShardPlace]:
+    """The shards of a block's folder, each in both splits."""
+    return [ShardPlace(dataset, split, folder, shard) for shard in layout.shards_of(block) for split in SPLITS]
 
 
 class Recipe(BaseModel):

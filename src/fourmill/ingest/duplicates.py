@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from fourmill.core.ledger import ledger_path
 from fourmill.core.names import SPLITS, Layout, sample_key
-from fourmill.core.shards import ROW_SCHEMA, Receipt, ShardPlace, need, read_rows, write_receipt, write_shard
+from fourmill.core.shards import ROW_SCHEMA, Receipt, ShardPlace, need, places_of, read_rows, write_receipt, write_shard
 from fourmill.core.store import Store
 from fourmill.core.tar import TarError
 from fourmill.ingest.digest_index import (
@@ -94,7 +94,7 @@ def copies_elsewhere(store: Store, dataset: str, layout: Layout, block: str) -> 
     Returns:
         Number of images that should be marked as duplicates, by block.
     """
-    own = [ShardPlace(dataset, split, FOLDER, shard) for shard in layout.shards_of(block) for split in SPLITS]
+    own = places_of(dataset, layout, block, FOLDER)
     digests = np.unique(images_of(store, own)["sha256"])
     counts: Counter[str] = Counter()
     keys = layout.block_keys()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fourmill.core.labels import decode_image
 from fourmill.core.names import SPLITS, Layout
-from fourmill.core.shards import ShardPlace, read_receipt, read_rows
+from fourmill.core.shards import places_of, read_receipt, read_rows
 from fourmill.core.sheet import fit_picture, grid_png
 from fourmill.core.spread import spread_over
 from fourmill.core.store import Store
@@ -63,7 +63,7 @@ def survey_block(store: Store, dataset: str, layout: Layout, block: str) -> Bloc
     rows_of: Counter[str] = Counter()
     images_of: Counter[str] = Counter()
     shards, arrived, broken = 0, 0, 0
-    for place in _places(dataset, layout, block):
+    for place in places_of(dataset, layout, block, FOLDER):
         receipt = read_receipt(store, place)
         if receipt is None or not store.exists(place.rows):
             continue
@@ -125,7 +125,7 @@ def images_preview(store: Store, dataset: str, layout: Layout, block: str, num: 
 
 def _pictures(store: Store, dataset: str, layout: Layout, block: str, num: int) -> list[NDArray[np.uint8]]:
     """The first few images of shards spread evenly over the block; tars are read only as far as needed."""
-    receipts = ((place, read_receipt(store, place)) for place in _places(dataset, layout, block))
+    receipts = ((place, read_receipt(store, place)) for place in places_of(dataset, layout, block, FOLDER))
     filled = [(at, made.num_ok) for at, made in receipts if made and made.num_ok and store.exists(at.tar)]
     shares = spread_over([there for _, there in filled], num)
     pictures: list[NDArray[np.uint8]] = []
@@ -153,7 +153,3 @@ def _host(url: str) -> str:
 
 def _percent(part: int, whole: int) -> float:
     return round(100 * part / whole, 1) if whole else 0.0
-
-
-def _places(dataset: str, layout: Layout, block: str) -> list[ShardPlace]:
-    return [ShardPlace(dataset, split, FOLDER, shard) for shard in layout.shards_of(block) for split in SPLITS]

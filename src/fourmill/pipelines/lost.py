@@ -6,7 +6,7 @@ import dagster as dg
 
 from fourmill.assets.labels import label_key
 from fourmill.core.names import SPLITS
-from fourmill.core.shards import ShardPlace, read_receipt
+from fourmill.core.shards import places_of, read_receipt
 from fourmill.core.store import Store
 from fourmill.ingest.source import read_source
 from fourmill.pipelines.status import Place
@@ -53,12 +53,7 @@ def _lost_of_folder(store: Store, dataset: DatasetConfig, folder: str) -> Iterat
     """Blocks that lack a file of a folder, and which: by listing the folder, and reading receipts without a tar only."""
     there = {path for split in SPLITS for path in store.list(f"{dataset.name}/{split}/{folder}")}
     for block in dataset.layout.block_keys():
-        places = [
-            ShardPlace(dataset.name, split, folder, shard)
-            for shard in dataset.layout.shards_of(block)
-            for split in SPLITS
-        ]
-        for place in places:
+        for place in places_of(dataset.name, dataset.layout, block, folder):
             receipt = read_receipt(store, place) if place.receipt in there and place.tar not in there else None
             if place.receipt not in there or (receipt is not None and receipt.tar_sha256 is not None):
                 yield block, f"{place.receipt if receipt is None else place.tar} is gone from the store"

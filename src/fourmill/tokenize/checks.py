@@ -10,7 +10,7 @@ from fourmill.core.labels import decode_boxes, decode_image
 from fourmill.core.modality import Modality
 from fourmill.core.names import SPLITS, Layout, SampleKey
 from fourmill.core.pictures import grid_png
-from fourmill.core.shards import ShardPlace, damage_of, read_members, read_receipt, read_rows
+from fourmill.core.shards import ShardPlace, damage_of, places_of, read_members, read_receipt, read_rows
 from fourmill.core.store import Store
 from fourmill.core.tar import TarError
 from fourmill.tokenize.align import CROPS, source_asset, source_folders, token_folder
@@ -28,7 +28,7 @@ def token_problems(
         num_crops: rows that every sample's tokens have; texts have none.
     """
     problems: list[str] = []
-    for place in _places(dataset, layout, block, token_folder(modality.name)):
+    for place in places_of(dataset, layout, block, token_folder(modality.name)):
         problems += _shard_problems(store, place, modality, num_crops)
         if len(problems) >= _MAX_PROBLEMS:
             break
@@ -81,7 +81,7 @@ def token_figures(store: Store, dataset: str, layout: Layout, block: str, modali
     if modality.kind == "text":
         lengths = [
             n
-            for place in _places(dataset, layout, block, folder)
+            for place in places_of(dataset, layout, block, folder)
             for n in read_rows(store, place)["num_tokens"].to_pylist()
             if n is not None
         ]
@@ -90,7 +90,7 @@ def token_figures(store: Store, dataset: str, layout: Layout, block: str, modali
             "longest": max(lengths, default=0),
         }
     counts = np.zeros(modality.vocab_size or 0, np.int64)
-    for place in _places(dataset, layout, block, folder):
+    for place in places_of(dataset, layout, block, folder):
         for _, data in read_members(store, place):
             counts += np.bincount(np.load(io.BytesIO(data), allow_pickle=False).ravel(), minlength=len(counts))
     p = counts[counts > 0] / max(counts.sum(), 1)
@@ -107,7 +107,7 @@ def token_preview(
     """
     if modality.kind == "text":
         return None
-    for place in _places(dataset, layout, block, token_folder(modality.name)):
+    for place in places_of(dataset, layout, block, token_folder(modality.name)):
         tokens = dict(_first(read_members(store, place), num))
         if tokens:
             images = ShardPlace(dataset, place.split, "images", place.shard)
@@ -168,9 +168,3 @@ def _source_damage(store: Store, place: ShardPlace) -> str:
     except _UNREADABLE as error:
         return f". It is made of {source_asset(place.dataset, place.folder)}, which comes first: {damage_of(source, error)}"
     return ""
-
-
-def _places(dataset: str, layout: Layout, block: str, folder: str) -> Iterator[ShardPlace]:
-    for shard in layout.shards_of(block):
-        for split in SPLITS:
-            yield ShardPlace(dataset, split, folder, shard)
