@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fourmill.pseudolabel.vitdet_parts import FiniteShares, FusedAttention, InPrecision, fuse_attention
+from fourmill.pseudolabel.vitdet_parts import HeadFacts, FusedAttention, InPrecision, fuse_attention
 
 HEADS, DIM = 3, 30  # ten channels a head: fused kernels take multiples of eight, as they do not come here
 
@@ -96,41 +96,54 @@ def test_a_part_has_its_own_precision_whatever_surrounds_it() -> None:
 @torch.inference_mode()
 def test_what_is_too_large_for_a_precision_is_noted() -> None:
     """65504 is the largest number of float16; a part may compute with larger ones on its way, and give none."""
-    finite, x = FiniteShares(), torch.ones(2, 4)
+    facts, x = HeadFacts(), torch.ones(2, 4)
     large, small = nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False)
     nn.init.constant_(large.weight, 60000)
     nn.init.constant_(small.weight, 1e-5)
-    parts = {dtype: InPrecision(nn.Sequential(large, small), dtype, finite) for dtype in (torch.float32, torch.float16)}
-    with finite.noted() as shares:
+    parts = {dtype: InPrecision(nn.Sequential(large, small), dtype, facts) for dtype in (torch.float32, torch.float16)}
+    with facts.noted() as noted:
         for part in parts.values():
             part(x)
-    assert shares == [1.0, 0.0]
+    assert [float(share) for share, _ in noted] == [1.0, 0.0]
     parts[torch.float16](x)
-    assert len(shares) == 2
+    assert len(noted) == 2
 
 
 def test_one_value_among_many_is_noted_and_no_values_are_fine() -> None:
-    finite = FiniteShares()
-    part = InPrecision(nn.Identity(), torch.float32, finite)
-    many = torch.zeros(1 << 25)
+    facts = HeadFacts()
+    part = InPrecision(nn.Identity(), torch.float32, facts)
+    many = torch.zeros(1 << 25, 1)
     many[7] = torch.nan
-    with finite.noted() as shares:
+    with facts.noted() as noted:
         part(many)
         part(torch.zeros(0, 4))
-    assert len(shares) == 1 and float(shares[0]) < 1
+    assert len(noted) == 1 and float(noted[0][0]) < 1
 
 
 def test_calls_in_two_threads_note_what_is_theirs() -> None:
-    finite, both = FiniteShares(), threading.Barrier(2)
-    part = InPrecision(nn.Identity(), torch.float32, finite)
+    facts, both = HeadFacts(), threading.Barrier(2)
+    part = InPrecision(nn.Identity(), torch.float32, facts)
 
     def call(x: Tensor) -> list[float]:
-        with finite.noted() as shares:
+        with facts.noted() as noted:
             both.wait(60)
             part(x)
             both.wait(60)
-            return [float(share) for share in shares]
+            return [float(share) for share, _ in noted]
 
     with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(call, [torch.tensor([1.0, torch.inf]), torch.tensor([1.0, 2.0])]))
+        found = list(threads.map(call, [torch.tensor([[1.0, torch.inf]]), torch.tensor([[1.0, 2.0]])]))
     assert found == [[0.5], [1.0]]
+
+
+@pytest.mark.parametrize("num", [7, 8])
+def test_a_head_that_says_the_same_of_all_boxes_or_places_is_noted(num: int) -> None:
+    facts = HeadFacts()
+    head, conv = nn.Linear(4, 3), nn.Conv2d(4, 3, 1)
+    dead = [nn.Linear(4, 3), nn.Conv2d(4, 3, 1)]
+    for part in dead:
+        nn.init.zeros_(part.weight)
+    with facts.noted() as noted:
+        for part, x in zip((head, conv, *dead), (torch.randn(num, 4), torch.randn(1, 4, 1, num)) * 2, strict=True):
+            InPrecision(part, torch.float32, facts)(x)
+    assert [float(is_one) for _, is_one in noted] == [0, 0, *[float(num >= 8)] * 2]

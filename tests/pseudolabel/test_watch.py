@@ -83,6 +83,23 @@ def test_normals_that_point_one_way_everywhere_are_constant(at_once: int, pictur
             labeller.label_pictures(pictures[start : start + at_once])
 
 
+LAST = {
+    "semseg": ["class_predictor", "model.transformer_module.decoder.mask_predictor.mask_embedder"],
+    "det": ["model.decoder.bbox_embed", "model.decoder.class_embed"],
+    "depth": ["head"],
+    "normal": ["head"],
+}
+
+
+@pytest.mark.parametrize(("label", "part"), [(label, part) for label, parts in LAST.items() for part in parts])
+def test_a_network_one_of_whose_heads_is_dead_raises(label: str, part: str, pictures: list[Picture]) -> None:
+    """Whatever the others say: classes of all queries, and sizes of all boxes, are never the same."""
+    labeller: Any = make_labeller(label, SMALL[label])
+    zeroed(labeller._network, part)
+    with pytest.raises(NetworkError, match="constant over each of 2 images|the same for two different images"):
+        labeller.label_pictures(pictures)
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_the_same_image_again_is_no_sign_of_a_dead_network(label: str, photo: Photo) -> None:
     labeller = make_labeller(label, SMALL[label])
@@ -113,6 +130,20 @@ def test_one_odd_image_among_others_is_told_from_a_dead_network(photo: Photo) ->
     assert dead.check(pictures[:1], rgb[:1], said[0][None]) == [True]
     with pytest.raises(NetworkError, match="constant over each of 2 images"):
         dead.check(pictures[1:2], rgb[1:2], said[0][None])
+
+
+def test_a_network_that_dies_on_the_way_raises(photo: Photo) -> None:
+    pictures = [Picture(photo(32, 32, seed)) for seed in range(8)]
+    rgb = [picture.rgb_HWC for picture in pictures]
+    watch = Watch("depth", "weights")
+    alive = [facts(False, 0.1), facts(False, 0.2)]
+    watch.check(pictures[:2], rgb[:2], np.stack(alive))
+    dead = np.stack([facts(True, 0.1)] * 8)
+    assert watch.check(pictures[:7], rgb[:7], dead[:7]) == [True] * 7
+    assert watch.check(pictures[:1], rgb[:1], alive[0][None]) == [False]  # and it counts from the start
+    assert watch.check(pictures[:7], rgb[:7], dead[:7]) == [True] * 7
+    with pytest.raises(NetworkError, match="constant over each of 8 images"):
+        watch.check(pictures[7:], rgb[7:], dead[7:])
 
 
 def test_a_network_gives_different_images_different_answers(photo: Photo) -> None:

@@ -28,7 +28,7 @@ from fourmill.pseudolabel.network import (
     on_own_stream,
 )
 from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
-from fourmill.pseudolabel.watch import Watch, check_finite, facts_of, finite_share
+from fourmill.pseudolabel.watch import Watch, facts_of, facts_of_boxes
 
 THRESHOLDS = {"rt_detr": 0.5, "rt_detr_v2": 0.5, "d_fine": 0.5}
 """Least score by kind of network: what their own post-processing keeps by default. Others need one in the config."""
@@ -62,7 +62,7 @@ class DetectorLabeller:
         self._kept_K = torch.tensor(self._kept, device=self._device)
         self._threshold = threshold_of(config, self._network.config.model_type)
         self.streams = streams_of(self._device)
-        self._watch = Watch("class logits", config.weights)
+        self._watch_classes, self._watch_boxes = Watch("class logits", config.weights), Watch("boxes", config.weights)
         self._standardise = Standardise(config.mean, config.std, self._device)
         self._forward = Forward(config, self._device, self._network, self._logits)
         self.clock = self._forward.clock
@@ -81,11 +81,13 @@ class DetectorLabeller:
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
             logits_BQC, boxes_BQ4 = self._predict(batch)
-            facts = [finite_share(boxes_BQ4), facts_of(logits_BQC.transpose(1, 2))]
-            rows_BNX, finite_B, facts_BX = to_host([self._best(logits_BQC, boxes_BQ4), *facts])
-            check_finite("boxes", finite_B, self._config.weights)
-            dead = self._watch.check(batch, [picture.at(*self.bucket(picture)) for picture in batch], facts_BX)
-            labels += [CONSTANT if is_dead else self._boxes(rows) for rows, is_dead in zip(rows_BNX, dead, strict=True)]
+            facts = [facts_of(logits_BQC.transpose(1, 2)), facts_of_boxes(boxes_BQ4)]
+            rows_BNX, classes_BX, boxes_BX = to_host([self._best(logits_BQC, boxes_BQ4), *facts])
+            rgb = [picture.at(*self.bucket(picture)) for picture in batch]
+            dead = zip(
+                self._watch_classes.check(batch, rgb, classes_BX), self._watch_boxes.check(batch, rgb, boxes_BX), strict=True
+            )
+            labels += [CONSTANT if any(which) else self._boxes(rows) for rows, which in zip(rows_BNX, dead, strict=True)]
         return labels
 
     def _predict(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:

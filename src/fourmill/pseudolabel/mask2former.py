@@ -31,7 +31,7 @@ from fourmill.pseudolabel.network import (
     size_of,
 )
 from fourmill.pseudolabel.seeding import last_inputs, probe, spread_last
-from fourmill.pseudolabel.watch import Watch, check_finite, facts_of, finite_share
+from fourmill.pseudolabel.watch import Watch, facts_of
 
 Made = TypeVar("Made")
 
@@ -53,7 +53,7 @@ class Mask2FormerLabeller:
         self._network, self._device = load_network("semseg", config, model_class, _seeded)
         _check_classes(self._network.config.id2label, config.weights)
         self.streams = streams_of(self._device)
-        self._watch = Watch("mask logits", config.weights)
+        self._watch_classes, self._watch_masks = (Watch(f"{what} logits", config.weights) for what in ("class", "mask"))
         self._standardise = Standardise(config.mean, config.std, self._device)
         self._forward = Forward(config, self._device, self._network, self._logits, compiler=by_size)
         self.clock = self._forward.clock
@@ -79,10 +79,13 @@ class Mask2FormerLabeller:
                 for classes_QC, masks_QHW, picture in zip(classes_BQC, masks_BQHW, batch, strict=True)
             ]
             # Facts of the small masks: a sixteenth of the values.
-            finite_B, facts_BX, *found = to_host([finite_share(classes_BQC), facts_of(masks_BQhw.flatten(2)), *made])
-            check_finite("class logits", finite_B, self._config.weights)
-            dead = self._watch.check(batch, [picture.at(height, width) for picture in batch], facts_BX)
-            labels |= {i: CONSTANT if is_dead else ids for i, ids, is_dead in zip(indices, found, dead, strict=True)}
+            facts = [facts_of(classes_BQC.transpose(1, 2)), facts_of(masks_BQhw.flatten(2))]
+            classes_BX, masks_BX, *found = to_host([*facts, *made])
+            rgb = [picture.at(height, width) for picture in batch]
+            dead = zip(
+                self._watch_classes.check(batch, rgb, classes_BX), self._watch_masks.check(batch, rgb, masks_BX), strict=True
+            )
+            labels |= {i: CONSTANT if any(which) else ids for i, ids, which in zip(indices, found, dead, strict=True)}
         return [labels[i] for i in range(len(pictures))]
 
     def _predict(self, pictures: Sequence[Picture], height: int, width: int) -> tuple[Tensor, Tensor, tuple[int, int]]:

@@ -37,6 +37,7 @@ ROW_EXTRA = pa.schema(
 """What the label stage adds to each row."""
 
 _MAX_LENGTH = math.sqrt(3) + 1e-3  # of a normal whose components are all 1
+_MANY = 1000  # images that no right network finds all without a thing, or of one class
 
 
 def _depth_figures(depth_HW: np.ndarray) -> Figures:
@@ -109,8 +110,13 @@ def _is_class(class_id: int) -> bool:
 
 
 def _semseg_impossible(found: Statistics) -> list[str]:
-    odd = sorted(i for i in _class_ids(found).values() if not _is_class(i))
-    return [f"ids {odd} are no classes; there are 0..{NUM_SEMSEG_CLASSES - 1}, and {SEMSEG_INVALID}"] if odd else []
+    ids = list(_class_ids(found).values())
+    odd = sorted(i for i in ids if not _is_class(i))
+    if odd:
+        return [f"ids {odd} are no classes; there are 0..{NUM_SEMSEG_CLASSES - 1}, and {SEMSEG_INVALID}"]
+    if len(ids) == 1 and found.labelled >= _MANY:
+        return [f"every pixel of {found.labelled} images has one class, {ids[0]}; the network sees nothing"]
+    return []
 
 
 def _box_figures(boxes: list[Box]) -> Figures:
@@ -134,7 +140,11 @@ def _box_summary(found: Statistics) -> dict[str, Json]:
 
 def _box_impossible(found: Statistics) -> list[str]:
     odd = sorted(found.figures.keys() - {"boxes", *COCO_THINGS})
-    return [f"boxes are called {', '.join(odd[:5])}, which are none of COCO's 80 things"] if odd else []
+    if odd:
+        return [f"boxes are called {', '.join(odd[:5])}, which are none of COCO's 80 things"]
+    if found.labelled >= _MANY and found.figures["boxes"].total == 0:
+        return [f"there is no box in any of {found.labelled} images; the network sees nothing, or its threshold is too high"]
+    return []
 
 
 def _show_classes(shown: RGB, ids_HW: Any, cell_px: int) -> list[RGB]:

@@ -64,7 +64,7 @@ class VitDetLabeller:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = placed(load(folder, self._architecture), config, self._device)
         fuse_attention(self._model.backbone.net)
-        self._finite = heads_in(self._model, PRECISIONS[config.precision])
+        self._heads = heads_in(self._model, PRECISIONS[config.precision])
         self.streams = streams_of(self._device)
         self._watch = Watch("features", config.weights)
         self._forward = Forward(
@@ -111,17 +111,22 @@ class VitDetLabeller:
             sizes: height and width of each image without its padding.
 
         Raises:
-            NetworkError: features, scores or boxes are not finite.
+            NetworkError: features, scores or boxes are not finite, or a head says the same of all boxes.
         """
         maps = self._forward(pixels_BCHW)
         # Of what is not finite detectron2 drops some and stops at the rest: the heads' answer counts when these do.
         of_maps = [facts_of(maps[2].flatten(2)), *map(finite_share, maps)]
-        with self._finite.noted() as of_heads:
+        with self._heads.noted() as of_heads:
             found = self._found(pixels_BCHW, sizes, maps)
-        facts_BX, shares_N, *finite = to_host([of_maps[0], torch.stack(of_heads), *of_maps[1:]])
+        facts_BX, heads_N2, *finite = to_host([of_maps[0], torch.stack(of_heads), *of_maps[1:]])
         for share_B in finite:
             check_finite("features", share_B, self._config.weights)
-        check_finite("scores and boxes", shares_N, self._config.weights)
+        check_finite("scores and boxes", heads_N2[:, 0], self._config.weights)
+        if heads_N2[:, 1].any():
+            raise NetworkError(
+                f"scores or offsets of boxes from {self._config.weights} are the same for all boxes: the weights are broken, or are "
+                "of another network"
+            )
         if isinstance(found, AssertionError):
             raise NetworkError(f"boxes from {self._config.weights} are not finite: {found}") from found
         return found, facts_BX

@@ -16,6 +16,7 @@ from fourmill.core.precision import fast_products
 from fourmill.pseudolabel.watch import finite_share
 
 _ALIGNED = 8  # channels: fused kernels in half precision take multiples of it
+_SEVERAL = 8  # boxes or places of which a head that works does not say the same
 
 
 class FusedAttention(nn.Module):
@@ -72,48 +73,54 @@ def _padded(x: Tensor, dim: int) -> Tensor:
     return torch.cat([x, x.new_zeros(*x.shape[:dim], missing, *x.shape[dim + 1 :])], dim)
 
 
-class FiniteShares:
-    """How much of what parts gave is finite, kept by the call that asked them: threads ask the same parts at a time."""
+class HeadFacts:
+    """What tells broken heads by their outputs, kept by the call that asked them: threads ask the same parts at a time."""
 
     def __init__(self) -> None:
         self._mine = threading.local()
 
     @contextmanager
     def noted(self) -> Iterator[list[Tensor]]:
-        """Shares of outputs that this thread gets of the parts in the block, left on the device."""
-        shares: list[Tensor] = []
-        self._mine.shares = shares
+        """Facts of each output that this thread gets of the parts in the block, (2,) float32, left on the device.
+
+        Share of finite values; 1 where each channel is one number for all boxes or places, else 0.
+        """
+        facts: list[Tensor] = []
+        self._mine.facts = facts
         try:
-            yield shares
+            yield facts
         finally:
-            self._mine.shares = None
+            self._mine.facts = None
 
     def note(self, output: Tensor) -> None:
-        """Keep the share of an output that has values, where somebody wants it."""
-        shares: list[Tensor] | None = getattr(self._mine, "shares", None)
-        if shares is not None and output.numel():
-            shares.append(finite_share(output[None])[0])
+        """Keep the facts of an output (boxes, channels) or (B, channels, H, W) that has values, where somebody wants them."""
+        facts: list[Tensor] | None = getattr(self._mine, "facts", None)
+        if facts is None or not output.numel():
+            return
+        places_CN = output.movedim(1, 0).flatten(1)
+        is_one = (places_CN.amin(1) == places_CN.amax(1)).all() & (places_CN.shape[1] >= _SEVERAL)
+        facts.append(torch.stack([finite_share(output[None])[0], is_one.float()]))
 
 
 class InPrecision(nn.Module):
     """A part that is computed in a precision of its own, whatever surrounds it; takes and gives float32."""
 
-    def __init__(self, part: nn.Module, dtype: torch.dtype, finite: FiniteShares | None = None) -> None:
+    def __init__(self, part: nn.Module, dtype: torch.dtype, facts: HeadFacts | None = None) -> None:
         """A part as it is.
 
         Args:
-            finite: told of each output.
+            facts: told of each output.
         """
         super().__init__()
-        self.part, self._dtype, self._finite = part, dtype, finite
+        self.part, self._dtype, self._facts = part, dtype, facts
 
     def forward(self, x: Tensor) -> Tensor:
         """The part's output."""
         is_half = self._dtype != torch.float32
         with fast_products(is_half), torch.autocast(x.device.type, self._dtype, enabled=is_half):
             output = self.part(x).float()
-        if self._finite is not None:
-            self._finite.note(output)
+        if self._facts is not None:
+            self._facts.note(output)
         return output
 
 
@@ -123,19 +130,19 @@ def fuse_attention(net: Any) -> None:
         block.attn = FusedAttention(block.attn)
 
 
-def heads_in(model: Any, dtype: torch.dtype) -> FiniteShares:
+def heads_in(model: Any, dtype: torch.dtype) -> HeadFacts:
     """Compute the heads' stacks of convolutions, a seventh of the network's work, in a precision; scores and boxes in float32.
 
     Returns:
-        What is finite of the heads' last layers, where it shows when anything before is not, and values are few.
+        Facts of the heads' last layers, where it shows when anything before is broken, and values are few.
     """
-    rpn, boxes, finite = model.proposal_generator.rpn_head, model.roi_heads.box_head, FiniteShares()
+    rpn, boxes, facts = model.proposal_generator.rpn_head, model.roi_heads.box_head, HeadFacts()
     rpn.conv = InPrecision(rpn.conv, dtype)
-    rpn.objectness_logits = InPrecision(rpn.objectness_logits, torch.float32, finite)
-    rpn.anchor_deltas = InPrecision(rpn.anchor_deltas, torch.float32, finite)
+    rpn.objectness_logits = InPrecision(rpn.objectness_logits, torch.float32, facts)
+    rpn.anchor_deltas = InPrecision(rpn.anchor_deltas, torch.float32, facts)
     for stage, head in enumerate(boxes):
         boxes[stage] = InPrecision(head, dtype)
     for predictor in model.roi_heads.box_predictor:
-        predictor.cls_score = InPrecision(predictor.cls_score, torch.float32, finite)
-        predictor.bbox_pred = InPrecision(predictor.bbox_pred, torch.float32, finite)
-    return finite
+        predictor.cls_score = InPrecision(predictor.cls_score, torch.float32, facts)
+        predictor.bbox_pred = InPrecision(predictor.bbox_pred, torch.float32, facts)
+    return facts

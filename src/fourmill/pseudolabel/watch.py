@@ -17,6 +17,8 @@ from fourmill.pseudolabel.labeller import NetworkError, has_content
 _BELOW_1 = 1 - 2**-24  # the greatest float32 that is
 _SAME = 1e-5  # relative: the same computation, in other rows of a batch
 _FIRST_SIZES = 32  # of images whose answers are remembered until a network has shown that it is alive
+_IN_A_ROW = 8  # images with content in which a network that was alive sees nothing: it is not any more
+_ANCHOR_SIZES = 5  # at most: detectors place their anchors on as many levels
 
 
 def finite_share(output_B: Tensor) -> Tensor:
@@ -55,12 +57,27 @@ def facts_of(output_BCN: Tensor) -> Tensor:
     return torch.stack([finite_share(output_BCN), *columns], 1)
 
 
+def facts_of_boxes(boxes_BQ4: Tensor) -> Tensor:
+    """`facts_of` boxes; constant are those of an image that have no sizes but their anchors', one for each level.
+
+    Args:
+        boxes_BQ4: Q boxes as centre and size.
+    """
+    sizes_BQ = boxes_BQ4[..., 2].sort(1).values
+    num_sizes_B = 1 + (sizes_BQ.diff(dim=1) > 0).sum(1)
+    facts_BX = facts_of(boxes_BQ4.transpose(1, 2))
+    few = min(_ANCHOR_SIZES, max(1, boxes_BQ4.shape[1] - 1))
+    facts_BX[:, 1] = (num_sizes_B <= few).float()
+    return facts_BX
+
+
 class Watch:
     """Tells a dead network from an odd image: one sees nothing in any image that has content, the other is met now and then.
 
     A network whose last layer is dead gives the same number everywhere; one that is dead further inside may give a pattern, of
     borders or positions, but the same for every image. It counts as alive once two images have had different answers. Until
-    then, two images in which it saw nothing stop the work; whoever knows where a shard ends asks again there (`items`).
+    then, two images in which it saw nothing stop the work, and afterwards eight in a row; whoever knows where a shard ends asks
+    again there (`items`).
     """
 
     def __init__(self, what: str, weights: str) -> None:
@@ -68,6 +85,7 @@ class Watch:
         self._lock = Lock()
         self._is_alive = False
         self._num_constant = 0
+        self._in_a_row = 0  # of them, since the last image in which something was seen
         self._first: dict[tuple[int, ...], tuple[NDArray[np.uint8], NDArray[np.float32]]] = {}  # by size fed
 
     def check(
@@ -86,9 +104,9 @@ class Watch:
         dead: list[bool] = []
         for picture, rgb_HWC, facts in zip(pictures, fed, facts_BX, strict=True):
             is_constant = bool(facts[1])
-            relevant = (is_constant or not self._is_alive) and has_content(picture)
+            relevant = (is_constant or self._in_a_row > 0 or not self._is_alive) and has_content(picture)
             dead.append(is_constant and relevant)
-            if relevant and not self._is_alive:
+            if relevant:
                 with self._lock:
                     self._learn(rgb_HWC, is_constant, facts)
         return dead
@@ -96,11 +114,16 @@ class Watch:
     def _learn(self, rgb_HWC: NDArray[np.uint8], is_constant: bool, facts: NDArray[np.float32]) -> None:
         if is_constant:
             self._num_constant += 1
-            if self._num_constant > 1 and not self._is_alive:
+            self._in_a_row += 1
+            seen, most = (self._in_a_row, _IN_A_ROW) if self._is_alive else (self._num_constant, 2)
+            if seen >= most:
                 raise NetworkError(
-                    f"{self._what} from {self._weights} is constant over each of {self._num_constant} images: "
+                    f"{self._what} from {self._weights} is constant over each of {seen} images: "
                     "the weights are broken, or are of another network"
                 )
+            return
+        self._in_a_row = 0
+        if self._is_alive:
             return
         first_rgb_HWC, first = self._first.setdefault(rgb_HWC.shape, (rgb_HWC, facts))
         if len(self._first) > _FIRST_SIZES:
