@@ -4,13 +4,15 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from typer.testing import CliRunner
 
 from fourmill.core.store import LocalStore
-from fourmill.pipelines import doctor, preflight
+from fourmill.pipelines import doctor, doctor_space, preflight
 from fourmill.pipelines.cli import app
 from fourmill.pipelines.doctor_finding import Finding
 from fourmill.pipelines.doctor_pythons import stage_pythons
@@ -19,8 +21,10 @@ from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.config import DptConfig, LabellerConfig, VitDetConfig
 from fourmill.pseudolabel.stored import digest_folder
 from fourmill.runtime.ray_session import RayConfig, StageShare
+from fourmill.tokenize.packed import copies_folder
 
 RUNNER = CliRunner()
+GB = 1e9
 
 
 def test_doctor_says_what_a_project_lacks_and_what_to_do(tmp_path: Path) -> None:
@@ -38,6 +42,36 @@ def test_doctor_says_what_a_project_lacks_and_what_to_do(tmp_path: Path) -> None
     )
     assert "no list at" in found["source of cc12m"]["detail"]
     assert "GB" in found["free space"]["detail"]
+
+
+def test_space_is_asked_of_each_disk_for_all_that_is_to_lie_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = 2 * 345 * GB + 375 * GB
+    images = 12_400 * GB
+
+    def wanted(store: str) -> dict[Path, int]:
+        project = cc12m_4m7(tmp_path).model_copy(update={"store": store, "scratch": str(tmp_path / "scratch")})
+        return dict(doctor_space._wanted(project))
+
+    local = wanted(str(tmp_path / "store"))
+    assert local == {tmp_path / "store": pytest.approx(images + sets, rel=0.02), tmp_path / "scratch": ANY}
+    assert local[tmp_path / "scratch"] == pytest.approx(375 * GB, rel=0.02)
+    assert wanted("s3://bucket/prefix") == {
+        copies_folder(): pytest.approx(sets, rel=0.02),
+        tmp_path / "scratch": local[tmp_path / "scratch"],
+    }
+
+
+@pytest.mark.parametrize(("free", "state"), [(2.1 * GB, "ok"), (1.9 * GB, "missing")])
+def test_what_lies_on_one_disk_is_added_up(
+    free: float, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [(tmp_path / "not there yet", int(1.5 * GB)), (tmp_path, int(0.5 * GB))]
+    monkeypatch.setattr(doctor_space, "_wanted", lambda project: parts)
+    monkeypatch.setattr(doctor_space.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    (found,) = doctor_space.space(smallest(tmp_path))
+    assert found.state == state and "about 2.0 GB" in found.detail
 
 
 def test_doctor_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def test_the_list_says_what_serves_and_where_it_is_from(tmp_path: Path, depth_fo
     rows = {row["name"]: row for row in json.loads(run("weights", "list", "--store", store, "--json"))}
     assert rows.keys() == ORIGINS.keys() | RELEASED.keys() and rows["tokenizer_rgb"]["imported"] == []
     assert rows["depth"]["stored"] == [rows["depth"]["serves"]["digest"]]
-    assert rows["depth"]["serves"]["licence"] == "not stated" and rows["clip"]["stored"] == []
+    assert rows["depth"]["serves"]["licence"].startswith("not stated; the public weights': Omnidata's own")
+    assert rows["clip"]["stored"] == []
     assert "none yet" in run("weights", "list", "--store", store)
 
 
@@ -93,6 +94,18 @@ def test_a_project_can_pin_weights_that_were_added_after_it(paper: Workspace, de
     run("weights", "add", "depth", str(depth_folder), "--store", paper.project().store)
     assert "depth pinned" in run("weights", "pin", "--out", str(paper.out))
     assert "nothing pinned" in run("weights", "pin", "--out", str(paper.out))
+
+
+def test_a_run_takes_weights_that_were_added_by_the_command_it_had_asked_for(
+    paper: Workspace, depth_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (paper.out / "cc12m.tsv").write_text("http://a.example/1.jpg\ta dog\n")
+    with pytest.raises(preflight.NotReadyError, match="depth labeller: there are no depth weights"):
+        run("run", "--out", str(paper.out))
+    run("weights", "add", "depth", str(depth_folder), "--store", paper.project().store)
+    with pytest.raises(preflight.NotReadyError, match=r"^normal labeller: there are no normal weights"):
+        run("run", "--out", str(paper.out))
+    assert missing_weights(paper.project()).keys() == {"normal", "semseg", "det", "clip"}
 
 
 def test_the_help_names_every_network_its_public_weights_and_examples() -> None:

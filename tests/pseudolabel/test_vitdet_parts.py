@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fourmill.pseudolabel.vitdet_parts import HeadFacts, FusedAttention, InPrecision, fuse_attention
+from fourmill.pseudolabel.vitdet_parts import FusedAttention, HeadFacts, InPrecision, fuse_attention
 
 HEADS, DIM = 3, 30  # ten channels a head: fused kernels take multiples of eight, as they do not come here
 

@@ -98,7 +98,12 @@ def run_kept(
         project = workspace.project()
         if settings:
             project = with_settings(project, settings)
-            workspace.change(project)
+        pinned = pinned_labellers(project)  # weights may have come into the store since the project was made
+        for label, config in pinned.labellers.items():
+            if config != project.labellers[label]:
+                console.print(f"{label}: made with {getattr(config, 'weights', '')} from now on", soft_wrap=True)
+        if settings or pinned != project:
+            workspace.change(project := pinned)
         preflight.check_machine(project)
         _materialize(workspace, project, console, retry_failed)
 

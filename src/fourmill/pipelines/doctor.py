@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,17 +18,15 @@ from fourmill.core.store import check_writable, is_local
 from fourmill.pipelines import preflight
 from fourmill.pipelines.doctor_finding import Finding, State
 from fourmill.pipelines.doctor_pythons import stage_pythons
+from fourmill.pipelines.doctor_space import space
 from fourmill.pipelines.profiles import PROFILES, profile
 from fourmill.pipelines.workspace import Workspace
-from fourmill.pseudolabel.config import SceneConfig
 from fourmill.runtime.labeller_weights import missing_weights, pinned_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import RayConfig, check_reachable
 from fourmill.runtime.tokenizer_weights import missing_tokenizers
 
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "safetensors", "ray", "dagster")
-_STORED_BYTES = 1_000_000  # an image, its labels and its tokens at the paper's sizes (docs/benchmarks.md)
-_SCENE_BYTES = 30_000  # the demo's
 
 
 def doctor(
@@ -70,7 +67,7 @@ def examine(project: Project) -> Iterator[Finding]:
     yield _checked("store", f"{project.store} can be written", lambda: _check_store(project.store))
     where = project.ray.address or "a local one will be started"
     yield _checked("Ray", where, lambda: check_reachable(project.ray))
-    yield _space(project)
+    yield from space(project)
     yield _checked("memory", "enough", preflight.check_memory)
 
 
@@ -134,27 +131,6 @@ def _weights(project: Project) -> Iterator[Finding]:
     for label, digest in project.served_tokenizers.items():
         fine: State = "missing" if label in lacking else "ok"
         yield Finding(f"tokenizer of {label}", fine, lacking.get(label, f"imported, {digest[:12]}"))
-
-
-def _space(project: Project) -> Finding:
-    folder = next(p for p in (project.local_folder, *project.local_folder.parents) if p.exists())
-    free = shutil.disk_usage(folder).free
-    is_small = isinstance(project.labellers["depth"], SceneConfig)
-    each = _SCENE_BYTES if is_small else _STORED_BYTES
-    wanted = preflight.MIN_FREE_DISK_MB * 1_000_000
-    if is_local(project.store):
-        wanted = max(wanted, each * sum(dataset.layout.num_rows for dataset in project.datasets()))
-    if free >= wanted:
-        return Finding("free space", "ok", f"{_gigabytes(free)} in {folder}, about {_gigabytes(wanted)} needed")
-    return Finding(
-        "free space",
-        "missing",
-        f"{_gigabytes(free)} in {folder}, and about {_gigabytes(wanted)} are needed; choose another --out, or a store elsewhere",
-    )
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB"
 
 
 def _print(project: Project, findings: list[Finding]) -> None:

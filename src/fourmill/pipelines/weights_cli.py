@@ -20,8 +20,8 @@ from fourmill.tokenize.released import PREFIX, RELEASED, TEXT
 
 # Each network a paragraph that is not filled: \b is typer's mark of one.
 _ORIGINS = origins()
-_PUBLIC = {name: (origin.about, origin.source) for name, origin in {**_ORIGINS, **RELEASED}.items()}
-_NAMES = "\n\n".join(f"\b\n  {name:<17}{about}\n{'':19}{source}" for name, (about, source) in _PUBLIC.items())
+_PUBLIC = {**_ORIGINS, **RELEASED}
+_NAMES = "\n\n".join(f"\b\n  {name:<17}{one.about}\n{'':19}{one.source}" for name, one in _PUBLIC.items())
 _FILES = "\n".join(f"  {add_command(name)}" for name, origin in _ORIGINS.items() if origin.url)
 
 app = typer.Typer(
@@ -73,7 +73,9 @@ def add(
     ],
     out: Out = None,
     store: StoreRoot = None,
-    licence: Annotated[str | None, typer.Option(help="The weights' licence, for the card.")] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="The weights' licence, for the card; of an hf: repository, what its page says.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an hf: repository.")] = None,
 ) -> None:
     """Put weights into a store; a project in `out` takes them at once."""
@@ -87,6 +89,8 @@ def add(
 
         fetched = fetch_weights(source.removeprefix("hf:"), revision)
         path, origin, licence = fetched.path, f"{source} at {fetched.commit}", licence or fetched.licence
+    # A file says nothing of its own licence, and may be another than the public one.
+    licence = licence or f"not stated; the public weights': {_PUBLIC[name].licence}"
     if name in RELEASED:
         _add_tokenizer(kept, name, path, origin, licence, out)
         return
@@ -113,9 +117,9 @@ def _how_to_use(name: str, weights: str) -> str:
     return f"no label is made with them yet; for that write {json.dumps({origin.label: labeller})} into its labellers"
 
 
-def _add_tokenizer(store: Store, name: str, path: Path, origin: str, licence: str | None, out: Path | None) -> None:
+def _add_tokenizer(store: Store, name: str, path: Path, origin: str, licence: str, out: Path | None) -> None:
     digest = add_tokenizer(store.root, name, path, origin, licence)
-    typer.echo(f"{name}: models/{name}/{digest} in {store.root} ({origin}; licence: {licence or 'not stated'})")
+    typer.echo(f"{name}: models/{name}/{digest} in {store.root} ({origin}; licence: {licence})")
     if out is None:
         return
     workspace, label = Workspace(out.resolve()), name.removeprefix(PREFIX)

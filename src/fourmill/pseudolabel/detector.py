@@ -85,9 +85,13 @@ class DetectorLabeller:
             rows_BNX, classes_BX, boxes_BX = to_host([self._best(logits_BQC, boxes_BQ4), *facts])
             rgb = [picture.at(*self.bucket(picture)) for picture in batch]
             dead = zip(
-                self._watch_classes.check(batch, rgb, classes_BX), self._watch_boxes.check(batch, rgb, boxes_BX), strict=True
+                self._watch_classes.check(batch, rgb, classes_BX),
+                self._watch_boxes.check(batch, rgb, boxes_BX),
+                strict=True,
             )
-            labels += [CONSTANT if any(which) else self._boxes(rows) for rows, which in zip(rows_BNX, dead, strict=True)]
+            labels += [
+                CONSTANT if any(which) else self._boxes(rows) for rows, which in zip(rows_BNX, dead, strict=True)
+            ]
         return labels
 
     def _predict(self, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:

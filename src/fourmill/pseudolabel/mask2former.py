@@ -83,7 +83,9 @@ class Mask2FormerLabeller:
             classes_BX, masks_BX, *found = to_host([*facts, *made])
             rgb = [picture.at(height, width) for picture in batch]
             dead = zip(
-                self._watch_classes.check(batch, rgb, classes_BX), self._watch_masks.check(batch, rgb, masks_BX), strict=True
+                self._watch_classes.check(batch, rgb, classes_BX),
+                self._watch_masks.check(batch, rgb, masks_BX),
+                strict=True,
             )
             labels |= {i: CONSTANT if any(which) else ids for i, ids, which in zip(indices, found, dead, strict=True)}
         return [labels[i] for i in range(len(pictures))]

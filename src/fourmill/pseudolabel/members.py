@@ -143,7 +143,9 @@ def _box_impossible(found: Statistics) -> list[str]:
     if odd:
         return [f"boxes are called {', '.join(odd[:5])}, which are none of COCO's 80 things"]
     if found.labelled >= _MANY and found.figures["boxes"].total == 0:
-        return [f"there is no box in any of {found.labelled} images; the network sees nothing, or its threshold is too high"]
+        return [
+            f"there is no box in any of {found.labelled} images; the network sees nothing, or its threshold is too high"
+        ]
     return []
 
 

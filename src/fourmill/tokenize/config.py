@@ -306,6 +306,11 @@ class TrainSetConfig(_Config):
         """The sides in pixels at which CLIP sees the crops of the training split."""
         return tuple(dict.fromkeys(self.clip_px)) if isinstance(self.clip_px, tuple) else (self.clip_px or input_px,)
 
+    def most_bytes(self, input_px: int, patch_px: int, feature_dim: int) -> int:
+        """Of the packed training split, where every sample is found: nine a pixel of four labels, and float16 features."""
+        places = sum((px // patch_px) ** 2 for px in self.clip_sides(input_px))
+        return self.num_samples * (9 * (self.side_px or input_px) ** 2 + 2 * self.clip_crops * places * feature_dim)
+
 
 MOST_FARTHER: dict[Precision, float] = {"fp32": 0.0, "bf16": 5e-3, "fp16": 5e-4}
 """How much less near, in cosine to the latent of float32, a token of an encoder in a precision is than the nearest, at most."""

@@ -131,6 +131,11 @@ def _sweep(scratch: Path) -> None:
                 shutil.rmtree(left)
 
 
+def copies_folder() -> Path:
+    """Where a machine keeps its copies of remote stores' training sets."""
+    return Path.home() / ".cache" / "fourmill" / "train_sets"
+
+
 def local_file(store: Store, path: str, cache: Path | None = None) -> Path:
     """A file of the store as one of this machine; from a remote store copied to `cache`, once a machine.
 
@@ -142,8 +147,7 @@ def local_file(store: Store, path: str, cache: Path | None = None) -> Path:
         if not store.exists(path):
             raise FileNotFoundError(path)
         return store.path(path)
-    copies = cache or Path.home() / ".cache" / "fourmill" / "train_sets"
-    target = copies / path.rpartition("/")[2]
+    target = (cache or copies_folder()) / path.rpartition("/")[2]
 
     def copy(draft: Path) -> None:
         with store.open(path) as source, Draft.begin(draft, target) as file:
