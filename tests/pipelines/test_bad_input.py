@@ -3,14 +3,22 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
+from rich.console import Console
+from sqlalchemy.exc import OperationalError
 
+from fourmill.pipelines import cli, preflight
+from fourmill.pipelines.demo import run_kept
 from fourmill.pipelines.preflight import NotReadyError, check_machine, check_port, only_one
 from fourmill.pipelines.profiles import smallest
+from fourmill.pipelines.workspace import Workspace
+from fourmill.runtime.project import Project, problems_of
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -57,6 +65,58 @@ def test_an_unknown_key_in_a_project_is_named(tmp_path: Path, fourmill: Run) -> 
     config["ingest"]["concurency"] = 3
     (tmp_path / "project.json").write_text(json.dumps(config))
     refused(fourmill("status", "--out", str(tmp_path)), "ingest.concurency", "there is no such key")
+
+
+def test_a_kind_of_labeller_that_does_not_exist(tmp_path: Path) -> None:
+    config = smallest(tmp_path).model_dump(mode="json")
+    config["labellers"] |= {"edges": {"kind": "cannny"}, "canny": {"kind": "canny", "lo": 3}}
+    with pytest.raises(ValidationError) as caught:
+        Project.model_validate(config)
+    said = "; ".join(problems_of(caught.value))
+    assert "labellers.edges: " in said and "'cannny'; kinds are scene, dpt" in said and "clip, canny" in said
+    assert "labellers.canny.lo: there is no such key" in said
+
+
+def test_a_profile_for_photographs_has_no_demo(tmp_path: Path, fourmill: Run) -> None:
+    done = fourmill("demo", "--profile", "cc12m_4m7", "--out", str(tmp_path / "out"))
+    refused(done, "generated scenes", "fourmill run --profile cc12m_4m7 --list")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("ui", "--port", "99999"), ("demo", "--train-minutes", "-3"), ("run", "--train-minutes", "-3")]
+)
+def test_a_number_that_is_none(arguments: tuple[str, ...], tmp_path: Path, fourmill: Run) -> None:
+    done = fourmill(*arguments, "--out", str(tmp_path))
+    assert (
+        done.returncode == 2 and f"Invalid value for '{arguments[1]}'" in done.stderr and "Traceback" not in done.stderr
+    )
+
+
+@pytest.mark.ray
+def test_a_refused_setting_is_not_kept(smallest_demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Workspace(smallest_demo).project_file.read_bytes()
+
+    def not_ready(project: Project) -> None:
+        raise preflight.NotReadyError(f"not with {project.pretrain.steps} steps")
+
+    monkeypatch.setattr(preflight, "check_machine", not_ready)
+    with pytest.raises(preflight.NotReadyError, match="not with 13 steps"):
+        run_kept(Workspace(smallest_demo), Console(), settings=["pretrain.steps=13"])
+    assert Workspace(smallest_demo).project_file.read_bytes() == before
+
+
+def test_state_that_cannot_be_written_is_told_with_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:
+        raise OperationalError("PRAGMA", None, sqlite3.OperationalError("disk I/O error"))
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and "disk I/O error" in said and "fourmill doctor" in said
 
 
 def test_an_unwritable_folder(tmp_path: Path, fourmill: Run) -> None:

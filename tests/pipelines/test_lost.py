@@ -11,8 +11,10 @@ import pytest
 from fourmill.core.shards import ShardPlace, read_rows
 from fourmill.core.store import LocalStore
 from fourmill.pipelines.lost import lost_files
+from fourmill.pipelines.profiles import smallest
 from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.canny import CannyConfig
+from fourmill.runtime.project import write_project
 from fourmill.runtime.session import Session
 from fourmill.runtime.trace import trace_sample
 
@@ -46,6 +48,23 @@ def test_nothing_is_lost_of_a_whole_project_wherever_its_folder_is(moved: Worksp
     project = moved.project()
     assert project.store == str(moved.out / "store")
     assert lost_files(project, LocalStore(project.store)) == {}
+
+
+@pytest.mark.ray
+def test_a_copy_of_a_folder_has_a_store_of_its_own(smallest_demo: Path, tmp_path: Path) -> None:
+    """Else what is made in the copy would replace the original's, which would not notice."""
+    copied = Path(shutil.copytree(smallest_demo, tmp_path / "copy", copy_function=shutil.copy2))
+    assert Workspace(copied).project().store == str(copied / "store")
+    assert Workspace(smallest_demo).project().store == str(smallest_demo / "store")
+
+
+def test_a_store_elsewhere_stays_where_it_is(tmp_path: Path) -> None:
+    """Though the folder has an older one of its own."""
+    out, elsewhere = Workspace(tmp_path / "out"), tmp_path / "data"
+    for folder in (out.out / "store", elsewhere):
+        folder.mkdir(parents=True)
+    write_project(smallest(out.out).model_copy(update={"store": str(elsewhere)}), out.project_file)
+    assert out.project().store == str(elsewhere)
 
 
 @pytest.mark.ray

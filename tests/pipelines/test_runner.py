@@ -39,3 +39,24 @@ def test_a_run_that_was_ended_is_told_so_and_how_to_go_on() -> None:
         result = job.execute_in_process(instance=instance, raise_on_error=False)
     told = first_error(result, "label_block", "block_00")
     assert told == "label_block block_00, images: ended by a signal; the same command goes on with what is left"
+
+
+def test_a_check_that_blocks_is_told_with_what_it_found() -> None:
+    @dg.asset(check_specs=[dg.AssetCheckSpec("round_trip", asset="text", blocking=True)])
+    def text() -> dg.MaterializeResult:
+        return dg.MaterializeResult(
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name="round_trip", passed=False, metadata={"round_trip_share": 0.25, "asked": 0.99}
+                )
+            ]
+        )
+
+    @dg.asset(deps=[text])
+    def tokens() -> None: ...
+
+    job = dg.Definitions(assets=[text, tokens], jobs=[dg.define_asset_job("train")]).resolve_job_def("train")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+    told = first_error(result, "train", None)
+    assert "text fails its check round_trip (round_trip_share 0.25, asked 0.99)" in told and "fourmill ui" in told

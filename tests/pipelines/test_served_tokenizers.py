@@ -51,6 +51,11 @@ def test_an_exported_tokenizer_serves_again_without_training(copy: Workspace, tm
     store = open_store(before.store)
     trained = current(store, before.dataset, "semseg", "tokenizers/semseg")
     run("export", "tokenizer_semseg", str(tmp_path / "public"), "--out", str(copy.out))
+    for there, holds in ((tmp_path / "public", "another tokenizer"), (tmp_path / "a.txt", "is a file")):
+        (tmp_path / "a.txt").touch()
+        with pytest.raises(FileExistsError, match=holds):
+            run("export", "tokenizer_rgb", str(there), "--out", str(copy.out))
+    assert trained.digest[:12] in run("weights", "list", "--out", str(copy.out))
     said = run(
         "weights", "add", "tokenizer_semseg", str(tmp_path / "public"), "--out", str(copy.out), "--licence", "ours"
     )

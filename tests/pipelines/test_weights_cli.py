@@ -105,7 +105,6 @@ def test_a_run_takes_weights_that_were_added_by_the_command_it_had_asked_for(
     run("weights", "add", "depth", str(depth_folder), "--store", paper.project().store)
     with pytest.raises(preflight.NotReadyError, match=r"^normal labeller: there are no normal weights"):
         run("run", "--out", str(paper.out))
-    assert missing_weights(paper.project()).keys() == {"normal", "semseg", "det", "clip"}
 
 
 def test_the_help_names_every_network_its_public_weights_and_examples() -> None:

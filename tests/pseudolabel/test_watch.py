@@ -96,7 +96,7 @@ def test_a_network_one_of_whose_heads_is_dead_raises(label: str, part: str, pict
     """Whatever the others say: classes of all queries, and sizes of all boxes, are never the same."""
     labeller: Any = make_labeller(label, SMALL[label])
     zeroed(labeller._network, part)
-    with pytest.raises(NetworkError, match="constant over each of 2 images|the same for two different images"):
+    with pytest.raises(NetworkError, match=r"constant over each of 2 images|the same for two different images"):
         labeller.label_pictures(pictures)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fourmill.runtime.interrupts import interruptible
+from fourmill.runtime.interrupts import interruptible, uninterrupted
 
 DEADLINE_S = 180
 
@@ -114,3 +114,16 @@ def test_other_errors_stay_what_they_are() -> None:
         raise SystemError("broken")
     with pytest.raises(SystemError), interruptible():
         raise SystemError("broken") from ValueError("a bug")
+
+
+def test_a_second_interrupt_does_not_cut_an_end_short() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            with uninterrupted():
+                signal.raise_signal(signal.SIGINT)
+            ended = True
+    assert ended
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

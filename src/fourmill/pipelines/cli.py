@@ -1,4 +1,10 @@
-"""`fourmill`: the command line. Exit codes: 0 done, 1 failed, 2 misused."""
+"""From a list of image URLs and captions to a pretrained 4M, every stage an asset of Dagster.
+
+Begin with `fourmill demo`, then `fourmill ui`; then your own list: `fourmill run --list FILE --out FOLDER --labellers seeded`, and with
+real networks `fourmill weights` and `fourmill doctor`. What was done is never done again.
+
+Exit codes: 0 done, 1 failed, 2 misused.
+"""
 
 import json
 import logging
@@ -18,6 +24,7 @@ from fourmill.pipelines.doctor import doctor
 from fourmill.pipelines.profiles import PROFILES
 from fourmill.pipelines.workspace import Workspace, routes
 from fourmill.pseudolabel.choices import Detector
+from fourmill.pseudolabel.members import OWN
 from fourmill.runtime.project import problems_of
 from fourmill.tokenize.released import RELEASED, TEXT
 
@@ -46,9 +53,10 @@ _EXPORTED = [name for name in RELEASED if name != TEXT]
 def demo(
     out: Out = _DEMO_OUT,
     train_minutes: Annotated[
-        float | None, typer.Option(help="Length of 4M's training, in minutes of an idle 2-core machine; default 3.")
+        float | None,
+        typer.Option(min=0, help="Length of 4M's training, in minutes of an idle 2-core machine; default 3."),
     ] = None,
-    profile: Annotated[str, typer.Option(help=f"Sizes: {', '.join(PROFILES)}.")] = "demo",
+    profile: Annotated[str, typer.Option(help="Sizes: demo, or smallest, whose figures mean nothing.")] = "demo",
 ) -> None:
     """The whole chain on generated scenes: list, images, labels, tokenizers, tokens, 4M, pictures.
 
@@ -92,8 +100,11 @@ def run(
     num_blocks: Annotated[
         int | None, typer.Option(help="Blocks to cut the list into; by default one a 200,000 rows.")
     ] = None,
-    train_minutes: Annotated[float, typer.Option(help="Length of 4M's training, as in `demo`.")] = 0.5,
-    profile: Annotated[str, typer.Option(help="Sizes, as in `demo`.")] = "demo",
+    train_minutes: Annotated[
+        float,
+        typer.Option(min=0, help="Length of 4M's training at the demo's sizes, in minutes of an idle 2-core machine."),
+    ] = 0.5,
+    profile: Annotated[str, typer.Option(help=f"Sizes: {', '.join(PROFILES)}.")] = "demo",
     opt_out: Annotated[
         Path | None,
         typer.Option(help="Text file of what to leave out, one a line: domain:example.org, url:..., sha256:..."),
@@ -105,7 +116,8 @@ def run(
         bool, typer.Option("--retry-failed", help="Ask again for images whose failure may have passed.")
     ] = False,
     labels: Annotated[
-        list[str] | None, typer.Option(help="A label beside depth, normal, semseg and det: canny. Repeat for more.")
+        list[str] | None,
+        typer.Option(help=f"A label beside depth, normal, semseg and det: {', '.join(OWN)}. Repeat for more."),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -136,7 +148,8 @@ def run(
     if not given:
         if labellers or detector or allow_host or num_blocks or opt_out or store or labels:
             raise ValueError(
-                "these options go with --list, --folder or --tars; change a project that is there with --set"
+                "these options go with --list, --folder or --tars; change a project that is there with --set, for instance --set "
+                """'labellers.canny={"kind":"canny"}'"""
             )
         run_kept(workspace, _console, retry_failed=retry_failed, settings=settings or [])
         return
@@ -223,7 +236,8 @@ def export_model(
 def ui(
     out: Out = _DEMO_OUT,
     port: Annotated[
-        int, typer.Option(help="Port on 127.0.0.1; the UI has no password, so it stays on loopback.")
+        int,
+        typer.Option(min=1, max=65535, help="Port on 127.0.0.1; the UI has no password, so it stays on loopback."),
     ] = 3000,
 ) -> None:
     """Dagster's UI over a project's state; the demo's pictures are served while it runs, so blocks can be rebuilt."""
@@ -276,6 +290,16 @@ def main() -> None:
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"[red]cannot start:[/] {error}", soft_wrap=True)
         sys.exit(2)
+    except Exception as error:
+        if not type(error).__module__.startswith("sqlalchemy."):
+            raise
+        cause = getattr(error, "orig", error)
+        Console(stderr=True).print(
+            f"[red]failed:[/] Dagster's state in the project's folder cannot be read or written ({cause}): is the disk full? "
+            "Make room (`fourmill doctor` says how much); the same command goes on with what is left",
+            soft_wrap=True,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

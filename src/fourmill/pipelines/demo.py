@@ -15,10 +15,11 @@ from fourmill.pipelines.runner import close_orphans, materialize_all, open_insta
 from fourmill.pipelines.status import Node
 from fourmill.pipelines.summary import print_summary
 from fourmill.pipelines.workspace import Workspace, routes
+from fourmill.pseudolabel.config import SceneConfig
 from fourmill.runtime.labeller_weights import pinned_labellers
 from fourmill.runtime.project import Project
 from fourmill.runtime.ray_session import stop_ray
-from fourmill.runtime.tokenizer_weights import with_tokenizer
+from fourmill.runtime.tokenizer_weights import missing_tokenizers, with_tokenizer
 from fourmill.tokenize.released import PREFIX, TEXT
 
 SCENE_SEED = 0
@@ -31,6 +32,11 @@ def run_demo(workspace: Workspace, profile: str, train_minutes: float | None, co
         ValueError: the machine, the profile or the folder is not fit for it.
     """
     project = pinned_labellers(profiles.profile(profile, workspace.out, train_minutes))
+    if not isinstance(project.labellers["depth"], SceneConfig):
+        raise ValueError(
+            f"the demo is of generated scenes, and the labellers of {profile} are for photographs: give them a list, "
+            f"`fourmill run --profile {profile} --list FILE --labellers stored --out FOLDER`"
+        )
     with preflight.only_one(workspace.out):
         project = workspace.keep(still_served(workspace, project))
         with live_progress(console) as listener:
@@ -95,24 +101,29 @@ def run_kept(
         ValueError: there is none, or the machine is not fit for it.
     """
     with preflight.only_one(workspace.out):
-        project = workspace.project()
-        if settings:
-            project = with_settings(project, settings)
-        pinned = pinned_labellers(project)  # weights may have come into the store since the project was made
-        for label, config in pinned.labellers.items():
-            if config != project.labellers[label]:
-                console.print(f"{label}: made with {getattr(config, 'weights', '')} from now on", soft_wrap=True)
-        if settings or pinned != project:
-            workspace.change(project := pinned)
+        kept = workspace.project()
+        named = with_settings(kept, settings) if settings else kept
+        project = pinned_labellers(named)  # weights may have come into the store since the project was made
         preflight.check_machine(project)
+        if project != kept:
+            workspace.change(project)
+        for label, config in project.labellers.items():
+            if config != named.labellers[label]:
+                console.print(f"{label}: made with {getattr(config, 'weights', '')} from now on", soft_wrap=True)
         _materialize(workspace, project, console, retry_failed)
 
 
 def still_served(workspace: Workspace, project: Project) -> Project:
-    """The project with the imported tokenizers that the folder's project names (`fourmill weights add tokenizer_rgb`)."""
-    if not workspace.project_file.exists():
-        return project
-    for label, digest in workspace.project().served_tokenizers.items():
+    """The project with the networks of its imported tokenizers, and with those that the folder's project names.
+
+    They come by `fourmill weights add tokenizer_rgb`, or by --set served_tokenizers.rgb=DIGEST. One that is not in the store
+    is said by `preflight`.
+    """
+    before = workspace.project().served_tokenizers if workspace.project_file.exists() else {}
+    served = {**before, **project.served_tokenizers}
+    if missing_tokenizers(named := project.model_copy(update={"served_tokenizers": served})):
+        return named
+    for label, digest in served.items():
         project = with_tokenizer(project, label if label == TEXT else f"{PREFIX}{label}", digest)
     return project
 

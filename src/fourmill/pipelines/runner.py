@@ -22,6 +22,7 @@ from fourmill.runtime.ray_session import stop_ray
 from fourmill.runtime.session import Session
 
 _PID_TAG = "fourmill/pid"
+_CHECK_FAILED = "DagsterAssetCheckFailedError"  # which Dagster does not export
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -32,7 +33,9 @@ class RunFailedError(RuntimeError):
 def open_instance(home: Path) -> dg.DagsterInstance:
     """The project's Dagster instance; its folder and dagster.yaml are made when missing."""
     home.mkdir(parents=True, exist_ok=True)
-    (home / "dagster.yaml").write_text((Path(__file__).parent / "dagster.yaml").read_text())
+    config, text = home / "dagster.yaml", (Path(__file__).parent / "dagster.yaml").read_text()
+    if not config.is_file() or config.read_text() != text:  # a project that cannot be written can be read
+        config.write_text(text)
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
     logging.getLogger("dagster").setLevel(logging.ERROR)
@@ -151,6 +154,24 @@ def _execute(
     return result
 
 
+def _failed_checks(result: dg.ExecuteInProcessResult, step: str | None) -> str:
+    """The blocking checks of a step that failed, with what they found."""
+    said: list[str] = []
+    for event in result.all_events:
+        if event.step_key == step and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            one = event.asset_check_evaluation_data
+            if not one.passed and one.severity == dg.AssetCheckSeverity.ERROR:
+                found = ", ".join(f"{name} {value.value}" for name, value in one.metadata.items())
+                said.append(
+                    f"{one.asset_key.to_user_string()} fails its check {one.check_name}"
+                    + (f" ({found})" if found else "")
+                )
+    return (
+        "; ".join(said)
+        + ". What is made of it waits; the asset's page in `fourmill ui` has the check's description, figures and pictures"
+    )
+
+
 def first_error(result: dg.ExecuteInProcessResult, job: str, partition: str | None) -> str:
     """The first step that failed, and why, in one message."""
     where = f"{job} {partition or ''}".strip()
@@ -162,6 +183,8 @@ def first_error(result: dg.ExecuteInProcessResult, job: str, partition: str | No
                 error = error.cause
             if error is not None and error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
                 return f"{where}, {event.step_key}: ended by a signal; the same command goes on with what is left"
+            if error is not None and error.cls_name == _CHECK_FAILED:
+                return f"{where}, {event.step_key}: {_failed_checks(result, event.step_key)}"
             message = error.message.strip() if error else event.message
             return f"{where}, {event.step_key}: {message}"
     return f"{where} failed; see the run {result.run_id} in `make ui`"

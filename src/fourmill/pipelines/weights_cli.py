@@ -15,13 +15,14 @@ from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.stored import CARD, Pointer, add_command, origins, read_pointer
 from fourmill.runtime.labeller_weights import pinned_labellers, with_weights
 from fourmill.runtime.project import Project, write_project
-from fourmill.runtime.tokenizer_weights import add_tokenizer, stored_tokenizers, with_tokenizer
+from fourmill.runtime.tokenizer_weights import add_tokenizer, stored_tokenizers, trained_tokenizers, with_tokenizer
 from fourmill.tokenize.released import PREFIX, RELEASED, TEXT
 
 # Each network a paragraph that is not filled: \b is typer's mark of one.
 _ORIGINS = origins()
 _PUBLIC = {**_ORIGINS, **RELEASED}
 _NAMES = "\n\n".join(f"\b\n  {name:<17}{one.about}\n{'':19}{one.source}" for name, one in _PUBLIC.items())
+_TRAINED = "trained by the project"
 _FILES = "\n".join(f"  {add_command(name)}" for name, origin in _ORIGINS.items() if origin.url)
 
 app = typer.Typer(
@@ -125,7 +126,8 @@ def _add_tokenizer(store: Store, name: str, path: Path, origin: str, licence: st
     workspace, label = Workspace(out.resolve()), name.removeprefix(PREFIX)
     if not workspace.project_file.exists():
         typer.echo(
-            f"no project at {out} yet that it could serve; give this command again once `fourmill run` has made one"
+            f"no project at {out} yet that it could serve; make one that it serves from the start: `fourmill run --out "
+            f"{shlex.quote(str(out))} --list FILE ... --set served_tokenizers.{label}={digest}`"
         )
         return
     before = workspace.project()
@@ -170,6 +172,7 @@ def list_weights(
     digests = {name: _digests(kept, name) for name in _ORIGINS}
     tokenizers = stored_tokenizers(kept.root)
     served = _served(project)
+    trained = trained_tokenizers(project) if project else {}
     if as_json:
         rows: list[dict[str, Any]] = [
             {"name": n, "stored": digests[n], **({"serves": p.model_dump()} if (p := pointers.get(n)) else {})}
@@ -178,6 +181,8 @@ def list_weights(
         for name, found in tokenizers.items():
             serves = next((one for one in found if one["digest"] == served.get(name)), None)
             rows.append({"name": name, "imported": found, **({"serves": serves} if serves else {})})
+            if name in trained:
+                rows[-1] |= {"serves": {"digest": trained[name], "source": _TRAINED}}
         typer.echo(json.dumps(rows, indent=1))
         return
     table = Table("name", "serves", "from", "licence", "stored, earlier")
@@ -186,7 +191,9 @@ def list_weights(
         others = [digest[:12] for digest in digests[name] if pointer is None or digest != pointer.digest]
         table.add_row(name, *_shown(pointer), ", ".join(others))
     for name, found in tokenizers.items():
-        for one in found or [{}]:
+        if name in trained:
+            table.add_row(name, trained[name][:12], _TRAINED, "", "")
+        for one in found or ([] if name in trained else [{}]):
             digest = one.get("digest", "")
             shown = (digest[:12], "") if digest and digest == served.get(name) else ("", digest[:12])
             table.add_row(name, shown[0], one.get("source", "none yet"), one.get("licence", ""), shown[1])

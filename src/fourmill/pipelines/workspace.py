@@ -37,14 +37,19 @@ class Workspace:
         return self.out / "report" / "index.html"
 
     def project(self) -> Project:
-        """The project kept here. Where its folder was moved, the store moved with it.
+        """The project kept here. Where its folder was moved, the store moved with it; a copy of a folder has a copy of the store.
 
         Raises:
             ProjectError: there is none, or it is broken.
         """
         project, own = read_project(self.project_file), self.out / "store"
-        is_moved = is_local(project.store) and not Path(project.store.removeprefix("file://")).is_dir() and own.is_dir()
-        return project.model_copy(update={"store": str(own)}) if is_moved else project
+        if not is_local(project.store) or not own.is_dir():
+            return project
+        named = Path(project.store.removeprefix("file://"))
+        is_another = named.is_dir() and not (
+            named.name == own.name and (named.parent / self.project_file.name).is_file()
+        )
+        return project if is_another else project.model_copy(update={"store": str(own)})
 
     @property
     def commanded_file(self) -> Path:

@@ -198,15 +198,25 @@ NetworkConfig = SceneConfig | DptConfig | Mask2FormerConfig | DetectorConfig | V
 AnyLabellerConfig = NetworkConfig | OwnConfig
 
 
-def _table_of(value: Any) -> str:
-    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    return "own" if kind in {own.config.model_fields["kind"].default for own in OWN.values()} else "network"
+_KINDS = tuple(str(config.model_fields["kind"].default) for config in get_args(NetworkConfig))
+_OWN_KINDS = tuple(str(own.config.model_fields["kind"].default) for own in OWN.values())
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+
+
+def _of_known_kind(value: Any) -> Any:
+    if _kind(value) not in (*_KINDS, *_OWN_KINDS):
+        raise ValueError(f"no labeller is of the kind {_kind(value)!r}; kinds are {', '.join((*_KINDS, *_OWN_KINDS))}")
+    return value
 
 
 LabellerConfig = Annotated[
     Annotated[NetworkConfig, Field(discriminator="kind"), Tag("network")]
     | Annotated[SerializeAsAny[OwnConfig], BeforeValidator(own_config), Tag("own")],
-    Discriminator(_table_of),
+    Discriminator(lambda value: "own" if _kind(value) in _OWN_KINDS else "network"),
+    BeforeValidator(_of_known_kind),
 ]
 """A labeller of a project file: one of 4M's, or of `members.OWN`."""
 

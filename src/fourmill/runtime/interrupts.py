@@ -1,4 +1,4 @@
-"""What ends a run comes through Ray's calls as itself."""
+"""Signals around Ray's calls: what ends a run comes through them as itself, and what ends Ray is not ended."""
 
 import signal
 import threading
@@ -35,3 +35,16 @@ def sigterm_kept() -> Iterator[None]:
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Around an end that must not be left half done: a second Ctrl-C is not heeded, where this thread can say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)

@@ -293,7 +293,13 @@ class Project(BaseModel):
 def problems_of(error: ValidationError) -> list[str]:
     """What is wrong with a config, a line each: the key, and why."""
     own_words = {"extra_forbidden": "there is no such key"}
-    return [f"{'.'.join(map(str, one['loc']))}: {own_words.get(one['type'], one['msg'])}" for one in error.errors()]
+    return [f"{_key(one['loc'])}: {own_words.get(one['type'], one['msg'])}" for one in error.errors()]
+
+
+def _key(place: tuple[int | str, ...]) -> str:
+    """A place as the file names it, without the marks of the table, and of the kind, that a labeller's config was taken from."""
+    marks = {"own": 1, "network": 2}.get(str(place[2]), 0) if place[0] == "labellers" and len(place) > 2 else 0
+    return ".".join(map(str, place[:2] + place[2 + marks :]))
 
 
 def read_project(path: Path) -> Project:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fourmill.runtime.interrupts import sigterm_kept
+from fourmill.runtime.interrupts import sigterm_kept, uninterrupted
 
 _log = logging.getLogger(__name__)
 _session: dict[str, str | None] = {}  # what Ray said of this process's session when it began
@@ -284,8 +284,9 @@ def _read_environment_again() -> None:
 
 
 def stop_ray() -> None:
-    """End this process's Ray session, if it has one."""
+    """End this process's Ray session, if it has one; whoever interrupts twice must not leave its processes behind."""
     if "ray" in sys.modules:
         import ray
 
-        ray.shutdown()
+        with uninterrupted():
+            ray.shutdown()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fourmill.core.store import open_store
 from fourmill.runtime.launch import run_warm
-from fourmill.runtime.models import current
+from fourmill.runtime.models import current, pointer_path
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
 from fourmill.tokenize.released import PREFIX, RELEASED, TEXT, add_command, label_of_name
@@ -92,6 +92,16 @@ def export_tokenizer(project: Project, name: str, target: Path) -> None:
     label, store = label_of_name(name), open_store(project.store)
     ref = current(store, project.dataset, label, f"tokenizers/{label}")
     export_image_tokenizer(store, ref.path, target)
+
+
+def trained_tokenizers(project: Project) -> dict[str, str]:
+    """By name: digests of the tokenizers that serve a project, and that it has trained itself."""
+    store, found = open_store(project.store), dict[str, str]()
+    for name in RELEASED:
+        label = name.removeprefix(PREFIX)
+        if label not in project.served_tokenizers and store.exists(pointer_path(project.dataset, label)):
+            found[name] = current(store, project.dataset, label, f"tokenizers/{label}").digest
+    return found
 
 
 def stored_tokenizers(store_root: str) -> dict[str, list[dict[str, str]]]:

@@ -24,7 +24,7 @@ from fourmill.tokenize.load import ModelError, StoredConfig, load_image_tokenize
 from fourmill.tokenize.public import OURS, PublicConfigError, from_arguments, from_metadata, from_public, to_public
 from fourmill.tokenize.released import TEXT, label_of_name
 
-WEIGHTS, CONFIG, ORIGIN = "model.safetensors", "config.json", "origin.json"
+WEIGHTS, CONFIG, CARD, ORIGIN = "model.safetensors", "config.json", "card.md", "origin.json"
 _DEPTH_SPAN = (-4.0, 4.0)  # of standardised depth, for weights that do not say theirs
 
 
@@ -77,12 +77,16 @@ def import_text_tokenizer(store: Store, source: Path, origin: Origin) -> Importe
         SequenceError: it does not follow 4M's layout of ids.
         FileNotFoundError: no file.
     """
+    if source.is_dir():
+        raise FileNotFoundError(
+            f"{source} is a folder; give the file in it, which is called tokenizer.json where it is one of ours"
+        )
     data = source.read_bytes()
     size = TextTokenizer(data).vocab_size
     digest = digest_bytes(data)
     folder = f"models/{TEXT}/{digest}"
-    if read_origin(store, folder) or not store.exists(f"{folder}/card.md"):  # one that was fitted here keeps its own
-        store.write(f"{folder}/card.md", imported_text_card(digest, size, _origin_lines(origin)).encode())
+    if read_origin(store, folder) or not store.exists(f"{folder}/{CARD}"):  # one that was fitted here keeps its own
+        store.write(f"{folder}/{CARD}", imported_text_card(digest, size, _origin_lines(origin)).encode())
     store.write(f"{folder}/tokenizer.json", data)
     _keep_origin(store, folder, origin)
     return Imported(TEXT, digest, folder)
@@ -93,11 +97,17 @@ def export_image_tokenizer(store: Store, folder: str, target: Path) -> None:
 
     Raises:
         ModelError: no such tokenizer.
-        FileExistsError: the target holds other files.
+        FileExistsError: the target is a file, or holds other files or another label's tokenizer.
     """
     model = load_image_tokenizer(store, folder)
-    if target.exists() and {p.name for p in target.iterdir()} - {WEIGHTS, CONFIG, "card.md"}:
-        raise FileExistsError(f"{target} holds other files; give a new folder")
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target} is a file; give a new folder")
+    card = store.read(f"{folder}/{CARD}")
+    others = {p.name for p in target.iterdir()} - {WEIGHTS, CONFIG, CARD} if target.exists() else set()
+    if others or _title(target / CARD) not in (None, _title_of(card)):
+        raise FileExistsError(
+            f"{target} holds {', '.join(sorted(others)[:3]) or 'another tokenizer'}; give a new folder"
+        )
     target.mkdir(parents=True, exist_ok=True)
     values = to_public(model.config, _stored_px(model), model.depth_span)
     state = {key: value.contiguous() for key, value in sorted(model.state_dict().items())}
@@ -106,7 +116,15 @@ def export_image_tokenizer(store: Store, folder: str, target: Path) -> None:
     )  # whole or not at all, and as readable as other files: safetensors' are their owner's alone
     written.write(WEIGHTS, save(state, {name: str(value) for name, value in values.items()}))
     written.write(CONFIG, json.dumps(values, indent=1).encode())
-    written.write("card.md", store.read(f"{folder}/card.md"))
+    written.write(CARD, card)
+
+
+def _title(card: Path) -> bytes | None:
+    return _title_of(card.read_bytes()) if card.is_file() else None
+
+
+def _title_of(card: bytes) -> bytes:
+    return card.partition(b"\n")[0]
 
 
 def read_origin(store: Store, folder: str) -> Origin | None:
