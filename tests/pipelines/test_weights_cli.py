@@ -217,4 +217,5 @@ def test_an_added_tokenizer_is_listed_as_serving_and_comes_with_the_way_back(tmp
 
 def test_a_tokenizer_that_no_project_is_there_for_comes_with_what_to_do(tmp_path: Path, rgb_export: Path) -> None:
     said = run("weights", "add", "tokenizer_rgb", str(rgb_export), "--out", str(tmp_path / "out"))
-    assert "no project at" in said and "give this command again once `fourmill run` has made one" in said
+    digest = next(iter(open_store(str(tmp_path / "out" / "store")).list("models/tokenizer_rgb"))).split("/")[2]
+    assert "no project at" in said and f"--set served_tokenizers.rgb={digest}" in said.replace("\n", "")

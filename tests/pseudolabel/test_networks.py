@@ -12,7 +12,7 @@ import torch
 from fourmill.core.labels import COCO_THINGS, Box, Picture, encode_boxes, encode_depth, encode_normal, encode_semseg
 from fourmill.pseudolabel import detector, dpt, mask2former
 from fourmill.pseudolabel.choices import seeded_labellers
-from fourmill.pseudolabel.config import DetectorConfig, DptConfig, WeightsMissingError
+from fourmill.pseudolabel.config import IMAGENET_MEAN, IMAGENET_STD, DetectorConfig, DptConfig, WeightsMissingError
 from fourmill.pseudolabel.labeller import Answer, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import FORMATS
@@ -256,6 +256,16 @@ def test_every_detector_has_a_threshold_of_its_own_which_is_stored_as_the_papers
     assert detector.threshold_of(config.model_copy(update={"score_threshold": 0.3}), "d_fine") == 0.3
     with pytest.raises(NetworkError, match=r"w is a yolos.*set labellers\.det\.score_threshold"):
         detector.threshold_of(config, "yolos")
+
+
+def test_a_detector_is_not_fed_colours_that_none_of_its_kind_was_trained_with() -> None:
+    config = DetectorConfig(weights="w")
+    for kind in ("rt_detr", "rt_detr_v2", "d_fine", "deimv2"):
+        detector.check_colours(config, kind)
+    with pytest.raises(NetworkError, match=r"w is a yolos, which .*set labellers\.det\.mean and \.std"):
+        detector.check_colours(config, "yolos")
+    detector.check_colours(config.model_copy(update={"mean": IMAGENET_MEAN, "std": IMAGENET_STD}), "yolos")
+
     assert [detector.rescaled(score, 0.5) for score in (0.5, 0.75, 1.0)] == [0.6, 0.8, 1.0]
     assert detector.rescaled(0.87, 0.6) == pytest.approx(0.87)
     assert detector.rescaled(1.0, 1.0) == 1.0

@@ -18,7 +18,7 @@ from fourmill.core.store import Store
 from fourmill.core.weights import shown_problems
 from fourmill.pseudolabel import clip, detector, dpt, mask2former
 from fourmill.pseudolabel.choices import clip_config
-from fourmill.pseudolabel.config import DetectorConfig, DptConfig, Mask2FormerConfig
+from fourmill.pseudolabel.config import IMAGENET_MEAN, IMAGENET_STD, DetectorConfig, DptConfig, Mask2FormerConfig
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.make import make_features, make_labeller
 from fourmill.pseudolabel.members import OWN
@@ -135,8 +135,8 @@ def _mask2former(name: str, source: Path, target: Path, architecture: Any) -> No
 
 def _detector(name: str, source: Path, target: Path, architecture: Any) -> None:
     _save(from_folder(name, _folder(name, source), detector.model_class()), target)
-    # Whether the threshold is known is for the project to say, not for the weights.
-    make_labeller(name, DetectorConfig(weights=str(target), score_threshold=0.5))
+    # Threshold and colours are for the project to say, not for the weights.
+    make_labeller(name, DetectorConfig(weights=str(target), score_threshold=0.5, mean=IMAGENET_MEAN, std=IMAGENET_STD))
 
 
 def _clip(name: str, source: Path, target: Path, architecture: Any) -> None:

@@ -33,6 +33,8 @@ from fourmill.pseudolabel.watch import Watch, facts_of, facts_of_boxes
 THRESHOLDS = {"rt_detr": 0.5, "rt_detr_v2": 0.5, "d_fine": 0.5}
 """Least score by kind of network: what their own post-processing keeps by default. Others need one in the config."""
 
+_PLAIN_COLOURS = (*THRESHOLDS, "deimv2")  # kinds that may take RGB in [0, 1] as it is; others never do
+
 _PAPER_THRESHOLD = 0.6  # of ViTDet (4M, appendix B.1)
 
 # Names that some checkpoints took from PASCAL VOC.
@@ -61,6 +63,7 @@ class DetectorLabeller:
         self._kept = list(self._names)  # the network's ids of things
         self._kept_K = torch.tensor(self._kept, device=self._device)
         self._threshold = threshold_of(config, self._network.config.model_type)
+        check_colours(config, self._network.config.model_type)
         self.streams = streams_of(self._device)
         self._watch_classes, self._watch_boxes = Watch("class logits", config.weights), Watch("boxes", config.weights)
         self._standardise = Standardise(config.mean, config.std, self._device)
@@ -144,9 +147,19 @@ def threshold_of(config: DetectorConfig, model_type: str) -> float:
     if model_type not in THRESHOLDS:
         raise NetworkError(
             f"{config.weights} is a {model_type}, and detectors' scores are on different scales: set "
-            f"labellers.det.score_threshold so that an image gets about as many boxes as it shows objects (known: {THRESHOLDS})"
+            f"labellers.det.score_threshold so that an image gets about as many boxes as it shows objects (known: {THRESHOLDS}); and "
+            "mean, std and input_px as its preprocessor_config.json has them"
         )
     return THRESHOLDS[model_type]
+
+
+def check_colours(config: DetectorConfig, model_type: str) -> None:
+    """Raise NetworkError where a network would be fed colours as no network of its kind was trained with."""
+    if model_type not in _PLAIN_COLOURS and config.mean == (0, 0, 0) and config.std == (1, 1, 1):
+        raise NetworkError(
+            f"{config.weights} is a {model_type}, which was trained with standardised colours: set labellers.det.mean and .std to "
+            "the image_mean and image_std of its preprocessor_config.json, and .input_px to about the size there"
+        )
 
 
 def rescaled(score: float, threshold: float) -> float:

@@ -80,7 +80,7 @@ def paper_tokenizers() -> dict[str, ImageTokenizerConfig]:
     1.28 and 12 million images. Stage `imagenet` sees the training set of that name in the project. Table 3's base learning rate,
     5e-5, is for a batch of 256. The average's decay is the public code's (0.9999; 0.99 for semseg and CLIP).
     Not the paper's: bfloat16 for all, since float16 is known to end in NaN when RGB is continued; batches a GPU are taken for
-    eight of them.
+    eight of them; CLIP's crops are drawn when the set is packed, some a sample (`TrainSetConfig.clip_crops`), not anew each time.
     """
     codebook: dict[ImageLabel, int] = {"rgb": 16384, "depth": 8192, "normal": 8192, "semseg": 4096, "clip": 8192}
 
