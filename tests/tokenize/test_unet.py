@@ -1,10 +1,11 @@
-"""The U-Net's group norm spelled out for a compiler: the kernel's numbers, and the layout of what came in."""
+"""The U-Net's norms and enlarging spelled out for a compiler: the kernels' numbers, and channels where they were."""
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from fourmill.tokenize.config import DiffusionDecoderConfig
-from fourmill.tokenize.unet import PatchedUNet, _norm
+from fourmill.tokenize.unet import PatchedUNet, _norm, copied
 
 SHAPES = [(2, 64, 8, 8), (3, 96, 49), (1, 32, 4, 6)]
 
@@ -51,3 +52,28 @@ def test_a_norm_spelled_out_is_the_kernel_and_keeps_the_layout(shape: tuple[int,
     (of_kernel,) = torch.autograd.grad((kernel**3).sum(), x)
     assert torch.allclose(back, of_kernel, atol=1e-4 * of_kernel.abs().max().item())
     assert spelled.stride() == back.stride() == x.stride()
+
+
+@pytest.mark.parametrize("times", [2, 4])
+def test_pixels_enlarged_by_copies_are_the_nearest_ones_with_channels_last(times: int):
+    x = torch.randn(2, 8, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    large, nearest = copied(x, times), F.interpolate(x, scale_factor=times, mode="nearest")
+    assert torch.equal(large, nearest) and large.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn(large.shape)
+    (back,) = torch.autograd.grad((large * weights).sum(), x)
+    (of_kernel,) = torch.autograd.grad((nearest * weights).sum(), x)
+    assert torch.allclose(back, of_kernel, atol=1e-5) and back.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_compiler_sees_no_interpolation_and_the_same_image():
+    unet, seen = _unet(), list[str]()
+
+    def note(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    given = torch.randn(2, 3, 32, 32), torch.tensor([3, 700]), torch.randn(2, 8, 2, 2)
+    with torch.no_grad():
+        compiled = torch.compile(unet, backend=note)(*given)
+        assert torch.allclose(compiled, unet(*given), atol=1e-5)
+    assert seen and not any("interpolate" in target for target in seen)

@@ -78,7 +78,7 @@ class PatchedUNet(nn.Module):
             latent_BDhw: codewords on the token grid.
         """
         patches = F.pixel_unshuffle(noised_BCHW, self.patch_px)
-        latent = F.interpolate(latent_BDhw, size=patches.shape[2:], mode="nearest")
+        latent = _enlarged(latent_BDhw, patches.shape[2] // latent_BDhw.shape[2])
         x = torch.cat([patches, latent.to(patches.dtype)], 1).contiguous(memory_format=self.layout)
         time = self.time_embed(time_features(step_B, self.time_channels))
         skips: list[Tensor] = []
@@ -135,11 +135,18 @@ class _Attention(nn.Module):
         self.proj_out = _zero(nn.Conv1d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        flat_BcN = x.flatten(2)
-        q, k, v = self.qkv(self.norm(flat_BcN)).chunk(3, 1)
-        scale = q.shape[1] ** -0.25  # on both sides, so that half precision does not overflow
-        weights_BNN = ((q * scale).transpose(1, 2) @ (k * scale)).float().softmax(-1).to(v.dtype)
-        return (flat_BcN + self.proj_out(v @ weights_BNN.transpose(1, 2))).view_as(x)
+        # Channels side by side: else a compiler lays out what is around channels first, and convolutions turn it round again.
+        x_BNc, normed_BNc = (one.flatten(2).transpose(1, 2) for one in (x, self.norm(x)))
+        q, k, v = _of_places(self.qkv, normed_BNc).chunk(3, 2)
+        scale = q.shape[2] ** -0.25  # on both sides, so that half precision does not overflow
+        weights_BNN = ((q * scale) @ (k * scale).transpose(1, 2)).float().softmax(-1).to(v.dtype)
+        seen_BNc = x_BNc + _of_places(self.proj_out, weights_BNN @ v)
+        return seen_BNc.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def _of_places(layer: nn.Conv1d, x_BNc: Tensor) -> Tensor:
+    """A convolution of width 1 as the matrix product that it is, on channels that lie side by side."""
+    return F.linear(x_BNc, layer.weight[..., 0], layer.bias)
 
 
 class _Down(nn.Module):
@@ -157,7 +164,25 @@ class _Up(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv(_enlarged(x, 2))
+
+
+def _enlarged(x_BCHW: Tensor, times: int) -> Tensor:
+    """Every pixel as a square of so many: nearest interpolation.
+
+    A compiler makes of its way back additions to places that it has to look up, one by one, channels first; of copies' a sum.
+    """
+    if not torch.compiler.is_compiling():
+        return F.interpolate(x_BCHW, scale_factor=times, mode="nearest")
+    return copied(x_BCHW, times)
+
+
+def copied(x_BCHW: Tensor, times: int) -> Tensor:
+    """`_enlarged` by copies, channels last."""
+    x_BHWC = x_BCHW.movedim(1, -1)
+    num, height, width, channels = x_BHWC.shape
+    many = x_BHWC[:, :, None, :, None].expand(-1, -1, times, -1, times, -1)
+    return many.reshape(num, height * times, width * times, channels).movedim(-1, 1)
 
 
 def _residual(width: int, out: int, time_dim: int, attend: bool) -> list[nn.Module]:
