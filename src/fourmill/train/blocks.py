@@ -1,4 +1,4 @@
-"""Transformer blocks with the public parameter names: pre-norm, no biases, SwiGLU (paper section 2.1, appendix A).
+"""Transformer blocks with the public parameter names: pre-norm, no biases, SwiGLU (4M, section 2.2 and Table 5).
 
 B samples, N queries, C keys, D channels, H heads, d channels of a head.
 """

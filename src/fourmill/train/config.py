@@ -26,7 +26,7 @@ class _Config(BaseModel):
 
 
 class ModelConfig(_Config):
-    """The encoder-decoder (Table 4). The defaults are the public architecture; what differs is a demo option."""
+    """The encoder-decoder (4M, Table 4 and appendix C.1). The defaults are the public architecture; what differs is a demo option."""
 
     dim: Positive = Field(default=768, description="Channels of a token.")
     encoder_depth: Positive = Field(default=12, description="Encoder blocks.")
@@ -70,7 +70,7 @@ class ModelConfig(_Config):
 
 
 class MixtureComponent(_Config):
-    """One kind of sample: how many tokens of which modality it tends to see and to predict (section 2.2, appendix A).
+    """One kind of sample: how many tokens of which modality it tends to see and to predict (4M, 2.3, A.1, A.2).
 
     Keys are a full name (`tok_rgb@448`), a label at a resolution (`high:tok_rgb`), a label (`tok_rgb`), or a wildcard
     (`high:tok_*`, `tok_*`, `*`); the most precise one counts, and a modality that none names has 0. The share of each
@@ -114,7 +114,7 @@ class MaskingConfig(_Config):
 
 
 class OptimConfig(_Config):
-    """AdamW with a linear warm-up and a cosine decay to 0 (Table 4)."""
+    """AdamW with a linear warm-up and a cosine decay to 0 (4M, Table 5)."""
 
     learning_rate: Annotated[float, Field(gt=0)] = Field(description="Peak, at this batch size.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(description="Steps of linear warm-up.")
@@ -175,7 +175,7 @@ class TrainSpec(_Config):
 
 
 def fourm_b_cc12m() -> PretrainConfig:
-    """4M-7 B on CC12M as in the paper (Table 4; all-to-all and RGB-to-all at alpha 0.5 in equal parts).
+    """4M-7 B on CC12M as in the paper (4M, Tables 4 and 5; all-to-all and RGB-to-all at alpha 0.5 in equal parts).
 
     | | |
     |---|---|
@@ -186,7 +186,8 @@ def fourm_b_cc12m() -> PretrainConfig:
     | AdamW | betas 0.9, 0.95; weight decay 0.05 |
 
     About 229 H100-hours at 40 % of the peak (docs/benchmarks.md); not yet run at scale. The steps are the public code's: 196
-    epochs of 1,220, counting 256 tokens a sample.
+    epochs of 1,220, counting 256 tokens a sample. Not the paper's: Table 5's repeated sampling, which draws each sample
+    four times from a buffer to read less: here samples are read once and held in memory (`train.data`).
     """
     return PretrainConfig(
         model=ModelConfig(),
@@ -200,10 +201,10 @@ def fourm_b_cc12m() -> PretrainConfig:
 
 
 def fourm_text2im_b() -> PretrainConfig:
-    """4M-B fine-tuned to paint from captions (Table 5 and the public text2im recipe): 100 B tokens, batch 4,096.
+    """4M-B fine-tuned to paint from captions (4M, appendix A.2, and the public text2im recipe).
 
-    Inputs 64..256, targets 256; learning rate 1e-4 * 4096 / 256 = 1.6e-3; 48,820 steps, warm-up 4,769. A third of the samples
-    see a whole caption and little else.
+    Inputs 64..256, targets 256; a third of the samples see a whole caption and little else (A.2). Batch 4,096; learning rate
+    1e-4 * 4096 / 256 = 1.6e-3; 100 B tokens in 48,820 steps, 10 B of warm-up in 4,769 (public T2I-B). A.2 has 50 B tokens.
     """
     return PretrainConfig(
         model=ModelConfig(),
@@ -217,7 +218,7 @@ def fourm_text2im_b() -> PretrainConfig:
 
 
 def fourm_superres_b() -> PretrainConfig:
-    """4M-B fine-tuned to super-resolve 14 x 14 tokens to 28 x 28 (appendix A.1 and the public caption_rgb_bias recipe).
+    """4M-B fine-tuned to super-resolve 14 x 14 tokens to 28 x 28 (4M, appendix A.1, and the public caption_rgb_bias recipe).
 
     | | |
     |---|---|

@@ -103,7 +103,7 @@ def super_resolve(
     texts: Mapping[str, Sequence[Sequence[int]]] | None = None,
     **options: float,
 ) -> dict[str, Tokens]:
-    """Tokens of the higher resolution from whole grids of the lower one, by MaskGIT with the cosine schedule (appendix A.1).
+    """Tokens of the higher resolution from whole grids of the lower one, by MaskGIT with the cosine schedule (4M, A.1, A.3).
 
     Args:
         tokens: low-resolution tokens by modality name, (B, L) each.

@@ -1,4 +1,4 @@
-"""Which tokens a sample shows and which it must predict: budgets by modality, image masks, span masking (section 2.2).
+"""Which tokens a sample shows and which it must predict: budgets by modality, image masks, span masking (4M, 2.3, C.1).
 
 All of it is a function of a random generator, one a sample, seeded by (seed, step, row); numpy only.
 """

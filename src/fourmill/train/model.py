@@ -1,4 +1,4 @@
-"""4M: one encoder-decoder over tokens of every modality, with the public state-dict names (paper section 2.1).
+"""4M: one encoder-decoder over tokens of every modality, with the public state-dict names (4M, section 2.2).
 
 The model takes compact batches (`train.batch`): only the tokens that budgets chose. B samples, N inputs, M targets,
 D channels, V ids of a modality, K numbers of a pixel patch, P patches.

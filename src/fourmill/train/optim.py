@@ -1,4 +1,4 @@
-"""AdamW, its two groups, its schedule, and the moving average of weights (Table 4; public optimiser groups)."""
+"""AdamW, its two groups, its schedule, and the moving average of weights (4M, Table 5; public optimiser groups)."""
 
 import math
 from collections.abc import Iterable, Mapping
