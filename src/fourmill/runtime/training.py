@@ -245,7 +245,7 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
 
 
 def loss_holds(ref: ModelRef) -> bool:
-    """Whether the last loss of a training of 4M is finite and not above the first."""
+    """Whether the last loss of a training of 4M is finite and less than `_MAX_LOSS_SHARE` times the first."""
     curve = ref.report["loss_curve"]
     first, last = curve[0][1], curve[-1][1]
     return math.isfinite(last) and last < first * _MAX_LOSS_SHARE
