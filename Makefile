@@ -56,7 +56,7 @@ types: setup ## pyright
 check: setup ## Dagster's own check of the definitions
 	$(BIN)/dg check defs
 
-bench: setup ## every benchmark, quick
+bench: setup ## the benchmarks that need no demo, quick
 	for name in shards pixels labels tokenizers ingest; do $(BIN)/python -m bench.$$name --quick || exit 1; done
 
 chaos: setup ## kill the demo at random moments; its digests must not change

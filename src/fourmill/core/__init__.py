@@ -1,1 +1,5 @@
-"""The words every room shares: keys, modalities, shards, receipts, ledgers, stores. No network, no torch, no Dagster, no Ray."""
+"""The words every room shares: keys, modalities, shards, receipts, ledgers, stores. No Dagster, no Ray.
+
+torch is in `checkpoint`, `precision`, `ranks`, `safe_load` and `streams`, and in a function of `program`; definitions load
+none of the five.
+"""

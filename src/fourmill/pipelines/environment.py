@@ -1,4 +1,8 @@
-"""The environment of a deployment: the one place where variables are read."""
+"""The environment of a deployment: the one place where fourmill's own variables are read.
+
+Those of others are read where they are used: torchrun's in `core.ranks`, gloo's in `runtime.launch`, Ray's in
+`runtime.ray_session` and `runtime.stage_python`; boto3 finds its own.
+"""
 
 import os
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Training programs as processes: a spec file in, progress lines on stdout, a report path in the last line.
 
 A program is `python -m MODULE --spec FILE` and runs so by hand. Here it is forked from a process that has imported torch
-and timm already: each would spend twenty CPU seconds on that alone. It dies with its launcher, resumes from its own
+and timm already: each would spend eleven seconds on that alone. It dies with its launcher, resumes from its own
 checkpoints, and leaves its stderr in `log.txt` of the run folder. Where several processes share a training, each is given
 torchrun's variables.
 """
