@@ -28,7 +28,9 @@ def _train(project: Project, out: Path, minutes: float, processes: int, store: P
     session = Session(project.model_copy(update=changed), "bench", {}, _say)
     trained = train_fourm(session, "fourm")
     if not loss_holds(trained):
-        raise SystemExit(f"{minutes} minutes: the last loss is not less than 1.1 times the first, so this model does not serve")
+        raise SystemExit(
+            f"{minutes} minutes: the last loss is not less than 1.1 times the first, so this model does not serve"
+        )
     return trained.report["loss_curve"][-1][1], evaluate(session)
 
 
