@@ -139,7 +139,7 @@ def test_a_shard_of_labels_that_is_gone_stops_the_work_and_says_what_to_make(
     place = ShardPlace(tiny.dataset, "train", "normal", 1)
     store.delete(place.tar)
     worker = TokenWorker(store.root, tiny.dataset, "tok_normal@64", path, 64)
-    with pytest.raises(MissingShardError, match=r"is gone, though its receipt is there: delete .* and materialize"):
+    with pytest.raises(MissingShardError, match=r"is gone, though its receipt is there: materialize"):
         worker.run(planned)
     assert read_receipt(store, ShardPlace(tiny.dataset, "train", token_folder("tok_normal@64"), 1)) is None
     store.delete(place.receipt)

@@ -252,30 +252,31 @@ def needed_members(store: Store, place: ShardPlace, asset: str) -> Iterator[tupl
 
     Raises:
         MissingShardError: its tar is gone while its receipt is there.
-        TarError: it is damaged. Both name the receipt to delete and the asset to materialize.
+        TarError: it is damaged. Both name the asset to materialize, the second also the receipt to delete: only bytes that are
+            read tell that they are damaged.
     """
     try:
         yield from read_members(store, place)
     except FileNotFoundError as error:
         raise gone(place, asset) from error
     except TarError as error:
-        raise TarError(f"{error}: {_again(place, asset)}") from error
+        raise TarError(f"{error}: delete {place.receipt} and materialize {asset} for its block again") from error
 
 
 def gone(place: ShardPlace, asset: str) -> MissingShardError:
     """The error about a tar that others stand on and that is gone while its receipt is there."""
-    return MissingShardError(f"{place.tar} is gone, though its receipt is there: {_again(place, asset)}")
-
-
-def _again(place: ShardPlace, asset: str) -> str:
-    return f"delete {place.receipt} and materialize {asset} for its block again"
+    return MissingShardError(_gone(place, f"{asset} for its block"))
 
 
 def damage_of(place: ShardPlace, error: Exception) -> str:
     """What is wrong with a shard that `read_members` could not read, and what to do about it, for its own asset's check."""
     if isinstance(error, FileNotFoundError):
-        return f"{place.tar} is gone, though its receipt is there: materialize the block again"
+        return _gone(place, "the block")
     return f"{error}; delete its receipt and rebuild the block"
+
+
+def _gone(place: ShardPlace, what: str) -> str:
+    return f"{place.tar} is gone, though its receipt is there: materialize {what} again"
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[str, str] | None = None) -> bytes:
