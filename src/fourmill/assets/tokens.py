@@ -90,7 +90,7 @@ def _text(asset: TokenAsset) -> str:
         return "Captions that encode in the joint vocabulary, as text; the trainer encodes them."
     if asset.label == "det":
         return "Boxes as the detection sequences' source; the trainer orders and encodes them after its crop."
-    return f"Tokens of {asset.label}: one codebook index a patch of the centre crop at {asset.px} pixels, int16."
+    return f"Tokens of {asset.label}: one codebook index a patch of each crop at {asset.px} pixels, int16."
 
 
 def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.AssetsDefinition:

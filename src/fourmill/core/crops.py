@@ -165,7 +165,7 @@ def _cut(array: NDArray[Any], row: CropBox) -> tuple[NDArray[Any], _Edges]:
     if not inside or hflip not in (0, 1):
         raise ValueError(
             f"crop (top {top}, left {left}, height {height}, width {width}, hflip {hflip}) does not fit an image of "
-            f"{full_width} x {full_height} pixels; labels must have their image's size, and crops come from centre_crop"
+            f"{full_width} x {full_height} pixels; labels must have their image's size, and crops come from crop_rows"
         )
     first, start = math.floor(top), math.floor(left)
     part = array[first : math.ceil(bottom), start : math.ceil(right)]
