@@ -156,11 +156,8 @@ class Attempts:
         """Answers, or what may be a sample's fault; not the error itself, whose traceback keeps the batch's arrays alive."""
         try:
             return self._checked(pictures), None
-        except (
-            NetworkError,
-            NotASceneError,
-            Warning,
-        ):  # a warning is an error where somebody said so: no sample's fault
+        # No sample's fault; a warning is an error where somebody said so.
+        except (NetworkError, NotASceneError, Warning):
             raise
         except Exception as error:
             if is_broken_device(error):

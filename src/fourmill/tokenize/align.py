@@ -31,9 +31,8 @@ from fourmill.core.work import ShardJob
 from fourmill.tokenize.crop_settings import crop_settings
 
 VERSION = "1"
-_EXTRA = pa.schema(
-    [("tars", pa.string())]
-)  # digest of the shard's tars, so that the ledger's digest is of their content
+# Digest of the shard's tars, so that the ledger's digest is of their content.
+_EXTRA = pa.schema([("tars", pa.string())])
 CROPS = "crop_settings"  # folder, and the name of the settings among a recipe's inputs
 FOLDER = "_aligned"  # holds receipts and rows only; the tars are in the public folders
 

@@ -12,12 +12,10 @@ from fourmill.core.crops import CropConfig
 from fourmill.core.digest import digest_json
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 
-TRAIN_VERSION = "4"  # of the networks and their training; 3 had another warm-up
+TRAIN_VERSION = "4"  # of the networks and their training: raise it when equal inputs give other weights
 TRAIN_SET_VERSION = "2"  # of what is packed and how
 TEXT_VERSION = "1"  # of the WordPiece fit
-TOKENS_VERSION = (
-    "3"  # of labels to tokens; 1 had the centre square where no drawn crop fits, 2 another last layer on GPUs
-)
+TOKENS_VERSION = "3"  # of labels to tokens: raise it when equal labels and weights give other tokens
 
 NUM_CLASS_ROWS = NUM_SEMSEG_CLASSES + 1  # row 0 is "no class", ids are shifted by one
 CLASS_CHANNELS = 64  # channels of a class embedding, the semseg encoder's input

@@ -19,9 +19,8 @@ from fourmill.core.store import Store
 FOLDER = "_tokens/crop_settings"
 VERSION = "1"  # of the file
 _MADE_OF = "fourmill.made_of"  # key of the file's metadata
-_SCHEMA = pa.schema(
-    [("key", pa.string()), ("crops", pa.list_(pa.int64()))]
-)  # crops one after the other, five values each
+# Crops one after the other, five values each.
+_SCHEMA = pa.schema([("key", pa.string()), ("crops", pa.list_(pa.int64()))])
 
 Settings = dict[SampleKey, list[CropRow]]
 

@@ -111,9 +111,8 @@ def export_image_tokenizer(store: Store, folder: str, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     values = to_public(model.config, _stored_px(model), model.depth_span)
     state = {key: value.contiguous() for key, value in sorted(model.state_dict().items())}
-    written = LocalStore(
-        target
-    )  # whole or not at all, and as readable as other files: safetensors' are their owner's alone
+    # Whole or not at all, and as readable as other files: safetensors' are their owner's alone.
+    written = LocalStore(target)
     written.write(WEIGHTS, save(state, {name: str(value) for name, value in values.items()}))
     written.write(CONFIG, json.dumps(values, indent=1).encode())
     written.write(CARD, card)

@@ -275,9 +275,8 @@ class _Member:
     part: int  # which of the shards
     key: SampleKey
     data: bytes
-    crops: (
-        tuple[tuple[int, int], list[CropRow]] | None
-    )  # image's width and height, rows; None: it is not there now in that size
+    # Image's width and height, rows; None: it is not there now in that size.
+    crops: tuple[tuple[int, int], list[CropRow]] | None
 
 
 @dataclass(frozen=True)
