@@ -11,11 +11,12 @@ from safetensors.numpy import load, save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fourmill.core.digest import digest_bytes
+from fourmill.core.order import batch_indices
 from fourmill.core.ranks import ALONE
 from fourmill.core.store import LocalStore, Store
 from fourmill.core.work import no_progress
 from fourmill.tokenize import journal, train
-from fourmill.tokenize.batches import Batches, batch_indices
+from fourmill.tokenize.batches import Batches
 from fourmill.tokenize.config import GuardConfig, TokenizerSpec
 from fourmill.tokenize.guard import Guard, TrainingError
 from fourmill.tokenize.state import State, start

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from fourmill.core.checkpoint import load_checkpoint
 from fourmill.core.digest import digest_file
+from fourmill.core.order import batch_indices
 from fourmill.core.store import LocalStore
 from fourmill.core.work import no_progress
 from fourmill.tokenize import train
 from fourmill.tokenize import train_set as train_module
 from fourmill.tokenize.__main__ import main
-from fourmill.tokenize.batches import batch_flips, batch_indices
+from fourmill.tokenize.batches import batch_flips
 from fourmill.tokenize.config import TokenizerSpec, TrainingConfig
 from fourmill.tokenize.conversions import mirror
 from fourmill.tokenize.image_tokenizer import ImageTokenizer

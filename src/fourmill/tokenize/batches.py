@@ -1,7 +1,6 @@
 """Which samples a step sees, and how: a function of (seed, draw), so that a resumed training sees what it would have seen."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fourmill.core.crops import CropRow, centre_crop, random_crop
+from fourmill.core.order import batch_indices
 from fourmill.core.ranks import ALONE, Ranks
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.conversions import mirror, to_network
@@ -117,25 +117,6 @@ class Ahead:
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown(cancel_futures=True)
-
-
-def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
-    """Samples of one step: consecutive parts of a fresh shuffle each epoch; a batch may span two epochs.
-
-    Raises:
-        ValueError: no sample.
-    """
-    if num_samples < 1:
-        raise ValueError("a training set without samples has no batches")
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = positions // num_samples
-    shuffles = {int(epoch): _shuffle(num_samples, seed, int(epoch)) for epoch in np.unique(epochs)}
-    return np.array([shuffles[int(e)][p] for e, p in zip(epochs, positions % num_samples, strict=True)], np.int64)
-
-
-@lru_cache(maxsize=2)  # of twelve million samples: a fifth of a second, at every step otherwise
-def _shuffle(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
 def batch_flips(batch_size: int, seed: int, step: int) -> NDArray[np.bool_]:

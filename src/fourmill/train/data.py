@@ -17,6 +17,7 @@ from fourmill.core.labels import decode_boxes, decode_image
 from fourmill.core.manifest import Manifest, ShardEntry, read_manifest
 from fourmill.core.modality import Modality
 from fourmill.core.names import SampleKey, Split
+from fourmill.core.order import batch_indices
 from fourmill.core.sequences import TextTokenizer, detection_text
 from fourmill.core.shards import ShardPlace
 from fourmill.core.store import Store
@@ -118,11 +119,6 @@ def read_samples(
     )
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of one epoch: every sample once."""
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
-
-
 class Loader:
     """Batches of a sample set by step. Cheap to ask again: nothing is consumed."""
 
@@ -145,15 +141,10 @@ class Loader:
         self.samples, self.mixture, self.batch_size, self.seed = samples, mixture, batch_size, seed
         self._rows = range(batch_size) if rows is None else rows
         self._patch_bytes = patch_px * patch_px * 3
-        self._orders: dict[int, NDArray[np.int64]] = {}
 
     def indices(self, step: int) -> list[int]:
         """Samples of a step; a batch may span two epochs."""
-        size = len(self.samples)
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        needed = {place // size for place in places}
-        self._orders = {e: self._orders[e] if e in self._orders else epoch_order(size, self.seed, e) for e in needed}
-        return [int(self._orders[place // size][place % size]) for place in places]
+        return batch_indices(len(self.samples), self.batch_size, self.seed, step).tolist()
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: this loader's rows of it, the same however many share it."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from fourmill.core.digest import digest_json
 from fourmill.core.manifest import Manifest
+from fourmill.core.order import epoch_order
 from fourmill.core.store import Store
 from fourmill.train.config import VERSION, TrainSpec
-from fourmill.train.data import epoch_order
 from fourmill.train.load import save_fourm
 from fourmill.train.model import FourM
 from fourmill.train.validate import chance_losses
@@ -72,7 +72,7 @@ def publish(store: Store, spec: TrainSpec, manifest: Manifest, model: FourM, tra
 
 
 def consumed_samples(spec: TrainSpec, manifest: Manifest, num_train: int) -> str:
-    """The order in which samples were seen, in words; `train.data.epoch_order` gives it in full."""
+    """The order in which samples were seen, in words; `core.order.epoch_order` gives it in full."""
     seen = spec.config.steps * spec.config.batch_size
     shards = [entry.shard for entry in manifest.splits["train"]]
     listed = ", ".join(f"{s:05d}" for s in shards) if len(shards) <= 12 else f"{shards[0]:05d} .. {shards[-1]:05d}"
