@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
+from fourmill.core.flow import ahead
 from fourmill.core.manifest import Manifest
 from fourmill.core.program import prepare_torch
 from fourmill.core.ranks import ALONE, Ranks, join_ranks
@@ -163,30 +163,20 @@ def publish_average(state: State) -> None:
 def _run(state: State, loader: Loader, spec: TrainSpec, ranks: Ranks, progress: Progress) -> None:
     config, before, begun, last = spec.config, state.seconds, time.monotonic(), 0.0
     every = max(1, config.steps // _CURVE_POINTS)
-    for batch in _ahead(loader, state.step, config.steps):
-        found = train_step(state, batch, config, ranks)
-        state.seconds = before + time.monotonic() - begun
-        state.losses.append(found["loss"])
-        ended = state.step == config.steps
-        if state.step % every == 0 or ended:
-            state.curve.append([state.step, round(sum(state.losses) / len(state.losses), 5)])
-            state.losses = []
-        if ranks.is_first and not ended and state.step % config.checkpoint_every == 0:
-            save_checkpoint(Path(spec.run_folder), spec.input_digest, _snapshot(state, spec))
-        if ended or time.monotonic() - last >= _REPORT_EVERY_S:
-            last = time.monotonic()
-            progress(state.step, config.steps, f"loss {found['loss']:.3f}")
-
-
-def _ahead(loader: Loader, first: int, end: int) -> Iterator[Batch]:
-    """Batches of the steps, each made while the one before is trained on."""
-    with ThreadPoolExecutor(1, "loader") as pool:
-        following = pool.submit(loader.batch, first) if first < end else None
-        for step in range(first, end):
-            assert following is not None
-            batch = following.result()
-            following = pool.submit(loader.batch, step + 1) if step + 1 < end else None
-            yield batch
+    with ThreadPoolExecutor(1, "loader") as threads:  # a batch is made while the one before is trained on
+        for batch in ahead(threads, loader.batch, range(state.step, config.steps), 2):
+            found = train_step(state, batch, config, ranks)
+            state.seconds = before + time.monotonic() - begun
+            state.losses.append(found["loss"])
+            ended = state.step == config.steps
+            if state.step % every == 0 or ended:
+                state.curve.append([state.step, round(sum(state.losses) / len(state.losses), 5)])
+                state.losses = []
+            if ranks.is_first and not ended and state.step % config.checkpoint_every == 0:
+                save_checkpoint(Path(spec.run_folder), spec.input_digest, _snapshot(state, spec))
+            if ended or time.monotonic() - last >= _REPORT_EVERY_S:
+                last = time.monotonic()
+                progress(state.step, config.steps, f"loss {found['loss']:.3f}")
 
 
 def _snapshot(state: State, spec: TrainSpec) -> dict[str, Any]:
