@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fourmill.core.modality import Modality, modality_table
+from fourmill.core.positions import grid_positions, text_positions
 from fourmill.train.assemble import Sample, assemble
 from fourmill.train.batch import Batch, cut_patches
 from fourmill.train.blocks import attention, hidden_bias
@@ -12,7 +13,6 @@ from fourmill.train.config import ModelConfig, fourm_b_cc12m
 from fourmill.train.masking import Mixture
 from fourmill.train.model import FourM, hidden_from, normalise_patches
 from fourmill.train.optim import AdamW, is_plain, learning_rate
-from fourmill.train.positions import grid_positions, text_positions
 
 TI = ModelConfig(dim=384, encoder_depth=6, decoder_depth=6, num_heads=6)
 PUBLIC = modality_table(224, 16, {"rgb": 16384, "depth": 8192, "normal": 8192, "semseg": 4096, "clip": 8192}, 30_000)

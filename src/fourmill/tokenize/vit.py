@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourmill.tokenize.config import EncoderConfig, VitDecoderConfig
-from fourmill.tokenize.positions import fit_positions, sincos_positions
+from fourmill.tokenize.positions import fit_positions, stored_positions
 
 _norm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -32,7 +32,7 @@ class VitEncoder(nn.Module):
             grid: tokens along a side that positions are stored for.
         """
         super().__init__()
-        self.pos_emb = nn.Parameter(sincos_positions(config.width, grid, grid), requires_grad=False)
+        self.pos_emb = nn.Parameter(stored_positions(config.width, grid), requires_grad=False)
         self.proj = nn.Conv2d(in_channels, config.width, patch_px, patch_px)
         self.blocks = nn.ModuleList(_block(config.width, config.heads) for _ in range(config.depth))
         self.norm_mlp = _norm(config.width)
@@ -82,7 +82,7 @@ class VitDecoder(nn.Module):
         super().__init__()
         self.out_channels = out_channels
         self.patch_px = patch_px
-        self.pos_emb = nn.Parameter(sincos_positions(config.width, grid, grid), requires_grad=False)
+        self.pos_emb = nn.Parameter(stored_positions(config.width, grid), requires_grad=False)
         self.blocks = nn.ModuleList(_block(config.width, config.heads) for _ in range(config.depth))
         self.norm_mlp = _norm(config.width)
         self.post_mlp = Mlp(config.width, 4 * config.width, act_layer=nn.Tanh)

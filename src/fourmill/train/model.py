@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourmill.core.modality import Modality
+from fourmill.core.positions import grid_positions, text_positions
 from fourmill.train.batch import Batch, Inputs, Targets
 from fourmill.train.blocks import DecoderBlock, EncoderBlock, Norm, hidden_bias, start_trunk
 from fourmill.train.config import ModelConfig
-from fourmill.train.positions import grid_positions, text_positions
 
 _RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as public
 

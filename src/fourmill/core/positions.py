@@ -1,4 +1,4 @@
-"""Sine-cosine positions of image grids and of texts, laid out as the public 4M's. D channels, G tokens along a side."""
+"""Sine-cosine positions of image grids and of texts, laid out as the public 4M's and its tokenizers'. D channels, G tokens along a side."""
 
 import torch
 
@@ -19,7 +19,12 @@ def grid_positions(
 
     Returns:
         (1, G * G, D) float32; token row * G + column.
+
+    Raises:
+        ValueError: dim is not a multiple of 4.
     """
+    if dim % 4:
+        raise ValueError(f"{dim} channels cannot hold four equal parts; choose a multiple of 4")
     units = units or grid
     places = (torch.arange(grid, dtype=torch.float64) + 0.5) * units / grid - 0.5
     table = _grid(places, dim, temperature)

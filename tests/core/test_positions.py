@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fourmill.train.positions import grid_positions
+from fourmill.core.positions import grid_positions
 
 
 @pytest.mark.parametrize("centred", [False, True])
