@@ -67,7 +67,7 @@ def _grid_problem(modality: Modality, data: bytes, num_crops: int) -> str | None
 def _text_problem(modality: Modality, data: bytes) -> str | None:
     try:
         _ = data.decode() if modality.ext == "txt" else decode_boxes(data)
-    except (UnicodeDecodeError, ValueError) as error:
+    except ValueError as error:
         return str(error)
     return None
 

@@ -4,7 +4,6 @@ A step's batch is a function of (seed, step): which samples by the epoch's shuff
 """
 
 import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -208,7 +207,7 @@ def _sample(key: SampleKey, members: dict[str, bytes], modalities: Iterable[Moda
             else:
                 found[m.name] = members[m.folder].decode()
         return found
-    except (ValueError, KeyError, IndexError, json.JSONDecodeError) as error:
+    except (ValueError, KeyError, IndexError) as error:
         raise DataError(f"sample {key}: {error}; materialize tokens/shards for its block again") from error
 
 
