@@ -26,7 +26,7 @@ from fourmill.tokenize.exchange import (
     read_origin,
 )
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
-from fourmill.tokenize.load import ModelError, load_config, load_image_tokenizer, save_image_tokenizer
+from fourmill.tokenize.load import ModelError, load_image_tokenizer, save_image_tokenizer
 from fourmill.tokenize.presets import smallest_tokenizers
 from fourmill.tokenize.public import PublicConfigError, from_public, to_public
 from fourmill.tokenize.released import label_of_name
@@ -149,7 +149,7 @@ def test_the_card_of_an_imported_tokenizer_has_its_figures_once_it_is_scored(
     ):
         assert said in card
     assert "## Figures" not in card
-    config = load_config(store, made.path).tokenizer
+    config = load_image_tokenizer(store, made.path).config
 
     def scored() -> tuple[dict[str, Any], str]:
         path = report_tokenizer(store, made.name, made.path, config, train_set.path, train_set.digest)
@@ -226,7 +226,7 @@ def test_a_file_of_the_public_training_program_is_read_without_running_it(store:
     )
     torch.save({"model": model.state_dict(), "args": arguments, "epoch": 3}, tmp_path / "old.pth")
     made = import_image_tokenizer(store, "tokenizer_semseg", tmp_path / "old.pth", ORIGIN)
-    config = load_config(store, made.path).tokenizer
+    config = load_image_tokenizer(store, made.path).config
     assert (config.input_px, config.patch_px, config.quantizer.ema_decay) == (64, 8, 0.95)
     x = batch("semseg")
     assert np.array_equal(load_image_tokenizer(store, made.path).tokenize(x), model.tokenize(x))

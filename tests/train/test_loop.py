@@ -150,6 +150,11 @@ def test_a_model_with_wrong_files_says_what_is_wrong(make_spec: Make):
     store.write(f"{folder}/config.json", text.replace(b'"encoder_depth": 1', b'"encoder_depth": 2'))
     with pytest.raises(ModelError, match=r"encoder\.1\.attn\.proj\.weight: missing, expected \(16, 16\)"):
         load_fourm(store, folder)
+    store.write(f"{folder}/config.json", text.replace(b'"patch_px": 8', b'"patch_px": 8 '))
+    load_fourm(store, folder)  # the same values
+    store.write(f"{folder}/model.safetensors", weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(ModelError, match="weights or a config of another digest"):
+        load_fourm(store, folder)
     store.write(f"{folder}/config.json", b"{}")
     with pytest.raises(ModelError, match="not a 4M config"):
         load_fourm(store, folder)

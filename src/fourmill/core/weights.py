@@ -1,7 +1,9 @@
-"""Whether weights from a file are exactly those of a network: every key that is missing, unknown or of another shape."""
+"""Whether weights from a file are exactly those of a network: every key that is missing, unknown or of another shape; their digest."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
+
+from fourmill.core.digest import digest_bytes, digest_json
 
 
 class HasShape(Protocol):
@@ -31,6 +33,11 @@ def key_problems(found: Mapping[str, HasShape], wanted: Mapping[str, Shape]) -> 
             if here[key] != wanted[key]
         ),
     ]
+
+
+def weights_digest(weights: bytes, config: Mapping[str, Any]) -> str:
+    """Digest of a stored network: of its weights' file and the values of its config.json. Its folder bears it as name."""
+    return digest_json([digest_bytes(weights), config])
 
 
 def shown_problems(problems: list[str], most: int = 8) -> str:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from fourmill.core.digest import digest_bytes, digest_json
 from fourmill.core.store import Store
-from fourmill.core.weights import key_problems, shapes, shown_problems
+from fourmill.core.weights import key_problems, shapes, shown_problems, weights_digest
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 
@@ -40,7 +38,7 @@ def save_image_tokenizer(store: Store, name: str, model: ImageTokenizer, card: s
     """
     weights = save({key: value.contiguous() for key, value in sorted(model.state_dict().items())})
     config: dict[str, Any] = {"tokenizer": model.config.model_dump(mode="json"), "depth_span": list(model.depth_span)}
-    digest = _digest(weights, config)
+    digest = weights_digest(weights, config)
     folder = f"models/{name}/{digest}"
     store.write(f"{folder}/config.json", json.dumps(config, indent=1).encode())
     store.write(f"{folder}/card.md", card.replace("{digest}", digest).encode())
@@ -65,22 +63,13 @@ def load_image_tokenizer(store: Store, folder: str, device: str = "cpu", with_de
     except SafetensorError as error:
         raise ModelError(f"{folder}/model.safetensors is damaged: {error}; copy it again") from error
     model = make_tokenizer(known, state, folder, with_decoder)
-    found = _digest(weights, config)
+    found = weights_digest(weights, config)
     if found != folder.rpartition("/")[2]:
         raise ModelError(
             f"{folder} holds weights or a config of another digest, {found[:12]}: tokens would bear the wrong name. "
             "Copy it again, or train or import it"
         )
     return model.to_device(torch.device(device)).eval()
-
-
-def load_config(store: Store, folder: str) -> StoredConfig:
-    """The config of a stored tokenizer, without its weights.
-
-    Raises:
-        ModelError: it is missing or is none.
-    """
-    return _read_config(store, folder)[0]
 
 
 def _read_config(store: Store, folder: str) -> tuple[StoredConfig, dict[str, Any]]:
@@ -90,7 +79,7 @@ def _read_config(store: Store, folder: str) -> tuple[StoredConfig, dict[str, Any
         values = json.loads(text)
         config = ImageTokenizerConfig.model_validate(values["tokenizer"])
         low, high = (float(value) for value in values["depth_span"])
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json is not a tokenizer's config: {error}") from error
     return StoredConfig(config, (low, high)), values
 
@@ -123,10 +112,6 @@ def check_keys(state: Mapping[str, torch.Tensor], model: torch.nn.Module, where:
     problems = key_problems(state, shapes(model.state_dict()))
     if problems:
         raise ModelError(f"{where}: weights do not fit the config: {shown_problems(problems)}")
-
-
-def _digest(weights: bytes, config: Mapping[str, Any]) -> str:
-    return digest_json([digest_bytes(weights), config])
 
 
 def _read(store: Store, folder: str, name: str) -> bytes:

@@ -5,14 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from fourmill.core.digest import digest_bytes, digest_json
 from fourmill.core.modality import Modality
 from fourmill.core.store import Store
-from fourmill.core.weights import key_problems, shapes, shown_problems
+from fourmill.core.weights import key_problems, shapes, shown_problems, weights_digest
 from fourmill.train.config import ModelConfig
 from fourmill.train.model import FourM
 
@@ -40,7 +38,7 @@ def save_fourm(store: Store, name: str, model: FourM, training: dict[str, Any], 
         "predicted": list(model.decoder_embeddings),
         "training": training,
     }
-    digest = digest_json([digest_bytes(weights), config])
+    digest = weights_digest(weights, config)
     folder = f"models/{name}/{digest}"
     store.write(f"{folder}/config.json", json.dumps(config, indent=1).encode())
     store.write(f"{folder}/card.md", card.replace("{digest}", digest).encode())
@@ -55,7 +53,8 @@ def load_fourm(store: Store, folder: str, device: str = "cpu") -> FourM:
         folder: store path of `models/{name}/{digest}`.
 
     Raises:
-        ModelError: a file is missing or damaged, or weights do not fit the config; wrong keys are named.
+        ModelError: a file is missing or damaged, weights do not fit the config, where every wrong key is named, or the two are
+            not those that the folder's digest is of.
     """
     try:
         text, data = store.read(f"{folder}/config.json"), store.read(f"{folder}/model.safetensors")
@@ -66,7 +65,7 @@ def load_fourm(store: Store, folder: str, device: str = "cpu") -> FourM:
         config = ModelConfig.model_validate(values["model"])
         modalities, patch_px = [Modality(**m) for m in values["modalities"]], int(values["patch_px"])
         predicted = [str(name) for name in values["predicted"]]
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json is not a 4M config: {error}") from error
     try:
         state = load(data)
@@ -74,6 +73,12 @@ def load_fourm(store: Store, folder: str, device: str = "cpu") -> FourM:
         raise ModelError(f"{folder}/model.safetensors is damaged: {error}; copy it again") from error
     model = FourM(config, modalities, patch_px, predicted)
     load_weights(model, state, folder)
+    found = weights_digest(data, values)
+    if found != folder.rpartition("/")[2]:
+        raise ModelError(
+            f"{folder} holds weights or a config of another digest, {found[:12]}: what is made with it would bear the wrong name. "
+            "Copy it again, or train it again"
+        )
     return model.to(device).eval()
 
 
