@@ -24,6 +24,7 @@ CropBox = tuple[float, float, float, float, int]
 """A row of which fractions of pixels count, as croppers take it; every `CropRow` is one."""
 
 _Edges = tuple[float, float, float, float]
+_RATIO = (0.75, 4 / 3)  # width over height, as torchvision's and the public code's
 _SLACK_PX = 1e-6  # fractions add up to a little more than a side
 
 
@@ -49,7 +50,7 @@ class CropConfig(BaseModel):
 
     num: Annotated[int, Field(gt=0, le=100)] = Field(default=1, description="Crops a sample; the first is the centre.")
     scale: tuple[float, float] = Field(default=(0.8, 1.0), description="Share of the image's area, from and to.")
-    ratio: tuple[float, float] = Field(default=(0.75, 4 / 3), description="Width over height, from and to.")
+    ratio: tuple[float, float] = Field(default=_RATIO, description="Width over height, from and to.")
     hflip: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="Share that is mirrored.")
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="Of what is drawn, with the sample's key.")
 
@@ -91,7 +92,7 @@ def random_crop(
     width: int,
     height: int,
     scale: tuple[float, float],
-    ratio: tuple[float, float] = (0.75, 4 / 3),
+    ratio: tuple[float, float] = _RATIO,
 ) -> CropRow:
     """A crop of an image, not mirrored, as torchvision's RandomResizedCrop draws it: area, aspect, then the place.
 

@@ -6,7 +6,7 @@ A label image has the pixel size of its image. Encoding is deterministic: equal 
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -23,6 +23,7 @@ from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 __all__ = [
     "COCO_PANOPTIC",
     "COCO_THINGS",
+    "DECODERS",
     "Box",
     "Picture",
     "are_no_classes",
@@ -196,6 +197,15 @@ def decode_semseg(data: bytes) -> NDArray[np.uint8]:
     ids_HW = np.asarray(image)
     _check_ids(ids_HW)
     return ids_HW
+
+
+DECODERS: dict[str, Callable[[bytes], NDArray[Any]]] = {
+    "rgb": lambda data: decode_image(data).rgb_HWC,
+    "depth": decode_depth,
+    "normal": decode_normal,
+    "semseg": decode_semseg,
+}
+"""By what is a map of its image's size: `DECODERS["depth"](data)`."""
 
 
 def encode_boxes(boxes: list[Box]) -> bytes:

@@ -16,6 +16,7 @@ from fourmill.core.draft import Draft, tell_when_full
 from fourmill.core.store_errors import StoreError, StoreFullError
 
 __all__ = [
+    "ABANDONED_AFTER_S",
     "LocalStore",
     "Store",
     "StoreError",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-_ABANDONED_AFTER_S = 6 * 3600.0  # no file is written to so seldom
+ABANDONED_AFTER_S = 6 * 3600.0  # no file is written to so seldom
 
 
 class Store(Protocol):
@@ -169,7 +170,7 @@ class LocalStore:
 
     def sweep(self, folder: str, name: str | None = None) -> None:
         base = self.path(folder)
-        oldest = time.time() - _ABANDONED_AFTER_S
+        oldest = time.time() - ABANDONED_AFTER_S
         for draft in base.glob(f".{name or ''}*.tmp") if base.is_dir() else ():
             with suppress(OSError):  # another sweeper was first, or it is not ours to remove
                 if draft.stat().st_mtime < oldest or (name is not None and not _is_written(draft)):

@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourmill.core.ledger import ledger_path
+from fourmill.core.modality import IMAGES
 from fourmill.core.names import SPLITS, Layout, Split
 from fourmill.core.shards import ShardPlace, read_receipt, read_rows
 from fourmill.core.store import Store
 
-FOLDER = "images"
+FOLDER = IMAGES
 RECORD = np.dtype([("sha256", "S32"), ("row", "<u8")])  # S32 drops zeros at the end and compares as if they were there
 
 _MAGIC = b"fourmill sha256\n"

@@ -63,8 +63,7 @@ def finish_block(store: Store, dataset: str, layout: Layout, block: str) -> None
         MissingShardError: a shard of the block is not done.
         TarError: a tar does not hold the images that its rows name.
     """
-    shards = layout.shards_of(block)
-    here = [ShardPlace(dataset, split, FOLDER, shard) for shard in shards for split in SPLITS]
+    here = places_of(dataset, layout, block, FOLDER)
     receipts = {place: need(store, place, f"{dataset}/images") for place in here}
     digests, firsts = _own_firsts(store, here)
     for earlier in _before(layout, block):

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from fourmill.core.crops import CropConfig
 from fourmill.core.digest import digest_json
+from fourmill.core.modality import CROPS, IMAGES
 from fourmill.core.names import SampleKey, Split
 from fourmill.core.shards import (
     Item,
@@ -33,7 +34,6 @@ from fourmill.tokenize.crop_settings import crop_settings
 VERSION = "1"
 # Digest of the shard's tars, so that the ledger's digest is of their content.
 _EXTRA = pa.schema([("tars", pa.string())])
-CROPS = "crop_settings"  # folder, and the name of the settings among a recipe's inputs
 FOLDER = "_aligned"  # holds receipts and rows only; the tars are in the public folders
 
 
@@ -44,7 +44,7 @@ def token_folder(modality: str) -> str:
 
 def source_folders(modalities: Sequence[str]) -> dict[str, str]:
     """Public folder -> folder it is made from, for all that is copied (crop settings are those that the tokens were made by)."""
-    return {"rgb": "images", **{name: token_folder(name) for name in modalities}}
+    return {"rgb": IMAGES, **{name: token_folder(name) for name in modalities}}
 
 
 def public_folders(modalities: Sequence[str]) -> list[str]:
@@ -105,7 +105,7 @@ class AlignWorker:
         place = ShardPlace(self._dataset, job.split, FOLDER, job.shard)
         tars = self._digest_of_tars(public_folders(self._modalities), job)
         sets = {folder: set(found) for folder, found in ok.items()}
-        rows = [_aligned_item(key, sets, tars) for key in ok["images"]]
+        rows = [_aligned_item(key, sets, tars) for key in ok[IMAGES]]
         return write_shard(self._store, place, job.recipe, rows, job.run_id, _EXTRA)
 
     def _check_crops(self, job: ShardJob) -> None:
@@ -164,7 +164,7 @@ def _aligned_item(key: SampleKey, ok: dict[str, set[SampleKey]], tars: str) -> I
 
 def _member_ext(folder: str) -> str:
     name = folder.removeprefix("_tokens/")
-    return {"images": "jpg", "caption": "txt", "det": "json"}.get(name, "npy")
+    return {IMAGES: "jpg", "caption": "txt", "det": "json"}.get(name, "npy")
 
 
 def _npy(array: np.ndarray) -> bytes:

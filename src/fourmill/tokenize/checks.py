@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from fourmill.core.labels import decode_boxes, decode_image
-from fourmill.core.modality import Modality
+from fourmill.core.modality import CROPS, IMAGES, Modality
 from fourmill.core.names import SPLITS, Layout, SampleKey
 from fourmill.core.pictures import grid_png
 from fourmill.core.shards import ShardPlace, damage_of, places_of, read_members, read_receipt, read_rows
 from fourmill.core.store import Store
 from fourmill.core.tar import TarError
-from fourmill.tokenize.align import CROPS, source_asset, source_folders, token_folder
+from fourmill.tokenize.align import source_asset, source_folders, token_folder
 
 _MAX_PROBLEMS = 20
 _UNREADABLE = (FileNotFoundError, TarError)  # a tar that is gone, or damaged
@@ -110,7 +110,7 @@ def token_preview(
     for place in places_of(dataset, layout, block, token_folder(modality.name)):
         tokens = dict(_first(read_members(store, place), num))
         if tokens:
-            images = ShardPlace(dataset, place.split, "images", place.shard)
+            images = ShardPlace(dataset, place.split, IMAGES, place.shard)
             pictures = {k: decode_image(d).rgb_HWC for k, d in read_members(store, images) if k in tokens}
             grids = [_id_colours(np.load(io.BytesIO(d), allow_pickle=False)[0], modality) for d in tokens.values()]
             return grid_png([[pictures[k] for k in tokens], grids], list(tokens), ["image", "token ids"], cell_px=72)

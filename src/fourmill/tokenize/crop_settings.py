@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from fourmill.core.crops import CropConfig, CropRow, crop_rows
 from fourmill.core.digest import digest_json
+from fourmill.core.modality import CROPS, IMAGES
 from fourmill.core.names import SampleKey, shard_name
-from fourmill.core.shards import ShardPlace, need, parquet_bytes, parquet_table, read_rows
+from fourmill.core.shards import ShardPlace, need, parquet_bytes, parquet_table
 from fourmill.core.store import Store
+from fourmill.tokenize.freshness import image_sizes
 
-FOLDER = "_tokens/crop_settings"
+FOLDER = f"_tokens/{CROPS}"
 VERSION = "1"  # of the file
 _MADE_OF = "fourmill.made_of"  # key of the file's metadata
 # Crops one after the other, five values each.
@@ -42,7 +44,7 @@ def crop_settings(store: Store, place: ShardPlace, config: CropConfig) -> Settin
     Raises:
         MissingShardError: the images are not there.
     """
-    images = ShardPlace(place.dataset, place.split, "images", place.shard)
+    images = ShardPlace(place.dataset, place.split, IMAGES, place.shard)
     made_of = digest_json([VERSION, config.digest, need(store, images, f"{place.dataset}/images").content])
     path = settings_path(place)
     found = _read(store, path, made_of)
@@ -57,8 +59,7 @@ def crop_settings(store: Store, place: ShardPlace, config: CropConfig) -> Settin
 
 
 def _drawn(store: Store, images: ShardPlace, config: CropConfig) -> Settings:
-    rows = read_rows(store, images).select(["key", "status", "width", "height"]).to_pylist()
-    sizes = {SampleKey(row["key"]): (row["width"], row["height"]) for row in rows if row["status"] == "ok"}
+    sizes = image_sizes(store, images)
     return {key: crop_rows(key, width, height, config) for key, (width, height) in sizes.items()}
 
 

@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
+from fourmill.core.modality import IMAGES
 from fourmill.core.names import SampleKey
 from fourmill.core.shards import Receipt, ShardPlace, read_rows
 from fourmill.core.store import Store
-
-IMAGES = "images"
 
 
 class StaleLabelsError(ValueError):

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from fourmill.core.ledger import read_ledger
 from fourmill.core.manifest import Manifest, ModalityEntry, ShardEntry
-from fourmill.core.modality import Modality
+from fourmill.core.modality import CROPS, IMAGES, Modality
 from fourmill.core.names import SPLITS, Layout, Split
 from fourmill.core.shards import Receipt, Recipe, ShardPlace, need
 from fourmill.core.store import Store
-from fourmill.tokenize.align import CROPS, FOLDER, source_asset, source_folders, token_folder
-from fourmill.tokenize.freshness import IMAGES, StaleLabelsError, check_fresh
+from fourmill.tokenize.align import FOLDER, source_asset, source_folders, token_folder
+from fourmill.tokenize.freshness import StaleLabelsError, check_fresh
 from fourmill.tokenize.worker import asset_of, label_of, source_folder
 
 
@@ -114,7 +114,7 @@ def _entry(
     split, shard = receipts.split, receipts.shard
     aligned = receipts.of(FOLDER, "tokens/shards")
     tars: dict[str, str] = {}
-    for folder in [*(m.folder for m in table.values()), "crop_settings"]:
+    for folder in [*(m.folder for m in table.values()), CROPS]:
         receipt = receipts.of(folder, "tokens/shards")
         if receipt.num_ok != aligned.num_ok:
             raise ManifestError(
@@ -181,7 +181,7 @@ def _missing(store: Store, dataset: str, blocks: list[str]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for split in SPLITS:
         for block in blocks:
-            for folder in ("images", FOLDER):
+            for folder in (IMAGES, FOLDER):
                 counts.update(_statuses(store, dataset, split, folder, block))
     return {status: n for status, n in sorted(counts.items()) if status != "ok"}
 

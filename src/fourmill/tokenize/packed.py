@@ -22,13 +22,12 @@ from safetensors import safe_open
 
 from fourmill.core.draft import Draft
 from fourmill.core.once import copy_once
-from fourmill.core.store import LocalStore, Store
+from fourmill.core.store import ABANDONED_AFTER_S, LocalStore, Store
 
 _DTYPES = {"U8": np.uint8, "U16": np.uint16, "I64": np.int64, "F16": np.float16}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 _PIECE = 1 << 22
 _PREFIX = "pack-"
-_ABANDONED_AFTER_S = 6 * 3600.0  # as stores have it: no set grows so slowly
 
 
 @dataclass
@@ -124,7 +123,7 @@ class PackWriter:
 
 
 def _sweep(scratch: Path) -> None:
-    oldest = time.time() - _ABANDONED_AFTER_S
+    oldest = time.time() - ABANDONED_AFTER_S
     for left in scratch.glob(f"{_PREFIX}*"):
         with suppress(OSError):  # another one was first
             if max(one.stat().st_mtime for one in (left, *left.iterdir())) < oldest:

@@ -7,20 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourmill.core.crops import CROPPERS, CropRow
-from fourmill.core.labels import decode_depth, decode_image, decode_normal, decode_semseg
+from fourmill.core.labels import DECODERS
+from fourmill.core.modality import IMAGES, LABEL_FOLDERS
 
 Features = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Crops (B, S, S, 3) uint8 to dense features (B, h, w, C)."""
 
-FOLDERS = {"rgb": "images", "depth": "depth", "normal": "normal", "semseg": "semseg"}
-"""Folder of each label's shards."""
-
-_DECODERS: dict[str, Callable[[bytes], NDArray[Any]]] = {
-    "rgb": lambda data: decode_image(data).rgb_HWC,
-    "depth": decode_depth,
-    "normal": decode_normal,
-    "semseg": decode_semseg,
-}
+FOLDERS = {label: LABEL_FOLDERS.get(label, IMAGES) for label in DECODERS}
+"""Folder of the shards of an image and of each label that is a map."""
 
 
 class LabelError(ValueError):
@@ -43,7 +37,7 @@ def crop_label_at(
         LabelError: it does not decode, or has another size.
     """
     try:
-        array = _DECODERS[label](data)
+        array = DECODERS[label](data)
     except ValueError as error:
         raise LabelError(str(error)) from error
     height, width = array.shape[:2]

@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 from fourmill.core.crops import CropRow, centre_crop, random_crop
 from fourmill.core.digest import digest_file
 from fourmill.core.labels import pack_depth, pack_normal, unpack_depth, unpack_normal
+from fourmill.core.modality import IMAGES
 from fourmill.core.names import Layout, SampleKey, Split
 from fourmill.core.once import checked_once
 from fourmill.core.shards import ShardPlace, need, needed_members
 from fourmill.core.store import Store
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
-from fourmill.tokenize.freshness import IMAGES, check_fresh, image_sizes
+from fourmill.tokenize.freshness import check_fresh, image_sizes
 from fourmill.tokenize.packed import PackWriter, local_file, map_arrays
 from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
 from fourmill.tokenize.squeezed import crop_squeezed, whole_image

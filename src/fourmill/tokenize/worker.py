@@ -20,7 +20,7 @@ from fourmill.core.crops import CropRow, centre_crop
 from fourmill.core.digest import digest_json
 from fourmill.core.flow import Threads, ahead, drawn
 from fourmill.core.labels import decode_boxes
-from fourmill.core.modality import TEXTS
+from fourmill.core.modality import CROPS, IMAGE_TOKENS, IMAGES, LABEL_FOLDERS, TEXTS
 from fourmill.core.names import SampleKey, Split
 from fourmill.core.sequences import CLASS_NAMES, TextTokenizer, detection_text
 from fourmill.core.shards import (
@@ -36,11 +36,11 @@ from fourmill.core.shards import (
 )
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import ShardJob
-from fourmill.tokenize.align import CROPS, token_folder
+from fourmill.tokenize.align import token_folder
 from fourmill.tokenize.config import TOKENS_VERSION, TokenizingConfig
 from fourmill.tokenize.crop_settings import Settings, crop_settings
-from fourmill.tokenize.freshness import IMAGES, check_fresh, fresh_sizes
-from fourmill.tokenize.samples import FOLDERS, Features, LabelError, crop_label_at
+from fourmill.tokenize.freshness import check_fresh, fresh_sizes
+from fourmill.tokenize.samples import Features, LabelError, crop_label_at
 
 if TYPE_CHECKING:
     from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -62,7 +62,7 @@ def label_of(modality: str) -> str:
         ValueError: not a modality that is tokenized.
     """
     label = modality.removeprefix("tok_").partition("@")[0]
-    if label not in (*FOLDERS, "clip", *TEXTS):
+    if label not in (*IMAGE_TOKENS, *TEXTS):
         raise ValueError(
             f"{modality!r} is not tokenized; known are tok_{{rgb,depth,normal,semseg,clip}}@PX, caption, det"
         )
@@ -71,12 +71,12 @@ def label_of(modality: str) -> str:
 
 def source_folder(label: str) -> str:
     """The folder whose shards a label's tokens are made from."""
-    return "boxes" if label == "det" else FOLDERS.get(label, "images")
+    return LABEL_FOLDERS.get(label, IMAGES)
 
 
 def asset_of(dataset: str, label: str) -> str:
     """The asset that makes what a label's tokens are made from."""
-    return f"{dataset}/images" if source_folder(label) == "images" else f"labels/{label}"
+    return f"{dataset}/images" if source_folder(label) == IMAGES else f"labels/{label}"
 
 
 def token_recipe(

@@ -14,7 +14,7 @@ from fourmill.core.crops import CropRow, crop_rgb
 from fourmill.core.digest import digest_bytes
 from fourmill.core.labels import decode_boxes, decode_image
 from fourmill.core.manifest import Manifest, ShardEntry, read_manifest
-from fourmill.core.modality import Modality
+from fourmill.core.modality import CROPS, Modality
 from fourmill.core.names import SampleKey, Split
 from fourmill.core.order import batch_indices
 from fourmill.core.sequences import TextTokenizer, detection_text
@@ -24,8 +24,6 @@ from fourmill.core.tar import read_tar
 from fourmill.train.assemble import Sample, assemble
 from fourmill.train.batch import Batch, cut_patches
 from fourmill.train.masking import Mixture
-
-_CROPS = "crop_settings"
 
 
 class DataError(ValueError):
@@ -159,13 +157,13 @@ class Loader:
 def _shard(
     store: Store, manifest: Manifest, split: Split, entry: ShardEntry, modalities: Sequence[Modality]
 ) -> list[dict]:
-    folders = {_CROPS, *(m.folder for m in modalities)}
+    folders = {CROPS, *(m.folder for m in modalities)}
     if any(m.kind == "text" and m.ext == "json" for m in modalities):
         folders.add("rgb")  # boxes are cropped by their image's size
     members = {folder: _members(store, manifest, split, folder, entry) for folder in folders}
     return [
         _sample(key, {folder: found[key] for folder, found in members.items()}, modalities, manifest)
-        for key in sorted(members[_CROPS])
+        for key in sorted(members[CROPS])
     ]
 
 
@@ -194,7 +192,7 @@ def _members(store: Store, manifest: Manifest, split: Split, folder: str, entry:
 def _sample(key: SampleKey, members: dict[str, bytes], modalities: Iterable[Modality], manifest: Manifest) -> dict:
     try:
         image = decode_image(members["rgb"]).rgb_HWC if "rgb" in members else np.zeros((0, 0, 3), np.uint8)
-        crop: CropRow = tuple(int(v) for v in _npy(members[_CROPS])[0])  # type: ignore[assignment]
+        crop: CropRow = tuple(int(v) for v in _npy(members[CROPS])[0])  # type: ignore[assignment]
         found: dict = {"key": key}
         for m in modalities:
             if m.kind == "pixels":

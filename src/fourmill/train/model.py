@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fourmill.core.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from fourmill.core.modality import Modality
 from fourmill.core.positions import grid_positions, text_positions
 from fourmill.train.batch import Batch, Inputs, Targets
 from fourmill.train.blocks import DecoderBlock, EncoderBlock, Norm, hidden_bias, start_trunk
 from fourmill.train.config import ModelConfig
-
-_RGB_MEAN, _RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as public
 
 
 class Embedding(nn.Module):
@@ -232,7 +231,7 @@ def hidden_from(visible_BM: Tensor, modality_BM: Tensor) -> Tensor:
 def normalise_patches(patches_PK: Tensor) -> Tensor:
     """Patches of 8-bit pixels, channel fastest, by ImageNet's statistics: float32 (P, K)."""
     pixels_PC = patches_PK.float().div_(255).view(len(patches_PK), -1, 3)
-    mean, std = (torch.tensor(values, device=pixels_PC.device) for values in (_RGB_MEAN, _RGB_STD))
+    mean, std = (torch.tensor(values, device=pixels_PC.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((pixels_PC - mean) / std).flatten(1)
 
 
