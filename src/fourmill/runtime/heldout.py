@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourmill.core.crops import CROPPERS, centre_crop
-from fourmill.core.labels import Box, decode_boxes, decode_depth, decode_image, decode_normal, decode_semseg
+from fourmill.core.labels import DECODERS, Box, decode_boxes, decode_image
 from fourmill.core.manifest import Manifest
 from fourmill.core.modality import Modality
 from fourmill.core.names import SampleKey
@@ -16,7 +16,7 @@ from fourmill.core.sequences import detection_text, parse_detection
 from fourmill.core.shards import ShardPlace, needed_members
 from fourmill.core.store import Store
 
-_DECODERS = {"depth": decode_depth, "normal": decode_normal, "semseg": decode_semseg}
+_MAPS = ("depth", "normal", "semseg")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def read_heldout(store: Store, manifest: Manifest, number: int) -> HeldOut:
         raise ValueError(f"{manifest.dataset} has no validation sample; raise source.val_fraction and rebuild the list")
     return HeldOut(
         keys=[s["key"] for s in samples],
-        maps={name: np.stack([s[name] for s in samples]) for name in ("rgb", *_DECODERS)},
+        maps={name: np.stack([s[name] for s in samples]) for name in ("rgb", *_MAPS)},
         boxes=[s["boxes"] for s in samples],
         captions=[s["caption"] for s in samples],
         views=[
@@ -93,11 +93,11 @@ def _samples(store: Store, manifest: Manifest) -> Iterator[dict]:
 
 def _shard(store: Store, manifest: Manifest, shard: int) -> Iterator[dict]:
     def members(folder: str) -> dict[SampleKey, bytes]:
-        asset = f"labels/{folder}" if folder in _DECODERS else "tokens/shards"
+        asset = f"labels/{folder}" if folder in _MAPS else "tokens/shards"
         return dict(needed_members(store, ShardPlace(manifest.dataset, "val", folder, shard), asset))
 
     rgb, det, caption = members("rgb"), members("det"), members("caption")
-    labels = {name: members(name) for name in _DECODERS}
+    labels = {name: members(name) for name in _MAPS}
     tokens = {m.name: members(m.folder) for m in _tokens(manifest)}
     for key, data in rgb.items():
         image = decode_image(data).rgb_HWC
@@ -106,10 +106,7 @@ def _shard(store: Store, manifest: Manifest, shard: int) -> Iterator[dict]:
         yield {
             "key": key,
             "rgb": CROPPERS["rgb"](image, row, manifest.input_px),
-            **{
-                name: CROPPERS[name](decode(labels[name][key]), row, manifest.input_px)
-                for name, decode in _DECODERS.items()
-            },
+            **{name: CROPPERS[name](DECODERS[name](labels[name][key]), row, manifest.input_px) for name in _MAPS},
             "boxes": parse_detection(detection_text(decode_boxes(det[key]), width, height, row)),
             "caption": caption[key].decode(),
             **{f"rgb {px}": CROPPERS["rgb"](image, row, px) for px in _sides(manifest)},

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from fourmill.core.store import Store
 
+FOURM_ASSETS = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im", "superres": "fourm/superres"}
+"""The asset that trains each model of 4M, by the model's name."""
+
 
 class ModelMissingError(ValueError):
     """No model by that name; says which asset trains it."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourmill.core import metrics
-from fourmill.core.coco import COCO_PANOPTIC
+from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.digest import digest_bytes, digest_json
 from fourmill.core.labels import Box
 from fourmill.core.manifest import Manifest
@@ -25,7 +25,7 @@ from fourmill.runtime.superres import superres_picture
 from fourmill.runtime.training import make_manifest
 from fourmill.runtime.workers import clip_features
 
-NUM_THINGS = 80  # raw ids below are things, from it on stuff
+_NUM_THINGS = len(COCO_THINGS)  # raw ids below are things, from it on stuff
 _MATCH_IOU = 0.5
 EVALUATION = "evaluation"
 _FIGURES = f"{EVALUATION}/figures.json"  # among the runs of a project
@@ -87,7 +87,7 @@ def score_maps(maps: dict[str, NDArray[Any]], heldout: HeldOut) -> dict[str, flo
 
     true = heldout.maps["semseg"]
     ious = score.class_ious(maps["semseg"], true)
-    things, true_things = maps["semseg"] < NUM_THINGS, true < NUM_THINGS
+    things, true_things = maps["semseg"] < _NUM_THINGS, true < _NUM_THINGS
     union = (things | true_things).sum()
     return {
         "depth_error": round(metrics.depth_error(maps["depth"], heldout.maps["depth"]), 4),

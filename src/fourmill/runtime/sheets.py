@@ -6,26 +6,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fourmill.core.modality import IMAGE_TOKENS
 from fourmill.core.names import SampleKey
-from fourmill.core.pictures import (
-    boxes_picture,
-    grid_png,
-    painter_of,
-    text_picture,
-)
+from fourmill.core.pictures import boxes_picture, painter_of
+from fourmill.core.sheet import grid_png, text_picture
 from fourmill.runtime.generation import Generated
 from fourmill.runtime.heldout import HeldOut
 
 Maps = Mapping[str, NDArray[Any]]
 _CELL_PX = 128
-_LABELS = ("rgb", "depth", "normal", "semseg", "clip")
 
 
 def modality_sheets(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated) -> dict[str, bytes]:
     """One PNG a modality: a column a sample; rows image, truth, the tokenizer's reconstruction, 4M from RGB alone."""
     images = list(heldout.maps["rgb"])
     sheets: dict[str, bytes] = {}
-    for label in _LABELS:
+    for label in IMAGE_TOKENS:
         draw = painter_of(label, truth[label])
         rows = [images] if label != "rgb" else []
         titles = ["image"] if label != "rgb" else []
@@ -64,7 +60,7 @@ def overview(heldout: HeldOut, truth: Maps, rebuilt: Maps, generated: Generated)
     """Everything in one PNG: a row a sample, three columns a modality."""
     columns: list[tuple[str, list[NDArray[np.uint8]]]] = [("image", list(heldout.maps["rgb"]))]
     columns.append(("image, tokenizer", list(rebuilt["rgb"])))
-    for label in _LABELS[1:]:
+    for label in IMAGE_TOKENS[1:]:
         draw = painter_of(label, truth[label])
         for title, maps in ((label, truth), ("tokenizer", rebuilt), ("4M from RGB", generated.maps)):
             columns.append((title, [draw(one) for one in maps[label]]))

@@ -5,13 +5,13 @@ cannot get past, in whichever run it is tried.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fourmill.core.digest import Json, digest_json
 from fourmill.core.ledger import BlockReport, ledger_path, write_ledger
-from fourmill.core.modality import LABELS
+from fourmill.core.modality import IMAGES, LABEL_FOLDERS
 from fourmill.core.names import SPLITS, Split, shard_name
-from fourmill.core.shards import Receipt, Recipe, ShardPlace, finished, read_receipt
+from fourmill.core.shards import Receipt, Recipe, finished, places_of, read_receipt
 from fourmill.core.work import ShardJob
 from fourmill.ingest.duplicates import finish_block
 from fourmill.ingest.optout import publish_opt_out, read_opt_out
@@ -34,8 +34,6 @@ from fourmill.tokenize.align import FOLDER as ALIGNED
 from fourmill.tokenize.align import align_recipe, public_folders, token_folder
 from fourmill.tokenize.crop_settings import FOLDER as CROP_SETTINGS
 from fourmill.tokenize.worker import token_recipe
-
-LABEL_FOLDERS = {label: label_format(label).folder for label in LABELS}
 
 
 class BlockNotReadyError(ValueError):
@@ -109,21 +107,20 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
 
 def _work(session: Session, stage: BlockStage, block: str) -> Iterator[tuple[ShardJob, Receipt | None]]:
     """Shards to be worked on, with the receipt of those that are done already."""
-    for shard in session.project.layout.shards_of(block):
-        for split in SPLITS:
-            recipe = stage.recipe(split, shard)
-            done, *parts = (
-                finished(session.store, ShardPlace(session.project.dataset, split, folder, shard), recipe)
-                for folder in (stage.folder, *stage.parts)
-            )
-            if done is None or None in parts or (stage.again is not None and stage.again(done)):
-                yield ShardJob(split, shard, recipe, session.run_id), done
+    project = session.project
+    for place in places_of(project.dataset, project.layout, block, stage.folder):
+        recipe = stage.recipe(place.split, place.shard)
+        done, *parts = (
+            finished(session.store, replace(place, folder=folder), recipe) for folder in (stage.folder, *stage.parts)
+        )
+        if done is None or None in parts or (stage.again is not None and stage.again(done)):
+            yield ShardJob(place.split, place.shard, recipe, session.run_id), done
 
 
 def made_in_run(session: Session, stage: BlockStage, block: str) -> int:
     """How many of a stage's shards this run has made, be it by a stage that makes them too (`also`)."""
-    shards, dataset = session.project.layout.shards_of(block), session.project.dataset
-    places = [ShardPlace(dataset, split, stage.folder, shard) for shard in shards for split in SPLITS]
+    project = session.project
+    places = places_of(project.dataset, project.layout, block, stage.folder)
     receipts = [read_receipt(session.store, place) for place in places]
     return sum(receipt is not None and receipt.run_id == session.run_id for receipt in receipts)
 
@@ -160,7 +157,7 @@ def images_stage(session: Session, retry_failed: bool = False) -> BlockStage:
 
     return BlockStage(
         asset=f"{p.dataset}/images",
-        folder="images",
+        folder=IMAGES,
         factory="fourmill.runtime.workers:images",
         arguments={
             "project": p.model_dump(mode="json"),
@@ -190,7 +187,7 @@ def label_stage(session: Session, label: str, wanted: Collection[str] = ()) -> B
         factory="fourmill.runtime.workers:labels",
         arguments={"project": p.model_dump(mode="json"), "label": label, "also": also},
         recipe=lambda split, shard: label_recipe(store, p.dataset, split, shard, label, config),
-        needs={"images": f"{p.dataset}/images"},
+        needs={IMAGES: f"{p.dataset}/images"},
         unit="images",
         network_of=lambda digest: architecture(config, store) if digest == weights_digest(config) else None,
         also=tuple(label_stage(session, other) for other in also),
@@ -219,8 +216,8 @@ def token_stage(session: Session, name: str) -> BlockStage:
     if asset.label == "clip":
         require_labellers(p, ["clip"])
     ref = current(store, p.dataset, asset.tokenizer, f"tokenizers/{asset.tokenizer}")
-    needs = {"images": f"{p.dataset}/images"}
-    if asset.label in LABELS:
+    needs = {IMAGES: f"{p.dataset}/images"}
+    if asset.label in LABEL_FOLDERS:
         needs = {LABEL_FOLDERS[asset.label]: f"labels/{asset.label}"}
     return BlockStage(
         asset=f"tokens/{name}",
@@ -266,7 +263,7 @@ def align_stage(session: Session) -> BlockStage:
         factory="fourmill.runtime.workers:aligned",
         arguments={"project": p.model_dump(mode="json")},
         recipe=lambda split, shard: align_recipe(store, p.dataset, split, shard, modalities, p.tokenizing.crops),
-        needs={"images": f"{p.dataset}/images", **needs},
+        needs={IMAGES: f"{p.dataset}/images", **needs},
         beside=(CROP_SETTINGS,),
         parts=tuple(public_folders(modalities)),
     )

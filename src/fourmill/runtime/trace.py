@@ -5,17 +5,16 @@ from typing import Any
 
 from fourmill.core.ledger import ledger_path
 from fourmill.core.manifest import Manifest, read_manifest
-from fourmill.core.modality import IMAGE_TOKENS
+from fourmill.core.modality import IMAGE_TOKENS, IMAGES
 from fourmill.core.names import SPLITS, Split, row_of, sample_key, shard_name
 from fourmill.core.shards import Receipt, ShardPlace, read_receipt, read_rows
 from fourmill.core.store import Store
 from fourmill.pseudolabel.members import label_format
-from fourmill.runtime.models import ModelMissingError, ModelRef, current
+from fourmill.runtime.models import FOURM_ASSETS, ModelMissingError, ModelRef, current
 from fourmill.runtime.session import Session
 from fourmill.tokenize.align import FOLDER as ALIGNED
 
 Tree = dict[str, Any]
-MODELS = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im", "superres": "fourm/superres"}
 
 
 class TraceError(ValueError):
@@ -33,7 +32,7 @@ def trace_anything(session: Session, what: str, sample: str | None = None) -> Tr
     """
     if what.isdecimal() and len(what) == 9:
         return trace_sample(session, what)
-    for name, asset in MODELS.items():
+    for name, asset in FOURM_ASSETS.items():
         try:
             ref = current(session.store, session.project.dataset, name, asset)
         except ModelMissingError:
@@ -45,7 +44,7 @@ def trace_anything(session: Session, what: str, sample: str | None = None) -> Tr
     if what.isdecimal():  # after the models: a digest may begin with digits
         return trace_sample(session, what)
     raise TraceError(
-        f"{what!r} is neither a model of this project ({', '.join(MODELS)}, or a digest) nor a sample, which is given by "
+        f"{what!r} is neither a model of this project ({', '.join(FOURM_ASSETS)}, or a digest) nor a sample, which is given by "
         "its row number in the list"
     )
 
@@ -105,7 +104,7 @@ def trace_sample(session: Session, key: str) -> Tree:
         raise TraceError(f"row {row} is beyond this project's {project.layout.num_rows} rows")
     shard = row // project.layout.rows_per_shard
     for split in SPLITS:
-        images = _row(store, ShardPlace(project.dataset, split, "images", shard), key)
+        images = _row(store, ShardPlace(project.dataset, split, IMAGES, shard), key)
         if images is not None:
             return {
                 "url": images["url"],
@@ -114,7 +113,7 @@ def trace_sample(session: Session, key: str) -> Tree:
                 "split": split,
                 "shard": shard_name(shard),
                 "block": project.layout.block_of_row(row),
-                "images": _stage(store, project.dataset, split, "images", shard, key),
+                "images": _stage(store, project.dataset, split, IMAGES, shard, key),
                 **{
                     f"labels/{label}": _stage(store, project.dataset, split, label_format(label).folder, shard, key)
                     for label in project.stored_labels()

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from fourmill.core.ledger import ledger_path, read_ledger
 from fourmill.core.manifest import Manifest, manifest_path
-from fourmill.core.modality import IMAGE_TOKENS
+from fourmill.core.modality import IMAGE_TOKENS, IMAGES, LABEL_FOLDERS
 from fourmill.ingest.source import read_source
 from fourmill.runtime.launch import run_program
-from fourmill.runtime.models import ModelRef, current, set_current
+from fourmill.runtime.models import FOURM_ASSETS, ModelRef, current, set_current
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
-from fourmill.runtime.stages import LABEL_FOLDERS, BlockNotReadyError
+from fourmill.runtime.stages import BlockNotReadyError
 from fourmill.runtime.token_assets import token_assets
 from fourmill.runtime.tokenizer_weights import score_tokenizer
 from fourmill.runtime.workers import clip_features
@@ -48,7 +48,7 @@ def make_train_set(session: Session, name: str | None = None) -> ModelRef:
     labels = "labels" if p.dataset == whole.dataset else f"{p.dataset}/labels"
     assets = {folder: f"{labels}/{label}" for label, folder in LABEL_FOLDERS.items()}
     for block in config.blocks:
-        for folder, asset in {"images": f"{p.dataset}/images", **assets}.items():
+        for folder, asset in {IMAGES: f"{p.dataset}/images", **assets}.items():
             if not store.exists(ledger_path(p.dataset, "train", folder, block)):
                 raise BlockNotReadyError(
                     f"{train_set_asset(name)} takes {block} of {p.dataset}: materialize {asset} for {block} first"
@@ -176,7 +176,7 @@ def fit_text(session: Session) -> ModelRef:
     dataset = p.train_set.dataset or p.dataset
     captions: list[str] = []
     for block in p.train_set.blocks:
-        rows = read_ledger(store, dataset, "train", "images", block).select(["status", "caption"]).to_pylist()
+        rows = read_ledger(store, dataset, "train", IMAGES, block).select(["status", "caption"]).to_pylist()
         captions += [row["caption"] for row in rows if row["status"] == "ok" and row["caption"] is not None]
     served = p.served_tokenizers.get("text")
     report = report_wordpiece(store, served, captions) if served else fit_wordpiece(store, captions, p.text)
@@ -236,7 +236,7 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
         processes=processes,
     )
     spec = spec.model_copy(update={"run_folder": _checkpoints(folder, spec.input_digest)})
-    progress = session.progress(_STAGES[name])
+    progress = session.progress(FOURM_ASSETS[name])
     report = run_program("fourmill.train", spec, folder, p.fourm_threads, progress, processes)
     ref = _ref(name, json.loads(store.read(report)))
     if loss_holds(ref) and name != "superres":
@@ -249,9 +249,6 @@ def loss_holds(ref: ModelRef) -> bool:
     curve = ref.report["loss_curve"]
     first, last = curve[0][1], curve[-1][1]
     return math.isfinite(last) and last < first * _MAX_LOSS_SHARE
-
-
-_STAGES = {"fourm": "fourm/pretrain", "text2im": "fourm/text2im", "superres": "fourm/superres"}
 
 
 def _checkpoints(folder: Path, input_digest: str) -> str:
