@@ -3,14 +3,13 @@
 import json
 from typing import Any
 
-from fourmill.core.metrics import codebook_use
 from fourmill.core.store import Store
 from fourmill.tokenize.card import card
 from fourmill.tokenize.config import TokenizerSpec
 from fourmill.tokenize.journal import Journal
 from fourmill.tokenize.load import save_image_tokenizer
 from fourmill.tokenize.preview import preview_png
-from fourmill.tokenize.score import baseline_figures, headline, score_model
+from fourmill.tokenize.score import score_model, scored_report
 from fourmill.tokenize.state import State, uncompiled
 from fourmill.tokenize.train_set import LabelArrays
 
@@ -31,16 +30,10 @@ def publish(store: Store, spec: TokenizerSpec, state: State, labels: LabelArrays
     with uncompiled(spec.config.training):
         scored = score_model(model, labels, label)
     journal.score(state.step, scored)
-    use = codebook_use(scored.tokens, spec.config.codebook_size)
-    baseline = baseline_figures(label, labels, scored.true)
     report: dict[str, Any] = {
         "name": spec.name,
         "label": label,
-        "figures": scored.figures,
-        "baseline": baseline,
-        "headline": headline(label, scored.figures, baseline),
-        "usage": round(use.usage, 4),
-        "perplexity": round(use.perplexity, 1),
+        **scored_report(scored, labels, label, spec.config.codebook_size),
         "steps": state.step,
         "skipped_steps": state.guard.skipped,
         "rollbacks": state.guard.rollbacks,

@@ -63,6 +63,19 @@ def baseline_figures(label: ImageLabel, labels: LabelArrays, true: NDArray[Any])
     return figures(label, _baseline(label, labels, true), true, labels.eval_semseg)
 
 
+def scored_report(scored: Scored, labels: LabelArrays, label: ImageLabel, codebook_size: int) -> dict[str, Any]:
+    """What a report says of a tokenizer's quality: figures, baseline, headline, usage and perplexity of the codebook."""
+    use = metrics.codebook_use(scored.tokens, codebook_size)
+    baseline = baseline_figures(label, labels, scored.true)
+    return {
+        "figures": scored.figures,
+        "baseline": baseline,
+        "headline": headline(label, scored.figures, baseline),
+        "usage": round(use.usage, 4),
+        "perplexity": round(use.perplexity, 1),
+    }
+
+
 def headline(label: ImageLabel, found: dict[str, float], baseline: dict[str, float]) -> dict[str, Any]:
     """The figure that a tokenizer is judged by: name, value, baseline, and whether higher or lower is better."""
     name, better = HEADLINES[label]

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 
 from fourmill.core.digest import digest_json
-from fourmill.core.metrics import codebook_use
 from fourmill.core.store import Store
 from fourmill.tokenize.card import with_figures
 from fourmill.tokenize.config import TRAIN_VERSION, ImageTokenizerConfig
 from fourmill.tokenize.exchange import Origin, read_origin
 from fourmill.tokenize.load import ModelError, load_image_tokenizer
 from fourmill.tokenize.preview import preview_png
-from fourmill.tokenize.score import baseline_figures, headline, score_model
+from fourmill.tokenize.score import score_model, scored_report
 from fourmill.tokenize.train_set import read_label
 
 
@@ -46,8 +45,6 @@ def report_tokenizer(
     labels = read_label(store, train_set, train_set_digest, wanted.label)
     label = wanted.label
     scored = score_model(model, labels, label)
-    use = codebook_use(scored.tokens, model.config.codebook_size)
-    baseline = baseline_figures(label, labels, scored.true)
     report: dict[str, Any] = {
         "name": name,
         "label": label,
@@ -55,11 +52,7 @@ def report_tokenizer(
         "path": folder,
         "origin": origin.source if origin else "trained here",
         "licence": origin.licence if origin else "",
-        "figures": scored.figures,
-        "baseline": baseline,
-        "headline": headline(label, scored.figures, baseline),
-        "usage": round(use.usage, 4),
-        "perplexity": round(use.perplexity, 1),
+        **scored_report(scored, labels, label, model.config.codebook_size),
         "train_set": train_set_digest,
         "num_eval": len(labels.eval),
         "preview": report_path.replace("report.json", "preview.png"),
