@@ -11,14 +11,12 @@ from fourmill.core.pictures import (
     boxes_picture,
     depth_picture,
     features_painter,
-    fit_picture,
-    grid_png,
     nearest_pixels,
     normal_picture,
     semseg_legend,
     semseg_picture,
-    text_picture,
 )
+from fourmill.core.sheet import fit_picture, grid_png, text_picture
 
 
 def opened(png: bytes) -> np.ndarray:
@@ -52,11 +50,6 @@ def test_the_nearest_pixels_are_a_maps_own_in_their_order(
     if new_height >= height and new_width >= width:
         assert set(np.unique(shown)) == set(range(height * width))  # none is lost
     assert np.array_equal(nearest_pixels(places, height, width), places)
-
-
-def test_depth_on_a_given_scale_compares_between_images() -> None:
-    near, far = depth_picture(np.full((1, 1), 0.2), 0, 1), depth_picture(np.full((1, 1), 0.8), 0, 1)
-    assert brightness(near)[0, 0] > brightness(far)[0, 0]
 
 
 @pytest.mark.parametrize("value", [0.5, np.nan])

@@ -88,15 +88,19 @@ def codebook_use(tokens: NDArray[np.integer], codebook_size: int) -> CodebookUse
     if not tokens.size or tokens.min() < 0 or tokens.max() >= codebook_size:
         raise ValueError(f"tokens must be a non-empty set of ids 0..{codebook_size - 1}; found shape {tokens.shape}")
     flat_N = tokens.reshape(-1).astype(np.int64)
-    shares = np.bincount(flat_N, minlength=codebook_size) / flat_N.size
-    shares = shares[shares > 0]
     whole = flat_N.size // USAGE_WINDOW * USAGE_WINDOW or flat_N.size
     windows = flat_N[:whole].reshape(-1, min(USAGE_WINDOW, whole))
     return CodebookUse(
         usage=float(np.mean([len(np.unique(window)) for window in windows]) / codebook_size),
-        perplexity=float(np.exp(-(shares * np.log(shares)).sum())),
+        perplexity=perplexity(np.bincount(flat_N, minlength=codebook_size)),
         num_tokens=int(flat_N.size),
     )
+
+
+def perplexity(counts: NDArray[np.integer]) -> float:
+    """Exp of the entropy of what was counted; 0 where nothing was."""
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    return float(np.exp(-(shares * np.log(shares)).sum())) if shares.size else 0.0
 
 
 def mean_map(maps_BHW: Floats) -> NDArray[np.float32]:

@@ -14,20 +14,17 @@ from PIL import Image, ImageDraw
 
 from fourmill.core.labels import COCO_PANOPTIC, Box
 from fourmill.core.modality import SEMSEG_INVALID
-from fourmill.core.sheet import draw_text, fit_picture, grid_png, text_picture, text_width
+from fourmill.core.sheet import draw_text, text_width
 
 __all__ = [
     "boxes_picture",
     "depth_picture",
     "features_painter",
-    "fit_picture",
-    "grid_png",
     "nearest_pixels",
     "normal_picture",
     "painter_of",
     "semseg_legend",
     "semseg_picture",
-    "text_picture",
 ]
 
 RGB = NDArray[np.uint8]
@@ -76,18 +73,16 @@ def nearest_pixels(map_HW: NDArray[Any], height: int, width: int) -> NDArray[Any
     return map_HW[rows[:, None], columns]
 
 
-def depth_picture(depth_HW: NDArray[Any], vmin: float | None = None, vmax: float | None = None) -> RGB:
-    """Depth in colour, any range: near is yellow, far is violet.
+def depth_picture(depth_HW: NDArray[Any]) -> RGB:
+    """Depth in colour, any range: the map's nearest is yellow, its farthest violet.
 
     Args:
         depth_HW: depth, far is large; values that are not finite become black.
-        vmin: depth shown as nearest; the map's own least by default.
-        vmax: depth shown as farthest; the map's own largest by default.
     """
     depth = depth_HW.astype(np.float32)
     known = np.isfinite(depth)
-    low = vmin if vmin is not None else float(depth[known].min(initial=np.inf)) if known.any() else 0.0
-    high = vmax if vmax is not None else float(depth[known].max(initial=-np.inf)) if known.any() else 1.0
+    low = float(depth[known].min()) if known.any() else 0.0
+    high = float(depth[known].max()) if known.any() else 1.0
     share = np.clip((np.where(known, depth, low) - low) / max(high - low, 1e-9), 0, 1)
     at = (1 - share) * (len(_VIRIDIS) - 1)
     below = np.minimum(at.astype(np.int64), len(_VIRIDIS) - 2)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from fourmill.core.labels import decode_boxes, decode_image
+from fourmill.core.metrics import perplexity
 from fourmill.core.modality import CROPS, IMAGES, Modality
 from fourmill.core.names import SPLITS, Layout, SampleKey
-from fourmill.core.pictures import grid_png
 from fourmill.core.shards import ShardPlace, damage_of, places_of, read_members, read_receipt, read_rows
+from fourmill.core.sheet import grid_png
 from fourmill.core.store import Store
 from fourmill.core.tar import TarError
 from fourmill.tokenize.align import source_asset, source_folders, token_folder
@@ -93,9 +94,7 @@ def token_figures(store: Store, dataset: str, layout: Layout, block: str, modali
     for place in places_of(dataset, layout, block, folder):
         for _, data in read_members(store, place):
             counts += np.bincount(np.load(io.BytesIO(data), allow_pickle=False).ravel(), minlength=len(counts))
-    p = counts[counts > 0] / max(counts.sum(), 1)
-    perplexity = float(np.exp(-(p * np.log(p)).sum())) if p.size else 0.0
-    return {"ids_seen": round(float((counts > 0).mean()), 4), "perplexity": round(perplexity, 1)}
+    return {"ids_seen": round(float((counts > 0).mean()), 4), "perplexity": round(perplexity(counts), 1)}
 
 
 def token_preview(

@@ -4,7 +4,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fourmill.core.pictures import grid_png, painter_of
+from fourmill.core.pictures import painter_of
+from fourmill.core.sheet import grid_png
 from fourmill.tokenize.config import ImageLabel
 
 NUM_SHOWN = 8
