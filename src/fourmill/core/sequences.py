@@ -45,6 +45,11 @@ def sentinel(number: int) -> int:
     return FIRST_SENTINEL + number
 
 
+def is_sentinel(token: int) -> bool:
+    """Whether an id is a sentinel's."""
+    return FIRST_SENTINEL <= token < FIRST_SENTINEL + NUM_SENTINELS
+
+
 def special_tokens() -> list[str]:
     """The 4,284 special tokens in the order of their ids."""
     return [

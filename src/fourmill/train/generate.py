@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fourmill.core.modality import TEXT_MAX_TOKENS, Modality
-from fourmill.core.sequences import EOS, FIRST_SENTINEL, NUM_SENTINELS, sentinel
+from fourmill.core.sequences import EOS, is_sentinel, sentinel
 from fourmill.train.assemble import Part, assemble_targets, text_target
 from fourmill.train.model import FourM
 from fourmill.train.sampling import Schedule, draw_tokens, step_sizes
@@ -87,7 +87,7 @@ def generate_from_caption(
     names = (
         list(targets)
         if targets is not None
-        else [n for n in model.by_name if n.split("@")[0] in ("tok_clip", "tok_rgb")]
+        else [m.name for m in model.modalities if m.label in ("tok_clip", "tok_rgb")]
     )
     plan = [Decoding(name, steps=steps, temperature=temperature, **options) for name in names]  # type: ignore[arg-type]
     return generate(model, Visible(len(ids), texts={"caption": [list(row) for row in ids]}), plan, seed, chain)
@@ -237,7 +237,7 @@ def _decode_text(model: FourM, visible: Visible, decoding: Decoding, seed: int, 
 
 
 def _closes(token: int) -> bool:
-    return token == EOS or FIRST_SENTINEL <= token < FIRST_SENTINEL + NUM_SENTINELS
+    return token == EOS or is_sentinel(token)
 
 
 def _show(visible: Visible, modality: Modality, found: Tokens) -> None:

@@ -196,19 +196,6 @@ def mask_spans(ids: Sequence[int], kept: NDArray[np.bool_]) -> tuple[Ids, Ids]:
     return np.array(visible, np.int64), np.array(target, np.int64)
 
 
-def merge_spans(visible: Sequence[int], target: Sequence[int]) -> list[int]:
-    """The text again: each sentinel of the visible part replaced by its run; one without a run is dropped."""
-    runs: dict[int, list[int]] = {}
-    number = None
-    for token in target:
-        if _is_sentinel(token):
-            number = token
-            runs.setdefault(token, [])
-        elif number is not None:
-            runs[number].append(token)
-    return [t for token in visible for t in (runs.get(token, []) if _is_sentinel(token) else [token])]
-
-
 def cut_target(target: Ids, num_targets: int, rng: Rng) -> Ids:
     """A target part within its budget: it starts at a random span, or at the first whose rest fits."""
     if len(target) <= num_targets or not num_targets:
@@ -231,7 +218,3 @@ def visible_counts(is_text: bool, length: int) -> NDArray[np.int32]:
     if is_text:
         return np.ones(length, np.int32)
     return np.array([length] + [0] * (length - 1), np.int32)[:length]
-
-
-def _is_sentinel(token: int) -> bool:
-    return FIRST_SENTINEL <= token < FIRST_SENTINEL + NUM_SENTINELS
