@@ -52,7 +52,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(_safetensors(path), {})
     content = _arrays(path) if path.suffix == ".pkl" and not zipfile.is_zipfile(path) else _torch(path)
     # Where a pickle says `argparse.Namespace` an inert stand-in was filled, with attributes.
-    arguments = dict(vars(content["args"])) if isinstance(content, Mapping) and _has_attributes(content, "args") else {}
+    arguments = (
+        dict(vars(content["args"])) if isinstance(content, Mapping) and hasattr(content.get("args"), "__dict__") else {}
+    )
     for part in _PARTS:
         if isinstance(content, Mapping) and isinstance(content.get(part), Mapping):
             content = content[part]
@@ -61,10 +63,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not found:
         raise ValueError(f"{path} holds no weights, expected a state dict, alone or as `state_dict` or `model`")
     return Checkpoint(found, arguments)
-
-
-def _has_attributes(content: Mapping[Any, Any], key: str) -> bool:
-    return key in content and hasattr(content[key], "__dict__")
 
 
 def refusal(path: Path, error: Exception) -> str:

@@ -191,7 +191,7 @@ def fourm_b_cc12m() -> PretrainConfig:
     """
     return PretrainConfig(
         model=ModelConfig(),
-        masking=MaskingConfig(components=_all_to_all_and_rgb_to_all(0.5)),
+        masking=MaskingConfig(components=_all_to_all_and_rgb_to_all()),
         optim=OptimConfig(learning_rate=1e-4 * 8192 / 256, warmup_steps=4_769),
         batch_size=8192,
         steps=239_120,
@@ -250,7 +250,7 @@ def fourm_demo(steps: int) -> PretrainConfig:
     return PretrainConfig(
         model=_demo_model(),
         masking=MaskingConfig(
-            components=_all_to_all_and_rgb_to_all(0.5, rgb_weight=4.0),
+            components=_all_to_all_and_rgb_to_all(rgb_weight=4.0),
             num_input_tokens=(80, 80),
             num_target_tokens=(96, 96),
         ),
@@ -302,10 +302,10 @@ def _demo_model() -> ModelConfig:
     )
 
 
-def _all_to_all_and_rgb_to_all(alpha: float, rgb_weight: float = 1.0) -> tuple[MixtureComponent, ...]:
+def _all_to_all_and_rgb_to_all(rgb_weight: float = 1.0) -> tuple[MixtureComponent, ...]:
     return (
-        MixtureComponent(input_alphas={"rgb": 1000.0}, target_alphas={"*": alpha}, weight=rgb_weight),
-        MixtureComponent(input_alphas={"*": alpha}, target_alphas={"*": alpha}),
+        MixtureComponent(input_alphas={"rgb": 1000.0}, target_alphas={"*": 0.5}, weight=rgb_weight),
+        MixtureComponent(input_alphas={"*": 0.5}, target_alphas={"*": 0.5}),
     )
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fourmill.train.assemble import Part, assemble_inputs
 from fourmill.train.batch import Inputs, cut_patches
-from fourmill.train.masking import Ids, text_positions_of
+from fourmill.train.masking import text_positions_of
 from fourmill.train.model import FourM
 
 
@@ -52,11 +52,11 @@ def visible_inputs(model: FourM, visible: Visible) -> Inputs:
     for i, modality in enumerate(model.modalities):
         for row, parts in enumerate(rows):
             if modality.name in visible.patches:
-                parts.append(_image(i, np.arange(modality.max_tokens), np.zeros(modality.max_tokens, np.int64)))
+                parts.append(Part(i, np.arange(modality.max_tokens), np.zeros(modality.max_tokens, np.int64)))
             elif modality.name in visible.tokens:
                 tokens = visible.tokens[modality.name][row]
                 known = np.flatnonzero(tokens >= 0)
-                parts.append(_image(i, known, tokens[known]))
+                parts.append(Part(i, known, tokens[known]))
             elif modality.name in visible.texts:
                 ids = np.array(visible.texts[modality.name][row], np.int64)
                 parts.append(Part(i, text_positions_of(len(ids)), ids))
@@ -64,7 +64,3 @@ def visible_inputs(model: FourM, visible: Visible) -> Inputs:
     stacks = [visible.patches[m.name] for m in model.modalities if m.name in visible.patches]
     patches = np.concatenate(stacks, 1) if stacks else np.zeros((0, 1, model.patch_px**2 * 3), np.uint8)
     return assemble_inputs(rows, width, patches.reshape(-1, model.patch_px**2 * 3))
-
-
-def _image(modality: int, positions: Ids, ids: Ids) -> Part:
-    return Part(modality, positions, ids)
