@@ -1,11 +1,12 @@
 """Checkpoints of a training on local disk (torch is imported here): whole or not at all, and only for the inputs they were made from."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fourmill.core.store import LocalStore
 
 _log = logging.getLogger(__name__)
 _FILE = "checkpoint.pt"
@@ -13,15 +14,10 @@ _FILE = "checkpoint.pt"
 
 def save_checkpoint(folder: Path, input_digest: str, state: dict[str, Any]) -> None:
     """Replace the checkpoint of a run folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for orphan in folder.glob(f".{_FILE}.*.tmp"):  # of a killed writer; a run folder has one writer at a time
-        orphan.unlink(missing_ok=True)
-    draft = folder / f".{_FILE}.{os.getpid()}.tmp"
-    with draft.open("wb") as file:
+    store = LocalStore(folder)
+    store.sweep("", f"{_FILE}.")  # of a killed writer; a run folder has one writer at a time
+    with store.create(_FILE) as file:
         torch.save({"input_digest": input_digest, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(folder / _FILE)
 
 
 def load_checkpoint(folder: Path, input_digest: str) -> dict[str, Any] | None:
