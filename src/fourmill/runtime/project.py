@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fourmill.core.modality import IMAGE_TOKENS, LABELS, Modality, modality_table
 from fourmill.core.names import Layout
-from fourmill.core.store import is_local
+from fourmill.core.store import LocalStore, is_local
 from fourmill.ingest.config import IngestConfig, SourceConfig
 from fourmill.pseudolabel.config import LabellerConfig
 from fourmill.pseudolabel.members import label_format
@@ -320,7 +320,4 @@ def read_project(path: Path) -> Project:
 
 def write_project(project: Project, path: Path) -> None:
     """Keep a project's config, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(project.model_dump_json(indent=1))
-    draft.replace(path)
+    LocalStore(path.parent).write(path.name, project.model_dump_json(indent=1).encode())
