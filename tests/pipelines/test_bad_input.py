@@ -34,6 +34,14 @@ def test_a_profile_that_does_not_exist(tmp_path: Path, fourmill: Run) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["demo", "run"])
+def test_minutes_for_a_profile_whose_steps_are_fixed(command: str, tmp_path: Path, fourmill: Run) -> None:
+    source = ("--folder", str(tmp_path)) if command == "run" else ()
+    out = ("--out", str(tmp_path / "out"), "--profile", "smallest", "--train-minutes", "3")
+    refused(fourmill(command, *source, *out), "--train-minutes goes with --profile demo", "smallest", "pretrain.steps")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_list(tmp_path: Path, fourmill: Run) -> None:
     done = fourmill("run", "--list", str(tmp_path / "no.tsv"), "--out", str(tmp_path / "out"), "--labellers", "seeded")
     refused(done, "no list at", "no.tsv", "URL<TAB>caption")
@@ -46,6 +54,7 @@ def test_a_run_of_two_sources_or_of_none(tmp_path: Path, fourmill: Run) -> None:
         fourmill("run", *out, "--folder", str(tmp_path), "--tars", str(tmp_path)), "one of --list, --folder and --tars"
     )
     refused(fourmill("run", *out, "--num-blocks", "3"), "go with --list", "--set")
+    refused(fourmill("run", *out, "--train-minutes", "3"), "go with --list", "--set")
     refused(fourmill("run", *out), "no project at", "fourmill run --list")
     refused(fourmill("run", *out, "--folder", str(tmp_path / "none")), "no folder at")
 

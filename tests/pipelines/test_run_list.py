@@ -33,7 +33,7 @@ def pictures(tmp_path: Path) -> Iterator[Path]:
 
 def run(fourmill: Run, pictures: Path, labellers: str, *more: str) -> "subprocess.CompletedProcess[str]":
     out = str(pictures.parent / "out")
-    options = ("--labellers", labellers, "--profile", "smallest", "--train-minutes", "0")
+    options = ("--labellers", labellers, "--profile", "smallest")
     return fourmill("run", "--list", str(pictures), "--out", out, *options, *more)
 
 

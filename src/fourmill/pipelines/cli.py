@@ -37,6 +37,7 @@ _console = Console()
 Out = Annotated[Path, typer.Option("--out", help="Folder of the project: store, Dagster's state, pictures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _DEMO_OUT = Path("out/demo")
+_RUN_MINUTES = 0.5  # of 4M's training on a list
 # Dagster's own command line, without two warnings that ask nothing of the reader: that another command exists, and that
 # the dagster.yaml of the current folder, as at this repository's root, does not serve. A project's own does.
 _DAGSTER = """
@@ -65,6 +66,7 @@ def demo(
     """
     from fourmill.pipelines.demo import run_demo
 
+    _check_minutes(train_minutes, profile)
     run_demo(Workspace(out.resolve()), profile, train_minutes, _console)
 
 
@@ -101,9 +103,11 @@ def run(
         int | None, typer.Option(help="Blocks to cut the list into; by default one a 200,000 rows.")
     ] = None,
     train_minutes: Annotated[
-        float,
-        typer.Option(min=0, help="Length of 4M's training at the demo's sizes, in minutes of an idle 2-core machine."),
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            min=0, help="Length of 4M's training at the demo's sizes, in minutes of an idle 2-core machine; default 0.5."
+        ),
+    ] = None,
     profile: Annotated[str, typer.Option(help=f"Sizes: {', '.join(PROFILES)}.")] = "demo",
     opt_out: Annotated[
         Path | None,
@@ -134,6 +138,7 @@ def run(
     from fourmill.pipelines.demo import run_kept, run_list
     from fourmill.pipelines.lists import Choice
 
+    _check_minutes(train_minutes, profile)
     sources = [
         {"list": list_place if "://" in list_place else str(Path(list_place).resolve())} if list_place else None,
         {"list": "", "kind": "folder", "root": str(folder.resolve())} if folder else None,
@@ -146,7 +151,7 @@ def run(
             "give one of --list, --folder and --tars; more data sets go into project.json as more_datasets"
         )
     if not given:
-        if labellers or detector or allow_host or num_blocks or opt_out or store or labels:
+        if labellers or detector or allow_host or num_blocks or opt_out or store or labels or train_minutes is not None:
             raise ValueError(
                 "these options go with --list, --folder or --tars; change a project that is there with --set, for instance --set "
                 """'labellers.canny={"kind":"canny"}'"""
@@ -165,7 +170,7 @@ def run(
             labels=labels or [],
         ),
         profile,
-        train_minutes,
+        _RUN_MINUTES if train_minutes is None else train_minutes,
         _console,
         store=store,
         retry_failed=retry_failed,
@@ -262,6 +267,18 @@ def ui(
             process.send_signal(signal.SIGINT)
             code = process.wait()
     raise typer.Exit(code if code > 0 else 0)
+
+
+def _check_minutes(train_minutes: float | None, profile: str) -> None:
+    """See that a length of 4M's training is given to a profile that has one.
+
+    Raises:
+        ValueError: it is given to another, whose length is in steps.
+    """
+    if train_minutes is not None and profile in PROFILES and profile != "demo":
+        raise ValueError(
+            f"--train-minutes goes with --profile demo; the steps of {profile} are fixed: change them with --set pretrain.steps=N"
+        )
 
 
 def _print_tree(tree: dict[str, object], indent: int = 0) -> None:
