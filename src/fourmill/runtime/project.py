@@ -48,7 +48,8 @@ class SamplesConfig(BaseModel):
         default=8, description="MaskGIT steps of super-resolution; 8 as public."
     )
     temperature: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="Sampling temperature; 0 takes the best."
+        default=0.0,
+        description="Sampling temperature; 0 takes the best. Images from captions are drawn at 1.0 all the same, as in public.",
     )
     seed: int = 0
 
