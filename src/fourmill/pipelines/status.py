@@ -17,6 +17,8 @@ from fourmill.core.digest import digest_bytes
 from fourmill.core.store import Store
 
 State = Literal["ok", "missing", "failed", "stale", "waiting"]
+Place = tuple[dg.AssetKey, str | None]
+"""An asset, or one block of it."""
 _INPUT_VERSION = "dagster/input_data_version/"
 
 
@@ -44,10 +46,6 @@ class _Made:
     files: tuple[str, ...]
 
 
-Place = tuple[dg.AssetKey, str | None]
-"""An asset, or one block of it."""
-
-
 def read_status(
     graph: AssetGraph, instance: dg.DagsterInstance, store: Store, changed: Mapping[Place, str] | None = None
 ) -> list[Node]:
@@ -59,8 +57,8 @@ def read_status(
         changed: places whose inputs from outside have changed, and what has; Dagster cannot know of those.
     """
     outside = changed or {}
-    made: dict[tuple[dg.AssetKey, str | None], _Made | None] = {}
-    states: dict[tuple[dg.AssetKey, str | None], Node] = {}
+    made: dict[Place, _Made | None] = {}
+    states: dict[Place, Node] = {}
     for key in graph.toposorted_asset_keys:
         partitions_def = graph.get(key).partitions_def
         for partition in partitions_def.get_partition_keys() if partitions_def else [None]:
@@ -74,7 +72,7 @@ def read_status(
     return list(states.values())
 
 
-def _parents(graph: AssetGraph, key: dg.AssetKey, partition: str | None) -> Iterator[tuple[dg.AssetKey, str | None]]:
+def _parents(graph: AssetGraph, key: dg.AssetKey, partition: str | None) -> Iterator[Place]:
     """Upstream nodes: the same block, or all blocks where an unpartitioned asset gathers them."""
     for parent in sorted(graph.get(key).parent_keys):
         partitions_def = graph.get(parent).partitions_def
@@ -108,9 +106,9 @@ def _judge(
     key: dg.AssetKey,
     partition: str | None,
     code_version: str | None,
-    made: Mapping[tuple[dg.AssetKey, str | None], _Made | None],
-    states: Mapping[tuple[dg.AssetKey, str | None], Node],
-    parents: list[tuple[dg.AssetKey, str | None]],
+    made: Mapping[Place, _Made | None],
+    states: Mapping[Place, Node],
+    parents: list[Place],
     store: Store,
 ) -> Node:
     mine = made[key, partition]
