@@ -36,7 +36,7 @@ from fourmill.core.work import ShardJob
 from fourmill.pipelines.profiles import smallest
 from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.worker import LabelWorker, label_recipe
-from fourmill.runtime.pool import ShardRunner
+from fourmill.runtime.actors import ShardRunner
 from fourmill.runtime.project import Project, write_project
 from fourmill.runtime.ray_session import RayConfig
 

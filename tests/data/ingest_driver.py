@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fourmill.core.store import LocalStore
 from fourmill.runtime import stages
-from fourmill.runtime.pool import make_worker
+from fourmill.runtime.actors import make_worker
 from fourmill.runtime.project import Project, read_project
 from fourmill.runtime.session import Session
 

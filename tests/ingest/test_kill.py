@@ -19,7 +19,7 @@ from fourmill.core.names import Layout
 from fourmill.core.store import LocalStore
 from fourmill.ingest.source import build_source_index
 from fourmill.pipelines.profiles import smallest
-from fourmill.runtime.pool import ShardRunner
+from fourmill.runtime.actors import ShardRunner
 from fourmill.runtime.project import Project, write_project
 from fourmill.runtime.ray_session import RayConfig
 from fourmill.runtime.session import Session

@@ -18,9 +18,9 @@ from fourmill.core.names import sample_key
 from fourmill.core.shards import Recipe, ShardPlace, finished, read_members
 from fourmill.core.store import LocalStore
 from fourmill.core.work import ShardJob, no_progress
-from fourmill.runtime.actors import crew_of
+from fourmill.runtime.actors import ShardRunner, crew_of
 from fourmill.runtime.pace import Pace
-from fourmill.runtime.pool import ShardError, ShardRunner, run_shards
+from fourmill.runtime.pool import ShardError, run_shards
 from fourmill.runtime.ray_session import RayConfig, RayUnreachableError, StageShare, check_reachable, ensure_ray
 
 CONFIG = RayConfig(num_workers=2)

@@ -12,13 +12,11 @@ from typing import Any
 from fourmill.core.digest import Json
 from fourmill.core.shards import Receipt
 from fourmill.core.work import Progress, ShardJob
-from fourmill.runtime.actors import ActorsError, Crew, Made, ShardRunner, crew_of, make_worker
+from fourmill.runtime.actors import ActorsError, Crew, Made, crew_of
 from fourmill.runtime.interrupts import interruptible
 from fourmill.runtime.pace import Pace
 from fourmill.runtime.ray_session import RayConfig, check_room, dashboard_url, ensure_ray
 from fourmill.runtime.waiting import Wait
-
-__all__ = ["ActorsError", "ShardError", "ShardRunner", "make_worker", "run_shards"]
 
 _log = logging.getLogger(__name__)
 _MOST_LOSSES = 3  # a shard whose actor dies more often is at fault itself
