@@ -165,9 +165,9 @@ def train_wordpiece(captions: Sequence[str], config: TextTokenizerConfig) -> byt
 
 def _pipeline(model: WordPiece) -> Tokenizer:
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = BertNormalizer(clean_text=True, handle_chinese_chars=True, lowercase=True)  # type: ignore
-    tokenizer.pre_tokenizer = BertPreTokenizer()  # type: ignore
-    tokenizer.decoder = WordPieceDecoder(prefix=_PREFIX, cleanup=True)  # type: ignore
+    tokenizer.normalizer = BertNormalizer(clean_text=True, handle_chinese_chars=True, lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.decoder = WordPieceDecoder(prefix=_PREFIX, cleanup=True)
     return tokenizer
 
 
