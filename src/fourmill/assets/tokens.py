@@ -29,7 +29,7 @@ def token_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.A
     return [
         *(_token_asset(project, blocks, asset) for asset in list_token_assets(project).values()),
         _shards_asset(project, blocks),
-        _manifest(project),
+        _manifest(),
     ]
 
 
@@ -126,7 +126,7 @@ def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.Asset
     return shards
 
 
-def _manifest(project: Project) -> dg.AssetsDefinition:
+def _manifest() -> dg.AssetsDefinition:
     key = dg.AssetKey(["tokens", "manifest"])
 
     @dg.asset(

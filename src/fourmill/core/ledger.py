@@ -36,8 +36,6 @@ _SHARD_SCHEMA = pa.schema(
 class BlockReport:
     """What one stage made of one block."""
 
-    stage: str
-    block: str
     digest: str  # content of both splits' ledgers: Dagster's data version
     counts: dict[str, int]  # samples by status
     shards_done: int  # made by this call
@@ -100,8 +98,6 @@ def write_ledger(
             tar_bytes += receipt.tar_bytes
             seconds += receipt.seconds
     return BlockReport(
-        stage=folder,
-        block=block,
         digest=digest_json(contents),
         counts=dict(sorted(counts.items())),
         shards_done=shards_done,

@@ -105,11 +105,11 @@ class Generator:
             captions=[self.text.decode(ids) for ids in made["caption"]],
         )
 
-    def superres(self, low: NDArray[Any], label: str = "rgb") -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """The higher resolution of one modality from the lower one, by the super-resolution fine-tune.
+    def superres(self, low: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """The higher resolution of RGB from the lower one, by the super-resolution fine-tune.
 
         Args:
-            low: tokens (B, L) of the lower resolution, or maps of its side as the label's tokenizer takes them.
+            low: tokens (B, L) of the lower resolution, or images of its side.
 
         Returns:
             Tokens of the higher resolution, (B, L'), and what the tokenizer makes of them.
@@ -123,18 +123,18 @@ class Generator:
         if project.second_px is None:
             raise ValueError("this project has one resolution only; give second_px, second_labels and superres")
         low_px, high_px = sorted((project.input_px, project.second_px))
-        tokens = low if low.ndim == 2 else self.tokenizers[label].tokenize(low)
-        target, config = tokens_name(label, high_px), project.samples
+        tokens = low if low.ndim == 2 else self.tokenizers["rgb"].tokenize(low)
+        target, config = tokens_name("rgb", high_px), project.samples
         made = super_resolve(
             self.model("superres", "fourm/superres"),
-            {tokens_name(label, low_px): tokens},
+            {tokens_name("rgb", low_px): tokens},
             targets=[target],
             steps=config.superres_steps,
             temperature=config.temperature,
             seed=config.seed,
         )
         high = np.asarray(made[target])
-        return high, self.tokenizers[label].detokenize(high, config.seed)
+        return high, self.tokenizers["rgb"].detokenize(high, config.seed)
 
     def from_captions(self, captions: list[str]) -> NDArray[np.uint8]:
         """Pictures from sentences alone, by the text-to-image fine-tune. (B, S, S, 3) uint8."""

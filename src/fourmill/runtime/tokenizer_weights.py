@@ -64,9 +64,9 @@ def missing_tokenizers(project: Project) -> dict[str, str]:
     return found
 
 
-def score_tokenizer(session: Session, label: str, train_set_asset: str = "tokenizers/train_set") -> str:
+def score_tokenizer(session: Session, label: str) -> str:
     """Score an imported tokenizer on the held-out samples of the training set; returns the store path of its report."""
-    train_set = current(session.store, session.project.dataset, "train_set", train_set_asset)
+    train_set = current(session.store, session.project.dataset, "train_set", "tokenizers/train_set")
     work = partial(_score, label=label, train_set=train_set.path, train_set_digest=train_set.digest)
     return run_warm(work, session)
 
