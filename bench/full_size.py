@@ -33,7 +33,7 @@ def _dpt(channels: int) -> Any:
 def _mask2former(folder: Path) -> None:
     from transformers import Mask2FormerConfig, SwinConfig
 
-    from fourmill.core.labels import COCO_PANOPTIC
+    from fourmill.core.coco import COCO_PANOPTIC
     from fourmill.pseudolabel import mask2former
 
     swin: dict[str, Any] = {"image_size": 384, "embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
@@ -50,7 +50,7 @@ def _mask2former(folder: Path) -> None:
 def _detector(folder: Path) -> None:
     from transformers import RTDetrV2Config, RTDetrV2ForObjectDetection
 
-    from fourmill.core.labels import COCO_THINGS
+    from fourmill.core.coco import COCO_THINGS
     from fourmill.pseudolabel import detector
     from fourmill.pseudolabel.config import DetectorConfig
 

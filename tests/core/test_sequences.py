@@ -8,8 +8,9 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from fourmill.core.coco import COCO_THINGS
 from fourmill.core.crops import centre_crop
-from fourmill.core.labels import COCO_THINGS, Box
+from fourmill.core.labels import Box
 from fourmill.core.sequences import (
     CLASS_NAMES,
     FIRST_CLASS,

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from fourmill.core.labels import COCO_PANOPTIC, Box
+from fourmill.core.coco import COCO_PANOPTIC
+from fourmill.core.labels import Box
 from fourmill.core.modality import SEMSEG_INVALID
 from fourmill.core.sheet import draw_text, text_width
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from fourmill.core.coco import COCO_THINGS
 from fourmill.core.crops import CropRow
-from fourmill.core.labels import COCO_THINGS, Box
+from fourmill.core.labels import Box
 from fourmill.core.modality import TEXT_MAX_TOKENS
 
 if TYPE_CHECKING:

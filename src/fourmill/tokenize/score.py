@@ -20,7 +20,8 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from fourmill.core import metrics
-from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS, are_no_classes
+from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
+from fourmill.core.labels import are_no_classes
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 from fourmill.tokenize.config import NUM_CLASS_ROWS, ImageLabel
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
