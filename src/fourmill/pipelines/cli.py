@@ -105,7 +105,8 @@ def run(
     train_minutes: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Length of 4M's training at the demo's sizes, in minutes of an idle 2-core machine; default 0.5."
+            min=0,
+            help="Length of 4M's training at the demo's sizes, in minutes of an idle 2-core machine; default 0.5.",
         ),
     ] = None,
     profile: Annotated[str, typer.Option(help=f"Sizes: {', '.join(PROFILES)}.")] = "demo",

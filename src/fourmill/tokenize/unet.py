@@ -7,6 +7,7 @@ Parameter names are those of the public weights: `input_blocks`, `middle_block`,
 # B batch, C image channels, H W pixels, D channels of a codeword, h w token grid, c channels of a level, N pixels of it
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from fourmill.tokenize.config import DiffusionDecoderConfig
 
 _GROUPS = 32
 _TIME_CHANNELS = 256
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 class PatchedUNet(nn.Module):
@@ -218,7 +221,7 @@ def _norm(width: int) -> _Norm:
     return _Norm(math.gcd(_GROUPS, width), width)
 
 
-def _zero(layer: nn.Module) -> nn.Module:
+def _zero(layer: _Layer) -> _Layer:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
