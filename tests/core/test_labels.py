@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.labels import (
-    COCO_PANOPTIC,
-    COCO_THINGS,
     Box,
     Picture,
     decode_boxes,

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fourmill.core.labels import COCO_PANOPTIC, COCO_THINGS, Picture
+from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
+from fourmill.core.labels import Picture
 from fourmill.core.safe_load import read_weights
 from fourmill.core.store import LocalStore, Store
 from fourmill.pipelines.cli import app

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fourmill.core.labels import COCO_THINGS, Box, Picture, encode_boxes, encode_depth, encode_normal, encode_semseg
+from fourmill.core.coco import COCO_THINGS
+from fourmill.core.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from fourmill.core.labels import Box, Picture, encode_boxes, encode_depth, encode_normal, encode_semseg
 from fourmill.pseudolabel import detector, dpt, mask2former
 from fourmill.pseudolabel.choices import seeded_labellers
-from fourmill.pseudolabel.config import IMAGENET_MEAN, IMAGENET_STD, DetectorConfig, DptConfig, WeightsMissingError
+from fourmill.pseudolabel.config import DetectorConfig, DptConfig, WeightsMissingError
 from fourmill.pseudolabel.labeller import Answer, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import FORMATS

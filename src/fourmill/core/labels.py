@@ -17,12 +17,9 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 
 __all__ = [
-    "COCO_PANOPTIC",
-    "COCO_THINGS",
     "DECODERS",
     "Box",
     "Picture",

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fourmill.core.digest import Json
+from fourmill.core.modality import IMAGES
 from fourmill.core.names import SPLITS, Layout, shard_name
 from fourmill.core.shards import (
     MissingShardError,
@@ -74,7 +75,7 @@ def check_block(store: Store, dataset: str, layout: Layout, block: str, label: s
     deep = set(shards[:: max(1, -(-len(shards) // _DEEP_SHARDS))])
     for shard in shards:
         for split in SPLITS:
-            images = ShardPlace(dataset, split, "images", shard)
+            images = ShardPlace(dataset, split, IMAGES, shard)
             labels = ShardPlace(dataset, split, form.folder, shard)
             missing = [place.tar for place in (images, labels) if read_receipt(store, place) is None]
             if missing:

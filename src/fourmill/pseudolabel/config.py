@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, SerializeAsAny, Tag
 
 from fourmill.core.digest import digest_config, digest_json
+from fourmill.core.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from fourmill.core.scene import SCENE_VERSION
 from fourmill.core.store import Store
 from fourmill.pseudolabel.cached import local_folder
@@ -35,9 +36,10 @@ from fourmill.pseudolabel.stored import (
     stored_ref,
 )
 
-VERSION = "1"  # of what labellers make of the same image, weights and config
-MASK2FORMER_VERSION = "2"  # 1 fed a few sizes of images one pixel larger than the original does
-VITDET_VERSION = "2"  # 1 had heads in float32 whatever the precision, and attention that rounds otherwise
+# Of what labellers make of the same image, weights and config.
+VERSION = "1"
+MASK2FORMER_VERSION = "2"
+VITDET_VERSION = "2"
 
 _SEEDED_DETECTOR = "rt_detr_v2"  # as `detector` builds it
 
@@ -60,9 +62,6 @@ DETECTORS = (
 Side = Annotated[int, Field(gt=0, multiple_of=32)]
 BatchSize = Annotated[int, Field(gt=0, description="Images that go through the network at once.")]
 Colour = tuple[float, float, float]
-
-IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
-IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 
 
 class _Config(BaseModel):

@@ -13,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from fourmill.core.digest import digest_file
+from fourmill.core.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from fourmill.core.safe_load import read_weights
 from fourmill.core.store import Store
 from fourmill.core.weights import shown_problems
 from fourmill.pseudolabel import clip, detector, dpt, mask2former
 from fourmill.pseudolabel.choices import clip_config
-from fourmill.pseudolabel.config import IMAGENET_MEAN, IMAGENET_STD, DetectorConfig, DptConfig, Mask2FormerConfig
+from fourmill.pseudolabel.config import DetectorConfig, DptConfig, Mask2FormerConfig
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.make import make_features, make_labeller
 from fourmill.pseudolabel.members import OWN

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fourmill.core.labels import COCO_THINGS, Box, Picture
+from fourmill.core.coco import COCO_THINGS
+from fourmill.core.labels import Box, Picture
 from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import VERSION, DetectorConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected

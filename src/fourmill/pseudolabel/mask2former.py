@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fourmill.core.labels import COCO_PANOPTIC, Picture
+from fourmill.core.coco import COCO_PANOPTIC
+from fourmill.core.labels import Picture
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 from fourmill.core.precision import exact_products
 from fourmill.core.streams import streams_of, to_host

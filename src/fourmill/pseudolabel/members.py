@@ -11,7 +11,7 @@ from fourmill.core import labels as formats
 from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.digest import Json
 from fourmill.core.labels import Box
-from fourmill.core.modality import NUM_SEMSEG_CLASSES, SEMSEG_INVALID
+from fourmill.core.modality import LABEL_FOLDERS, NUM_SEMSEG_CLASSES, SEMSEG_INVALID
 from fourmill.core.pictures import (
     boxes_picture,
     depth_picture,
@@ -156,7 +156,7 @@ def _show_classes(shown: RGB, ids_HW: Any, cell_px: int) -> list[RGB]:
 
 FORMATS: dict[str, LabelFormat] = {
     "depth": LabelFormat(
-        folder="depth",
+        folder=LABEL_FOLDERS["depth"],
         ext="png",
         about="Depth of every image, 16-bit, near small and far large.",
         encode=formats.encode_depth,
@@ -168,7 +168,7 @@ FORMATS: dict[str, LabelFormat] = {
         impossible=_depth_impossible,
     ),
     "normal": LabelFormat(
-        folder="normal",
+        folder=LABEL_FOLDERS["normal"],
         ext="png",
         about="Surface normals of every image in the camera's frame, 8 bits a channel.",
         encode=formats.encode_normal,
@@ -180,7 +180,7 @@ FORMATS: dict[str, LabelFormat] = {
         impossible=_normal_impossible,
     ),
     "semseg": LabelFormat(
-        folder="semseg",
+        folder=LABEL_FOLDERS["semseg"],
         ext="png",
         about="COCO panoptic class of every pixel, raw ids 0..132, 255 where there is none.",
         encode=formats.encode_semseg,
@@ -192,7 +192,7 @@ FORMATS: dict[str, LabelFormat] = {
         impossible=_semseg_impossible,
     ),
     "det": LabelFormat(
-        folder="boxes",
+        folder=LABEL_FOLDERS["det"],
         ext="json",
         about="Boxes of COCO's 80 things in every image, corners as shares of the sides.",
         encode=formats.encode_boxes,

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from fourmill.core.labels import decode_image
+from fourmill.core.modality import IMAGES
 from fourmill.core.names import SPLITS, Layout, SampleKey
 from fourmill.core.shards import ShardPlace, read_members, read_receipt, read_rows
 from fourmill.core.sheet import fit_picture, grid_jpeg, text_picture
@@ -125,7 +126,7 @@ def _from_shard(store: Store, place: ShardPlace, labels: Sequence[str], num: int
         return {key: data for key, data in tar if key in picked}
 
     try:
-        images = members("images")
+        images = members(IMAGES)
         found = {label: members(label_format(label).folder) for label in labels}
     except (FileNotFoundError, TarError):  # the block's checks say so
         return []

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fourmill.core.flow import Threads
+from fourmill.core.modality import IMAGES
 from fourmill.core.names import Split
 from fourmill.core.shards import (
     Item,
@@ -34,8 +35,6 @@ from fourmill.pseudolabel.items import Effort, all_items, covered_s, first_of
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import ROW_EXTRA, LabelFormat, label_format
 
-_IMAGES = "images"
-
 
 def label_recipe(store: Store, dataset: str, split: Split, shard: int, label: str, config: AnyLabellerConfig) -> Recipe:
     """All that a shard of labels depends on.
@@ -45,13 +44,13 @@ def label_recipe(store: Store, dataset: str, split: Split, shard: int, label: st
         WeightsMissingError: the labeller's weights are not there.
     """
     require_weights(label, config, store)
-    images = need(store, ShardPlace(dataset, split, _IMAGES, shard), f"{dataset}/images")
+    images = need(store, ShardPlace(dataset, split, IMAGES, shard), f"{dataset}/images")
     return Recipe(
         stage=f"labels/{label}",
         code_version=label_version(config),
         config=config_digest(config),
         weights=weights_digest(config),
-        inputs={_IMAGES: images.content},
+        inputs={IMAGES: images.content},
     )
 
 
@@ -96,8 +95,8 @@ class LabelWorker:
             TarError: the tar of images is damaged.
             NetworkError: the network is wrong.
         """
-        images = ShardPlace(self._dataset, job.split, _IMAGES, job.shard)
-        found = {_IMAGES: need(self._store, images, f"{self._dataset}/images").content}
+        images = ShardPlace(self._dataset, job.split, IMAGES, job.shard)
+        found = {IMAGES: need(self._store, images, f"{self._dataset}/images").content}
         if found != job.recipe.inputs or self._attempts.labeller.weights_digest != job.recipe.weights:
             raise _changed(self._attempts.labeller.label, images)
         place = ShardPlace(self._dataset, job.split, self._format.folder, job.shard)
@@ -125,7 +124,7 @@ class LabelWorker:
             if recipe.inputs != job.recipe.inputs or finished(self._store, place, recipe) is not None:
                 continue
             if recipe.weights != attempts.labeller.weights_digest:
-                raise _changed(label, ShardPlace(self._dataset, job.split, _IMAGES, job.shard))
+                raise _changed(label, ShardPlace(self._dataset, job.split, IMAGES, job.shard))
             found.append(_More(place, recipe, attempts, form))
         return found
 
