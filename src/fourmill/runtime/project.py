@@ -299,7 +299,7 @@ def problems_of(error: ValidationError) -> list[str]:
 
 def _key(place: tuple[int | str, ...]) -> str:
     """A place as the file names it, without the marks of the table, and of the kind, that a labeller's config was taken from."""
-    marks = {"own": 1, "network": 2}.get(str(place[2]), 0) if place[0] == "labellers" and len(place) > 2 else 0
+    marks = {"own": 1, "network": 2}.get(str(place[2]), 0) if place[:1] == ("labellers",) and len(place) > 2 else 0
     return ".".join(map(str, place[:2] + place[2 + marks :]))
 
 
