@@ -30,7 +30,7 @@ def threads() -> Iterator[Threads]:
 class EverySecond:
     """Boxes for every second picture; the others are rejected."""
 
-    label, version, weights_digest = "det", "1", "none"
+    label, weights_digest = "det", "none"
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size

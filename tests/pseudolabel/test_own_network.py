@@ -47,7 +47,7 @@ class OutlineConfig(OwnNetworkConfig):
 class OutlineLabeller:
     """Where one convolution of the image is above nought."""
 
-    label, version = "outline", "1"
+    label = "outline"
 
     def __init__(self, config: OutlineConfig) -> None:
         self.batch_size, self.weights_digest = config.batch_size, config.weights_digest

@@ -45,7 +45,6 @@ class CannyLabeller:
     """Edges of any image."""
 
     label = "canny"
-    version = _VERSION
 
     def __init__(self, config: CannyConfig) -> None:
         import cv2

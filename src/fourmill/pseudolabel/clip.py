@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fourmill.core.labels import Picture
-from fourmill.pseudolabel.config import VERSION, ClipConfig, weights_digest
+from fourmill.pseudolabel.config import ClipConfig, weights_digest
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.network import (
     Forward,
@@ -34,8 +34,6 @@ _SEEDED_PX = 64
 
 class ClipFeatures:
     """Crops (B, S, S, 3) uint8 to features (B, h, w, C) float32; no state."""
-
-    version = VERSION
 
     def __init__(self, config: ClipConfig) -> None:
         self.channels = config.channels

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fourmill.core.coco import COCO_THINGS
 from fourmill.core.labels import Box, Picture
 from fourmill.core.streams import streams_of, to_host
-from fourmill.pseudolabel.config import VERSION, DetectorConfig, weights_digest
+from fourmill.pseudolabel.config import DetectorConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     Forward,
@@ -53,7 +53,6 @@ class DetectorLabeller:
     """Boxes, the surest first."""
 
     label = "det"
-    version = VERSION
 
     def __init__(self, config: DetectorConfig) -> None:
         self.batch_size = config.batch_size

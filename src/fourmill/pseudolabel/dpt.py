@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fourmill.core.labels import Picture
 from fourmill.core.streams import streams_of, to_host
-from fourmill.pseudolabel.config import VERSION, DptConfig, weights_digest
+from fourmill.pseudolabel.config import DptConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Answer, Labelled, NetworkError
 from fourmill.pseudolabel.network import (
     Forward,
@@ -35,8 +35,6 @@ _STRIDE = 32  # of the deepest map; at other sizes the maps to be fused differ i
 
 class DptLabeller:
     """One DPT network: depth or normals."""
-
-    version = VERSION
 
     def __init__(self, label: Literal["depth", "normal"], config: DptConfig) -> None:
         self.label = label

@@ -63,7 +63,6 @@ class Labeller(Protocol):
     """Images to labels of one kind."""
 
     label: str  # depth, normal, semseg, det, or one of `members.OWN`
-    version: str
     weights_digest: str
     batch_size: int  # images at once
     # Where it has them: `streams`, batches that it may be asked about at a time, each from a thread; and `fed_size(picture)`,
@@ -89,7 +88,6 @@ class Labeller(Protocol):
 class FeatureExtractor(Protocol):
     """Square crops to dense features."""
 
-    version: str
     weights_digest: str
     channels: int
 

@@ -18,7 +18,7 @@ from fourmill.core.labels import Picture
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 from fourmill.core.precision import exact_products
 from fourmill.core.streams import streams_of, to_host
-from fourmill.pseudolabel.config import MASK2FORMER_VERSION, Mask2FormerConfig, weights_digest
+from fourmill.pseudolabel.config import Mask2FormerConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     Forward,
@@ -45,7 +45,6 @@ class Mask2FormerLabeller:
     """Classes (H, W) uint8, ids 0..132; the argmax is never void."""
 
     label = "semseg"
-    version = MASK2FORMER_VERSION
 
     def __init__(self, config: Mask2FormerConfig) -> None:
         self.batch_size = config.batch_size

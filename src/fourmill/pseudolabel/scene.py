@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fourmill.core.labels import Picture
 from fourmill.core.scene import Rendering, Scene, render
-from fourmill.pseudolabel.config import VERSION, SceneConfig, weights_digest
+from fourmill.pseudolabel.config import SceneConfig, weights_digest
 from fourmill.pseudolabel.labeller import Answer, Label, NotASceneError
 
 _PARTS: Mapping[str, Callable[[Rendering], Label]] = {
@@ -23,8 +23,6 @@ _PARTS: Mapping[str, Callable[[Rendering], Label]] = {
 
 class SceneLabeller:
     """Depth, normals, classes or boxes of generated scenes."""
-
-    version = VERSION
 
     def __init__(self, label: str, config: SceneConfig) -> None:
         self.label = label

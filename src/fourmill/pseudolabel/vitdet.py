@@ -26,7 +26,7 @@ from fourmill.core.coco import COCO_THINGS
 from fourmill.core.labels import Box, Picture
 from fourmill.core.safe_load import read_weights
 from fourmill.core.streams import streams_of, to_device, to_host
-from fourmill.pseudolabel.config import VITDET_VERSION, VitDetConfig, weights_digest
+from fourmill.pseudolabel.config import VitDetConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
 from fourmill.pseudolabel.network import (
     PRECISIONS,
@@ -53,7 +53,6 @@ class VitDetLabeller:
     """Boxes, the surest first."""
 
     label = "det"
-    version = VITDET_VERSION
 
     def __init__(self, config: VitDetConfig) -> None:
         self.batch_size = config.batch_size
