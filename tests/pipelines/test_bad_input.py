@@ -5,6 +5,7 @@ import os
 import socket
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
 
-from fourmill.pipelines import cli, preflight
+from fourmill.pipelines import cli, demo, preflight
 from fourmill.pipelines.demo import run_kept
 from fourmill.pipelines.preflight import NotReadyError, check_machine, check_port, only_one
 from fourmill.pipelines.profiles import smallest
@@ -116,6 +117,19 @@ def test_a_refused_setting_is_not_kept(smallest_demo: Path, monkeypatch: pytest.
     with pytest.raises(preflight.NotReadyError, match="not with 13 steps"):
         run_kept(Workspace(smallest_demo), Console(), settings=["pretrain.steps=13"])
     assert Workspace(smallest_demo).project_file.read_bytes() == before
+
+
+def test_an_interrupt_is_told_with_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run_demo", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fourmill", "demo"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130 and "goes on with what is left" in capsys.readouterr().err
 
 
 def test_state_that_cannot_be_written_is_told_with_the_next_step(

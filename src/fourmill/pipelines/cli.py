@@ -36,6 +36,7 @@ app.command()(doctor)
 _console = Console()
 Out = Annotated[Path, typer.Option("--out", help="Folder of the project: store, Dagster's state, pictures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+_INTERRUPTED = 130  # as typer ends a program after Ctrl-C
 _DEMO_OUT = Path("out/demo")
 _RUN_MINUTES = 0.5  # of 4M's training on a list
 # Dagster's own command line, without two warnings that ask nothing of the reader: that another command exists, and that
@@ -299,9 +300,13 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     try:
         app()
-    except (RunFailedError, KeyboardInterrupt) as error:
-        Console(stderr=True).print(f"[red]failed:[/] {error or 'interrupted; the next call continues'}", soft_wrap=True)
+    except RunFailedError as error:
+        Console(stderr=True).print(f"[red]failed:[/] {error}", soft_wrap=True)
         sys.exit(1)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            Console(stderr=True).print("[red]interrupted[/]; the same command goes on with what is left")
+        raise
     except ValidationError as error:
         Console(stderr=True).print("[red]config:[/] " + "; ".join(problems_of(error)), soft_wrap=True)
         sys.exit(2)
