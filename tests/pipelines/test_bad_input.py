@@ -85,9 +85,14 @@ def test_a_kind_of_labeller_that_does_not_exist(tmp_path: Path) -> None:
     said = "; ".join(problems_of(caught.value))
     assert "labellers.edges: " in said and "'cannny'; kinds are scene, dpt" in said and "clip, canny" in said
     assert "labellers.canny.lo: there is no such key" in said
-    with pytest.raises(ValidationError) as caught:  # of the whole project: no key
-        Project.model_validate(smallest(tmp_path).model_dump() | {"second_px": 40})
-    assert all(": " in line for line in problems_of(caught.value))
+
+
+def test_a_problem_of_a_whole_project_has_no_key(tmp_path: Path) -> None:
+    project = smallest(tmp_path)
+    rgb = project.tokenizers["rgb"].model_copy(update={"patch_px": 16})
+    with pytest.raises(ValidationError) as caught:
+        Project.model_validate({**dict(project), "tokenizers": {**project.tokenizers, "rgb": rgb}})
+    assert {one["loc"] for one in caught.value.errors()} == {()} and "patch" in problems_of(caught.value)[0]
 
 
 def test_a_profile_for_photographs_has_no_demo(tmp_path: Path, fourmill: Run) -> None:

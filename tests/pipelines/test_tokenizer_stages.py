@@ -102,7 +102,7 @@ def test_a_run_labels_the_blocks_that_training_sets_of_other_data_sets_name(tmp_
 
 def test_imagenet_is_the_first_stage_of_the_paper_s_tokenizers_by_settings(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "imagenet.md").read_text()
-    settings = re.findall(r"--set '(.+?)'", page)
+    settings = re.findall(r"--set '(.+?)'", page.partition("\n## ")[0])
     assert len(settings) == 4
     project = with_settings(cc12m_4m7(tmp_path), settings)
     first = project.tokenizers["depth"].earlier_stages[0]

@@ -6,7 +6,7 @@ images and for nothing else, so it is only ever chosen by name.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -202,8 +202,12 @@ NetworkConfig = SceneConfig | DptConfig | Mask2FormerConfig | DetectorConfig | V
 AnyLabellerConfig = NetworkConfig | OwnConfig
 
 
-_KINDS = tuple(str(config.model_fields["kind"].default) for config in get_args(NetworkConfig))
-_OWN_KINDS = tuple(str(own.config.model_fields["kind"].default) for own in OWN.values())
+def _kinds(configs: Iterable[type[BaseModel]]) -> list[str]:
+    return [str(config.model_fields["kind"].default) for config in configs]
+
+
+def _own_kinds() -> list[str]:
+    return _kinds(own.config for own in OWN.values())
 
 
 def _kind(value: Any) -> Any:
@@ -211,15 +215,16 @@ def _kind(value: Any) -> Any:
 
 
 def _of_known_kind(value: Any) -> Any:
-    if _kind(value) not in (*_KINDS, *_OWN_KINDS):
-        raise ValueError(f"no labeller is of the kind {_kind(value)!r}; kinds are {', '.join((*_KINDS, *_OWN_KINDS))}")
+    known = [*_kinds(get_args(NetworkConfig)), *_own_kinds()]
+    if _kind(value) not in known:
+        raise ValueError(f"no labeller is of the kind {_kind(value)!r}; kinds are {', '.join(known)}")
     return value
 
 
 LabellerConfig = Annotated[
     Annotated[NetworkConfig, Field(discriminator="kind"), Tag("network")]
     | Annotated[SerializeAsAny[OwnConfig], BeforeValidator(own_config), Tag("own")],
-    Discriminator(lambda value: "own" if _kind(value) in _OWN_KINDS else "network"),
+    Discriminator(lambda value: "own" if _kind(value) in _own_kinds() else "network"),
     BeforeValidator(_of_known_kind),
 ]
 """A labeller of a project file: one of 4M's, or of `members.OWN`."""
