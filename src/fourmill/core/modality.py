@@ -15,8 +15,8 @@ Resolutions = Literal["base", "both"]
 
 IMAGE_TOKENS = ("rgb", "depth", "normal", "semseg", "clip")
 TEXTS = ("caption", "det")
-LABELS = ("depth", "normal", "semseg", "det")
 LABEL_FOLDERS = {"depth": "depth", "normal": "normal", "semseg": "semseg", "det": "boxes"}
+LABELS = tuple(LABEL_FOLDERS)
 IMAGES = "images"  # folder that all labels are made from
 CROPS = "crop_settings"  # folder of the crops that all modalities of a sample were made by
 TEXT_MAX_TOKENS = 256

@@ -159,11 +159,9 @@ def _render_all(
     jobs = [(str(images), row, size_px, seed) for row in rows]
     captions: list[str] = []
     # spawn: the caller may hold threads (a server, a progress display), which a fork would copy half-way
-    context, quiet = (
-        multiprocessing.get_context("spawn"),
-        (signal.SIGINT, signal.SIG_IGN),
-    )  # the caller ends them, and says so
-    with context.Pool(min(_WORKERS, len(rows)), signal.signal, quiet) as pool:
+    context = multiprocessing.get_context("spawn")
+    ignoring = (signal.SIGINT, signal.SIG_IGN)  # the caller ends them, and says so
+    with context.Pool(min(_WORKERS, len(rows)), signal.signal, ignoring) as pool:
         for text in pool.imap(_make_row, jobs, chunksize=16):
             captions.append(text)
             if len(captions) % 50 == 0 or len(captions) == len(rows):

@@ -21,8 +21,9 @@ def space(project: Project) -> Iterator[Finding]:
     disks: dict[int, tuple[list[Path], int]] = {}
     for folder, wanted in _wanted(project):
         there = next(p for p in (folder, *folder.parents) if p.exists())
-        folders, before = disks.setdefault(os.stat(there).st_dev, ([], 0))
-        disks[os.stat(there).st_dev] = ([*folders, there], before + wanted)
+        disk = os.stat(there).st_dev
+        folders, before = disks.get(disk, ([], 0))
+        disks[disk] = ([*folders, there], before + wanted)
     for folders, wanted in disks.values():
         yield _finding(folders, max(wanted, preflight.MIN_FREE_DISK_MB * 1_000_000))
 
