@@ -18,7 +18,7 @@ from bench.ingest_sides import Task, write_clock
 from bench.ingest_site import HOST
 from fourmill.core.digest import digest_bytes
 from fourmill.core.names import Layout
-from fourmill.core.program import collect_rarely
+from fourmill.core.process import collect_rarely
 from fourmill.core.store import open_store
 from fourmill.core.work import ShardJob
 from fourmill.ingest.config import IngestConfig, SourceConfig
@@ -59,7 +59,7 @@ def _work(root: str, layout: Layout, task: Task, shard: int) -> None:
     with ImageWorker(root, "bench", layout, config) as worker:
         collect_rarely()  # as actors do, once
         begin, cpu_s = time.monotonic(), time.process_time()
-        recipe = images_recipe(open_store(root), "bench", layout, config, "train", shard)
+        recipe = images_recipe(open_store(root), "bench", config, "train", shard)
         receipt = worker.run(ShardJob("train", shard, recipe, "bench"))
     write_clock(task.folder, shard, begin, cpu_s)
     Path(task.folder, f"counts-{shard}.json").write_text(json.dumps(receipt.counts))
@@ -133,7 +133,7 @@ def memory(task: Task) -> dict[str, list[float]]:
     with ImageWorker(root, "bench", layout, config) as worker:
         collect_rarely()
         for shard in range(layout.shards_per_block):
-            recipe = images_recipe(store, "bench", layout, config, "train", shard)
+            recipe = images_recipe(store, "bench", config, "train", shard)
             worker.run(ShardJob("train", shard, recipe, "bench"))
             curve.append(round(here.memory_info().rss / 1e6, 1))
     return {"rss_mb": curve}

@@ -14,7 +14,7 @@ from bench.labels_work import ThreadTime, photo
 from fourmill.core.flow import Threads, ahead
 from fourmill.core.labels import decode_image
 from fourmill.core.names import sample_key
-from fourmill.core.program import free_worker
+from fourmill.core.process import free_worker
 from fourmill.core.streams import streams_of
 from fourmill.pipelines.profiles import profile
 from fourmill.pseudolabel.config import ClipConfig, DetectorConfig, DptConfig, Mask2FormerConfig, VitDetConfig

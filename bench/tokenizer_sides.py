@@ -116,7 +116,7 @@ def inputs(label: str, batch: int, px: int) -> Any:
 def _ours(work: Work) -> Callable[[], float]:
     import numpy as np
 
-    from fourmill.core.program import prepare_torch
+    from fourmill.core.process import prepare_torch
     from fourmill.tokenize.presets import paper_tokenizers
     from fourmill.tokenize.state import start
     from fourmill.tokenize.train import train_step

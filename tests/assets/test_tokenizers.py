@@ -8,7 +8,8 @@ import pytest
 from fourmill.assets import tokenizers
 from fourmill.assets.workshop import Workshop
 from fourmill.pipelines.profiles import cc12m_4m7, smallest
-from fourmill.pseudolabel.config import ClipConfig, WeightsMissingError
+from fourmill.pseudolabel.config import ClipConfig
+from fourmill.pseudolabel.stored import WeightsMissingError
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.project import Project
 

@@ -62,7 +62,7 @@ class Ingest:
         return read_opt_out(self.config.opt_out)
 
     def recipe(self, split, shard: int):
-        return images_recipe(self.store, self.dataset, self.layout, self.config, split, shard, self.opt_out)
+        return images_recipe(self.store, self.dataset, self.config, split, shard, self.opt_out)
 
     def worker(self, retry_failed: bool = False) -> ImageWorker:
         digest = publish_opt_out(self.store, self.opt_out)

@@ -13,15 +13,9 @@ from fourmill.core.shards import Receipt, ShardPlace, read_members
 from fourmill.core.store import Store
 from fourmill.pseudolabel.canny import CannyConfig, decode_edges, encode_edges
 from fourmill.pseudolabel.checks import check_block
-from fourmill.pseudolabel.config import (
-    DptConfig,
-    LabellerConfig,
-    config_digest,
-    label_version,
-    require_weights,
-    weights_digest,
-)
+from fourmill.pseudolabel.config import DptConfig, LabellerConfig, config_digest, label_version, weights_digest
 from fourmill.pseudolabel.make import make_labeller
+from fourmill.pseudolabel.named_weights import require_weights
 from fourmill.pseudolabel.preview import contact_sheet, label_preview
 
 CONFIG = TypeAdapter(LabellerConfig)

@@ -16,12 +16,12 @@ from fourmill.pseudolabel.config import (
     LabellerConfig,
     SceneConfig,
     VitDetConfig,
-    WeightsMissingError,
     config_digest,
     feature_dim,
-    require_weights,
     weights_digest,
 )
+from fourmill.pseudolabel.named_weights import require_weights
+from fourmill.pseudolabel.stored import WeightsMissingError
 
 ADAPTER: TypeAdapter[LabellerConfig] = TypeAdapter(LabellerConfig)
 

@@ -11,10 +11,11 @@ import pytest
 from fourmill.core.safe_load import UnsafeFileError
 from fourmill.core.store import Store
 from fourmill.pseudolabel.choices import seeded_labellers
-from fourmill.pseudolabel.config import ClipConfig, DptConfig, WeightsMissingError
+from fourmill.pseudolabel.config import ClipConfig, DptConfig
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.folder_check import check_folder
 from fourmill.pseudolabel.make import make_features, make_labeller
+from fourmill.pseudolabel.stored import WeightsMissingError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KERNEL = "somebody/attention"

@@ -24,9 +24,10 @@ from fourmill.core.safe_load import read_weights
 from fourmill.core.store import LocalStore, Store
 from fourmill.pipelines.cli import app
 from fourmill.pseudolabel import mask2former
-from fourmill.pseudolabel.config import ClipConfig, DetectorConfig, DptConfig, Mask2FormerConfig, architecture
+from fourmill.pseudolabel.config import ClipConfig, DetectorConfig, DptConfig, Mask2FormerConfig
 from fourmill.pseudolabel.labeller import Labelled
 from fourmill.pseudolabel.make import make_features, make_labeller
+from fourmill.pseudolabel.named_weights import architecture
 from fourmill.pseudolabel.omnidata import to_omnidata
 from fourmill.pseudolabel.stored import read_pointer
 from fourmill.pseudolabel.vitdet_keys import MASK_HEAD, VitDetArchitecture, check_vitdet, vitdet_shapes

@@ -14,11 +14,12 @@ from fourmill.core.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from fourmill.core.labels import Box, Picture, encode_boxes, encode_depth, encode_normal, encode_semseg
 from fourmill.pseudolabel import detector, dpt, mask2former
 from fourmill.pseudolabel.choices import seeded_labellers
-from fourmill.pseudolabel.config import DetectorConfig, DptConfig, WeightsMissingError
+from fourmill.pseudolabel.config import DetectorConfig, DptConfig
 from fourmill.pseudolabel.labeller import Answer, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import FORMATS
 from fourmill.pseudolabel.network import batches, shortest_edge
+from fourmill.pseudolabel.stored import WeightsMissingError
 
 SMALL = {
     label: config.model_copy(update={"longer_px": 96} if hasattr(config, "longer_px") else {})

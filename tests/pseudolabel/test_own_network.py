@@ -19,20 +19,13 @@ from fourmill.core.shards import Receipt
 from fourmill.core.store import Store
 from fourmill.pseudolabel import canny, members
 from fourmill.pseudolabel.checks import check_block
-from fourmill.pseudolabel.config import (
-    LabellerConfig,
-    WeightsMissingError,
-    at_hand,
-    pinned,
-    require_weights,
-    verify_weights,
-    weights_digest,
-)
+from fourmill.pseudolabel.config import LabellerConfig, weights_digest
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.format import OwnLabel, OwnNetworkConfig, OwnWeights
 from fourmill.pseudolabel.labeller import Answer, NetworkError
 from fourmill.pseudolabel.make import make_labeller
-from fourmill.pseudolabel.stored import Origin, Weights
+from fourmill.pseudolabel.named_weights import at_hand, pinned, require_weights, verify_weights
+from fourmill.pseudolabel.stored import Origin, Weights, WeightsMissingError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,10 +17,11 @@ from fourmill.core.labels import Box, Picture
 from fourmill.core.store import LocalStore
 from fourmill.pseudolabel import detector, dpt
 from fourmill.pseudolabel.choices import paper_labellers, seeded_labellers
-from fourmill.pseudolabel.config import VitDetConfig, at_hand
+from fourmill.pseudolabel.config import VitDetConfig
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.labeller import Labelled, NetworkError
 from fourmill.pseudolabel.make import make_features, make_labeller
+from fourmill.pseudolabel.named_weights import at_hand
 from fourmill.pseudolabel.network import Forward
 from fourmill.pseudolabel.seeding import probe
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, vitdet_shapes

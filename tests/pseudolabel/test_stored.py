@@ -30,16 +30,12 @@ from fourmill.pseudolabel.config import (
     Mask2FormerConfig,
     SceneConfig,
     VitDetConfig,
-    at_hand,
-    network_name,
-    pinned,
-    require_weights,
-    verify_weights,
     weights_digest,
 )
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.labeller import Labelled
 from fourmill.pseudolabel.make import make_features, make_labeller
+from fourmill.pseudolabel.named_weights import at_hand, network_name, pinned, require_weights, verify_weights
 from fourmill.pseudolabel.stored import (
     StoredRef,
     WeightsMissingError,

@@ -13,10 +13,12 @@ import pytest
 from fourmill.core.safe_load import read_weights
 from fourmill.core.store import Store
 from fourmill.pseudolabel import vitdet
-from fourmill.pseudolabel.config import VitDetConfig, WeightsMissingError, at_hand, require_weights
+from fourmill.pseudolabel.config import VitDetConfig
 from fourmill.pseudolabel.convert import add_weights
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.make import make_labeller
+from fourmill.pseudolabel.named_weights import at_hand, require_weights
+from fourmill.pseudolabel.stored import WeightsMissingError
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, vitdet_shapes
 
 TINY = VitDetArchitecture(

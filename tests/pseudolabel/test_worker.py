@@ -17,11 +17,12 @@ from fourmill.core.store import Store
 from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.checks import check_block
 from fourmill.pseudolabel.choices import seeded_labellers
-from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig, WeightsMissingError
+from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig
 from fourmill.pseudolabel.labeller import NotASceneError
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import label_format
 from fourmill.pseudolabel.preview import label_preview
+from fourmill.pseudolabel.stored import WeightsMissingError
 from fourmill.pseudolabel.worker import LabelWorker, label_recipe
 
 DATASET = "tiny"

@@ -33,7 +33,7 @@ def make(root: str, pictures: Any) -> BlockReport:
     with ImageWorker(root, DATASET, LAYOUT, CONFIG, pictures.connect_to) as worker:
         for shard in LAYOUT.shards_of("block_00"):
             for split in reversed(SPLITS):  # the small ones first
-                recipe = images_recipe(store, DATASET, LAYOUT, CONFIG, split, shard)
+                recipe = images_recipe(store, DATASET, CONFIG, split, shard)
                 if not finished(store, ShardPlace(DATASET, split, "images", shard), recipe):
                     worker.run(ShardJob(split, shard, recipe, "run"))
     finish_block(store, DATASET, LAYOUT, "block_00")
@@ -46,7 +46,7 @@ def all_whole(store: Store, dataset: str, config: IngestConfig, layout: Layout) 
     for shard in layout.shards_of("block_00"):
         for split in SPLITS:
             place = ShardPlace(dataset, split, "images", shard)
-            receipt = finished(store, place, images_recipe(store, dataset, layout, config, split, shard))
+            receipt = finished(store, place, images_recipe(store, dataset, config, split, shard))
             done += receipt is not None
             tars |= {place.tar} if receipt and receipt.tar_sha256 else set()
     assert {path for path in store.list(dataset) if path.endswith(".tar")} == tars

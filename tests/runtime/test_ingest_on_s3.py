@@ -106,7 +106,7 @@ def make_block(root: str, pictures: Any) -> tuple[str, dict[str, int], dict[str,
     with ImageWorker(root, "pics", layout, config, pictures.connect_to) as worker:
         for shard in shards:
             for split in SPLITS:
-                recipe = images_recipe(store, "pics", layout, config, split, shard)
+                recipe = images_recipe(store, "pics", config, split, shard)
                 worker.run(ShardJob(split, shard, recipe, "run"))
                 assert finished(store, ShardPlace("pics", split, "images", shard), recipe)
     finish_block(store, "pics", layout, "block_01")

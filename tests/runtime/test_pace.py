@@ -40,9 +40,3 @@ def test_effort_is_weighted_by_time_and_named_beside_the_rate() -> None:
     other = receipt(ok=4).model_copy(update={"seconds": 3.0})
     assert pace.note(other, {"network": 0.9}, 1) == "1 images/s, network 80.0 %, 100.0 % ok, 1 worker"
     assert pace.facts() == {"images_per_second": 1.0, "network_share": 0.8}
-
-
-def test_a_pace_stands_for_its_listener() -> None:
-    heard: list[tuple[int, int, str]] = []
-    Pace(3, listener=lambda done, total, note: heard.append((done, total, note)))(0, 3, "Ray dashboard http://here")
-    assert heard == [(0, 3, "Ray dashboard http://here")]

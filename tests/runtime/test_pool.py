@@ -164,8 +164,8 @@ def test_an_actor_that_died_while_idle_costs_nothing(tmp_path: Path, ray_session
 @pytest.mark.ray
 def test_a_pace_tells_how_the_work_went(tmp_path: Path, ray_session: None) -> None:
     notes: list[str] = []
-    pace = Pace(2, unit="images", listener=lambda done, total, note: notes.append(note))
-    run_shards(WORKER, {"root": str(tmp_path)}, jobs(2), CONFIG, pace)
+    pace = Pace(2, unit="images")
+    run_shards(WORKER, {"root": str(tmp_path)}, jobs(2), CONFIG, lambda done, total, note: notes.append(note), pace)
     assert "images/s, network 50.0 %, 100.0 % ok" in notes[-1]
     facts = pace.facts()
     assert facts["images_per_second"] > 0 and facts["network_share"] == 0.5

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from fourmill.pipelines.profiles import cc12m_4m7, demo
-from fourmill.pseudolabel.config import ClipConfig, WeightsMissingError
+from fourmill.pseudolabel.config import ClipConfig
+from fourmill.pseudolabel.stored import WeightsMissingError
 from fourmill.runtime.models import ModelMissingError
 from fourmill.runtime.project import Project
 from fourmill.runtime.samples import make_samples

@@ -11,8 +11,9 @@ from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.names import SPLITS
 from fourmill.pseudolabel import drift
 from fourmill.pseudolabel.checks import CHECKS, CheckReport, check_block
-from fourmill.pseudolabel.config import config_digest, label_version, network_name, weights_digest
+from fourmill.pseudolabel.config import config_digest, label_version, weights_digest
 from fourmill.pseudolabel.members import label_format
+from fourmill.pseudolabel.named_weights import network_name
 from fourmill.pseudolabel.preview import contact_sheet, label_preview
 from fourmill.pseudolabel.statistics import write_statistics
 from fourmill.runtime.labeller_weights import require_labellers

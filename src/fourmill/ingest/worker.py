@@ -59,7 +59,6 @@ IMAGE_COLUMNS = pa.schema(
 def images_recipe(
     store: Store,
     dataset: str,
-    layout: Layout,
     config: IngestConfig,
     split: Split,
     shard: int,

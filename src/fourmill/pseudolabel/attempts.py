@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from threading import Condition, Lock
 
 from fourmill.core.labels import Picture
-from fourmill.core.program import give_memory_back
+from fourmill.core.process import give_memory_back
 from fourmill.pseudolabel.labeller import Answer, Labeller, NetworkError, NotASceneError, Rejected
 
 OUT_OF_MEMORY = "out_of_memory"

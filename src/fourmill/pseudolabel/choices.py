@@ -13,10 +13,9 @@ from fourmill.pseudolabel.config import (
     Mask2FormerConfig,
     SceneConfig,
     VitDetConfig,
-    pinned,
-    require_weights,
     seed_of,
 )
+from fourmill.pseudolabel.named_weights import pinned, require_weights
 from fourmill.pseudolabel.stored import CONFIG_FILE, WeightsMissingError, stored_ref
 
 Detector = Literal["vitdet", "detector"]

@@ -8,6 +8,7 @@ for one that chance does not make. Both sides need a hundred labelled images.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fourmill.core.ledger import ledger_path
 from fourmill.core.names import SPLITS, Layout
@@ -55,30 +56,36 @@ def drifts(block: Statistics, published: Statistics) -> list[Drift]:
     """The figures that have drifted, the farthest first; none where either side is too small to tell."""
     if min(block.labelled, published.labelled) < MIN_IMAGES:
         return []
-    found = [
-        _compare(
-            name, (block.mean(name), block.variance(name)), (published.mean(name), published.variance(name)), sizes
-        )
-        for sizes in [(block.labelled, published.labelled)]
-        for name in sorted(block.figures.keys() | published.figures.keys())
-    ]
-    shares = [(s.rows - s.labelled) / s.rows for s in (block, published)]
-    found.append(
-        _compare(REJECTED, *((p, p * (1 - p)) for p in shares), sizes=(block.rows, published.rows))  # type: ignore[misc]
-    )
-    return sorted((one for one in found if one is not None), key=lambda one: -abs(one.deviations))
+    names = sorted(block.figures.keys() | published.figures.keys())
+    compared = [_compare(name, _figure(block, name), _figure(published, name)) for name in names]
+    compared.append(_compare(REJECTED, _rejected(block), _rejected(published)))
+    return sorted((drift for drift in compared if drift is not None), key=lambda drift: -abs(drift.deviations))
 
 
-def _compare(
-    name: str, block: tuple[float, float], published: tuple[float, float], sizes: tuple[int, int]
-) -> Drift | None:
-    """Means and variances of one figure on both sides."""
-    gap = block[0] - published[0]
-    spread = math.sqrt((block[1] + published[1]) / 2)
-    error = math.sqrt(block[1] / sizes[0] + published[1] / sizes[1])
-    if abs(gap) <= max(MIN_DEVIATIONS * spread, MIN_ERRORS * error, 1e-6):
+class _Sample(NamedTuple):
+    """One figure of one side."""
+
+    mean: float
+    variance: float  # of a single image's
+    size: int  # images
+
+
+def _figure(side: Statistics, name: str) -> _Sample:
+    return _Sample(side.mean(name), side.variance(name), side.labelled)
+
+
+def _rejected(side: Statistics) -> _Sample:
+    share = (side.rows - side.labelled) / side.rows
+    return _Sample(share, share * (1 - share), side.rows)
+
+
+def _compare(name: str, block: _Sample, published: _Sample) -> Drift | None:
+    gap = block.mean - published.mean
+    deviation = math.sqrt((block.variance + published.variance) / 2)
+    error = math.sqrt(block.variance / block.size + published.variance / published.size)
+    if abs(gap) <= max(MIN_DEVIATIONS * deviation, MIN_ERRORS * error, 1e-6):
         return None
-    return Drift(name, block[0], published[0], gap / spread if spread else math.copysign(math.inf, gap))
+    return Drift(name, block.mean, published.mean, gap / deviation if deviation else math.copysign(math.inf, gap))
 
 
 def drift_rows(found: Sequence[Drift]) -> list[list[str | float]]:

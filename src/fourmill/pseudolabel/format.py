@@ -54,7 +54,7 @@ class OwnConfig(BaseModel):
         return digest_json(["own", self.kind])
 
     def require(self) -> None:
-        """Raise `config.WeightsMissingError` when the labeller cannot be made."""
+        """Raise `stored.WeightsMissingError` when the labeller cannot be made."""
 
 
 class OwnNetworkConfig(OwnConfig):

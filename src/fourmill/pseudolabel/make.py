@@ -11,12 +11,11 @@ from fourmill.pseudolabel.config import (
     Mask2FormerConfig,
     SceneConfig,
     VitDetConfig,
-    at_hand,
-    require_weights,
 )
 from fourmill.pseudolabel.format import OwnConfig
 from fourmill.pseudolabel.labeller import FeatureExtractor, Labeller
 from fourmill.pseudolabel.members import OWN
+from fourmill.pseudolabel.named_weights import at_hand, require_weights
 
 
 def make_labeller(label: str, config: AnyLabellerConfig, store: Store | None = None) -> Labeller:

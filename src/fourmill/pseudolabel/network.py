@@ -26,10 +26,11 @@ from fourmill.core.labels import Picture
 from fourmill.core.precision import fast_products
 from fourmill.core.safe_load import UnsafeFileError, refusal
 from fourmill.core.streams import own_stream, to_device, to_host
-from fourmill.pseudolabel.config import Colour, NetworkSettings, WeightsMissingError, seed_of
+from fourmill.pseudolabel.config import Colour, NetworkSettings, seed_of
 from fourmill.pseudolabel.folder_check import check_folder
 from fourmill.pseudolabel.gpu_clock import GpuClock
 from fourmill.pseudolabel.labeller import NetworkError
+from fourmill.pseudolabel.stored import WeightsMissingError
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")

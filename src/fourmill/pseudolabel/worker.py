@@ -24,16 +24,11 @@ from fourmill.core.shards import (
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.attempts import Attempts, Turns
-from fourmill.pseudolabel.config import (
-    AnyLabellerConfig,
-    config_digest,
-    label_version,
-    require_weights,
-    weights_digest,
-)
+from fourmill.pseudolabel.config import AnyLabellerConfig, config_digest, label_version, weights_digest
 from fourmill.pseudolabel.items import Effort, all_items, covered_s, first_of
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import ROW_EXTRA, LabelFormat, label_format
+from fourmill.pseudolabel.named_weights import require_weights
 
 
 def label_recipe(store: Store, dataset: str, split: Split, shard: int, label: str, config: AnyLabellerConfig) -> Recipe:

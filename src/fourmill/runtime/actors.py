@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from fourmill.core.program import collect_rarely, free_worker
+from fourmill.core.process import collect_rarely, free_worker
 from fourmill.core.shards import Receipt
 from fourmill.core.work import GroupWorker, ShardJob, ShardWorker
 from fourmill.runtime.ray_session import RayConfig

@@ -3,13 +3,9 @@
 from collections.abc import Iterable
 
 from fourmill.core.store import open_store
-from fourmill.pseudolabel.config import (
-    AnyLabellerConfig,
-    WeightsMissingError,
-    pinned,
-    require_weights,
-    verify_weights,
-)
+from fourmill.pseudolabel.config import AnyLabellerConfig
+from fourmill.pseudolabel.named_weights import pinned, require_weights, verify_weights
+from fourmill.pseudolabel.stored import WeightsMissingError
 from fourmill.runtime.project import Project
 
 

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from fourmill.core.shards import Receipt
-from fourmill.core.work import Progress, no_progress
 
 _CLASSES = 3  # named in a note, the most frequent ones
 
@@ -21,7 +20,6 @@ class Pace:
         num_shards: int,
         clock: Callable[[], float] = time.monotonic,
         unit: str = "rows",
-        listener: Progress = no_progress,
     ) -> None:
         """Start the clock.
 
@@ -29,21 +27,16 @@ class Pace:
             num_shards: shards to be made in all.
             clock: seconds.
             unit: what the rows are called.
-            listener: hears what is said to the pace itself, which so stands for a `Progress`.
         """
         self._num_shards = num_shards
         self._clock = clock
         self._unit = unit
-        self._listener = listener
         self._start = clock()
         self._elapsed = 0.0
         self._done = 0
         self._counts: Counter[str] = Counter()
         self._worked_s = 0.0  # by workers that tell how their time was spent
         self._spent: Counter[str] = Counter()  # seconds of it
-
-    def __call__(self, done: int, total: int, note: str) -> None:
-        self._listener(done, total, note)
 
     def note(self, receipt: Receipt, shares: Mapping[str, float] | None = None, num_workers: int | None = None) -> str:
         """Count a finished shard and say how it goes: `412 rows/s, 71.3 % ok, http_404 12.0 %, timeout 9.1 %, 3 min left`.

@@ -34,6 +34,7 @@ def run_shards(
     jobs: Sequence[ShardJob],
     config: RayConfig,
     progress: Progress,
+    pace: Pace | None = None,
     together: int = 1,
 ) -> list[Receipt]:
     """Make every shard and return the receipts in the order of the jobs.
@@ -44,7 +45,8 @@ def run_shards(
     Args:
         factory: `module:callable` of the worker.
         arguments: its keyword arguments, JSON only (they cross to other machines).
-        progress: a listener, or a `Pace` with a listener, which then can tell how it went.
+        progress: is told about each finished shard.
+        pace: which counts the shards, and can tell afterwards how it went; by default one of rows.
         together: most shards that an actor takes at a time; fewer where others would be idle.
 
     Raises:
@@ -56,11 +58,10 @@ def run_shards(
         return []
     ensure_ray(config)
     check_room(config)
-    pace = progress if isinstance(progress, Pace) else Pace(len(jobs), listener=progress)
     crew = crew_of(config)
     size = max(1, min(together, len(jobs) // config.num_workers))
     groups = [jobs[i : i + size] for i in range(0, len(jobs), size)]
-    work = _Work(factory, json.dumps(arguments, sort_keys=True), groups, pace)
+    work = _Work(factory, json.dumps(arguments, sort_keys=True), groups, progress, pace or Pace(len(jobs)))
     try:
         with interruptible():
             work.finish(crew, config)
@@ -78,8 +79,11 @@ def run_shards(
 class _Work:
     """Which groups of shards wait, who works on which, and what is done."""
 
-    def __init__(self, factory: str, arguments: str, groups: Sequence[Sequence[ShardJob]], pace: Pace) -> None:
-        self._factory, self._arguments, self._groups, self._pace = factory, arguments, groups, pace
+    def __init__(
+        self, factory: str, arguments: str, groups: Sequence[Sequence[ShardJob]], progress: Progress, pace: Pace
+    ) -> None:
+        self._factory, self._arguments, self._groups = factory, arguments, groups
+        self._progress, self._pace = progress, pace
         self._num_jobs = sum(map(len, groups))
         self._waiting = list(range(len(groups)))[::-1]
         self._running: dict[Any, tuple[int, Any]] = {}
@@ -107,7 +111,7 @@ class _Work:
         wait = Wait(self._groups[0][0].recipe.stage, config)
         wait.begin(crew)
         where = dashboard_url(config)
-        self._pace(0, self._num_jobs, f"Ray dashboard {where}" if where else "")
+        self._progress(0, self._num_jobs, f"Ray dashboard {where}" if where else "")
         while len(self.made) < len(self._groups):
             unfinished = len(self._waiting) + len(self._running)
             crew.grow(min(config.num_workers, unfinished))
@@ -117,7 +121,7 @@ class _Work:
                 crew.shrink(config.kept_workers, self.busy())
             hoped = crew.answers if self._waiting else []
             if remark := wait.look(crew, bool(self._waiting)):
-                self._pace(self._num_done(), self._num_jobs, remark)
+                self._progress(self._num_done(), self._num_jobs, remark)
             done, _ = ray.wait([*self._running, *hoped], num_returns=1, timeout=_LOOK_EVERY_S)
             for reference in done:
                 if reference in self._running:
@@ -149,7 +153,7 @@ class _Work:
         note = ""
         for made in self.made[index]:
             note = self._pace.note(made.receipt, made.shares, crew.num_ready)
-        self._pace(self._num_done(), self._num_jobs, note)
+        self._progress(self._num_done(), self._num_jobs, note)
 
     def _num_done(self) -> int:
         return sum(map(len, self.made.values()))

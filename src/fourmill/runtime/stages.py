@@ -18,8 +18,9 @@ from fourmill.ingest.optout import publish_opt_out, read_opt_out
 from fourmill.ingest.stale import remember_opt_out
 from fourmill.ingest.statuses import MAY_PASS
 from fourmill.ingest.worker import images_recipe
-from fourmill.pseudolabel.config import DptConfig, architecture, config_digest, label_version, weights_digest
+from fourmill.pseudolabel.config import DptConfig, config_digest, label_version, weights_digest
 from fourmill.pseudolabel.members import label_format
+from fourmill.pseudolabel.named_weights import architecture
 from fourmill.pseudolabel.worker import label_recipe
 from fourmill.runtime.labeller_weights import require_labellers
 from fourmill.runtime.models import current
@@ -89,9 +90,10 @@ def run_block(session: Session, stage: BlockStage, block: str) -> int:
             for split in SPLITS:
                 store.sweep(f"{project.dataset}/{split}/{folder}")
     jobs = [job for job, _ in work]
-    pace = Pace(len(jobs), unit=stage.unit, listener=session.progress(f"{stage.asset} {block}"))
+    pace = Pace(len(jobs), unit=stage.unit)
+    progress = session.progress(f"{stage.asset} {block}")
     try:
-        made = run_shards(stage.factory, stage.arguments, jobs, ray, pace, stage.together)
+        made = run_shards(stage.factory, stage.arguments, jobs, ray, progress, pace, stage.together)
     except BaseException:
         # Its actors are gone, and what they were writing takes room that the next run may lack. Not `beside`: others write there.
         for job in jobs:
@@ -165,7 +167,7 @@ def images_stage(session: Session, retry_failed: bool = False) -> BlockStage:
             "opt_out": publish_opt_out(store, opt_out),
             "retry_failed": retry_failed,
         },
-        recipe=lambda split, shard: images_recipe(store, p.dataset, p.layout, p.ingest, split, shard, opt_out),
+        recipe=lambda split, shard: images_recipe(store, p.dataset, p.ingest, split, shard, opt_out),
         finish=finish,
         again=(lambda receipt: not MAY_PASS.isdisjoint(receipt.counts)) if retry_failed else None,
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
-from fourmill.core.program import prepare_torch
+from fourmill.core.process import prepare_torch
 from fourmill.core.ranks import ALONE, Ranks, join_ranks, require_ranks
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress

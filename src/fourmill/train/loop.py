@@ -13,7 +13,7 @@ import torch
 from fourmill.core.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from fourmill.core.flow import ahead
 from fourmill.core.manifest import Manifest
-from fourmill.core.program import prepare_torch
+from fourmill.core.process import prepare_torch
 from fourmill.core.ranks import ALONE, Ranks, join_ranks
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
