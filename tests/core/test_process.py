@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from fourmill.core.process import keep_to_share_of_gpu
+
 # A step's life: blocks as large as gradients are filled and freed, over and over.
 _STEPS = """
 import json, resource, sys
@@ -78,3 +80,16 @@ assert later() is None
 
 def test_a_worker_that_is_gone_is_freed_when_the_next_is_there_and_later_garbage_soon() -> None:
     subprocess.run([sys.executable, "-c", _GARBAGE], check=True)
+
+
+@pytest.mark.parametrize(("share", "bound"), [(0.25, [0.25]), (1.0, []), (2.0, []), (0.0, [])])
+def test_a_process_with_a_part_of_a_gpu_keeps_to_that_part_of_its_memory(
+    share: float, bound: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    asked: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
+    keep_to_share_of_gpu(share)
+    assert asked == bound

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from fourmill.core.digest import digest_file
 from fourmill.core.store import open_store
 from fourmill.pipelines import preflight
 from fourmill.pipelines.cli import app
@@ -55,6 +56,8 @@ def test_an_exported_tokenizer_serves_again_without_training(copy: Workspace, tm
         (tmp_path / "a.txt").touch()
         with pytest.raises(FileExistsError, match=holds):
             run("export", "tokenizer_rgb", str(there), "--out", str(copy.out))
+    run("export", "text", str(tmp_path / "words"), "--out", str(copy.out))
+    assert current(store, before.dataset, "text", "").digest == digest_file(tmp_path / "words/tokenizer.json")
     assert trained.digest[:12] in run("weights", "list", "--out", str(copy.out))
     said = run(
         "weights", "add", "tokenizer_semseg", str(tmp_path / "public"), "--out", str(copy.out), "--licence", "ours"

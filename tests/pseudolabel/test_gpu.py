@@ -9,6 +9,7 @@ import torch
 from fourmill.core.flow import Threads, ahead
 from fourmill.core.labels import Picture
 from fourmill.core.names import sample_key
+from fourmill.core.process import keep_to_share_of_gpu
 from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.config import ClipConfig
 from fourmill.pseudolabel.items import label_items
@@ -70,3 +71,18 @@ def test_features_of_many_crops_take_little_more_memory_than_they_are(photo: Cal
         pass
     threads.close()
     assert torch.cuda.max_memory_reserved() < 2e9
+
+
+def test_a_share_of_the_gpu_bounds_its_memory():
+    """What is kept for later is freed at the bound, and what is then too much is out of memory, so that a batch is halved."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    keep_to_share_of_gpu(0.25)
+    try:
+        for _ in range(3):  # freed each time, and not of one size
+            torch.empty(int(total * 0.15), dtype=torch.uint8, device="cuda")
+            torch.empty(int(total * 0.2), dtype=torch.uint8, device="cuda")
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            torch.empty(int(total * 0.3), dtype=torch.uint8, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()

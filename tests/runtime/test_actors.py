@@ -46,3 +46,12 @@ def test_a_worker_is_kept_while_it_is_asked_for_and_gone_before_the_next_is_made
     for arguments in ("1", "1", "2", "1"):
         runner.run("module:worker", arguments, [job])
     assert len(made) == 3
+
+
+def test_a_worker_is_bound_to_its_share_of_a_gpu_once_it_is_made(
+    made: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[tuple[float, int]] = []
+    monkeypatch.setattr(actors, "keep_to_share_of_gpu", lambda share: bound.append((share, len(made))))
+    ShardRunner(0.25).run("module:worker", "1", [ShardJob("train", 0, Recipe(stage="x", code_version="1"), "run")])
+    assert bound == [(0.25, 1)]

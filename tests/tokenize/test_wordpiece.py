@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from fourmill.core.sequences import CLASS_NAMES, FIRST_CLASS, FIRST_WORD_PIECE, TextTokenizer, special_tokens
 from fourmill.core.store import LocalStore
 from fourmill.tokenize.config import TextTokenizerConfig
-from fourmill.tokenize.exchange import Origin, import_text_tokenizer
+from fourmill.tokenize.exchange import Origin, export_text_tokenizer, import_text_tokenizer
 from fourmill.tokenize.wordpiece import TextError, fit_wordpiece, report_wordpiece, train_wordpiece
 
 CAPTIONS = [
@@ -104,8 +104,10 @@ def test_a_fitted_vocabulary_has_a_card(tmp_path):
         f"| tokens_per_caption | {report['figures']['tokens_per_caption']} |",
     ):
         assert said in card
-    (tmp_path / "own.json").write_bytes(store.read(f"{report['path']}/tokenizer.json"))
-    assert import_text_tokenizer(store, tmp_path / "own.json", Origin("a test", "ours")).digest == report["digest"]
+    export_text_tokenizer(store, report["path"], tmp_path / "own")
+    assert (tmp_path / "own/card.md").read_text() == card
+    for source in (tmp_path / "own", tmp_path / "own/tokenizer.json"):
+        assert import_text_tokenizer(store, source, Origin("a test", "ours")).digest == report["digest"]
     assert store.read(f"{report['path']}/card.md").decode() == card
 
 

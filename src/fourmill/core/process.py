@@ -57,6 +57,21 @@ def free_worker() -> None:
     give_memory_back()
 
 
+def keep_to_share_of_gpu(share: float) -> None:
+    """Let torch take no more of a GPU's memory than this process's share of the GPU, when others have the rest.
+
+    What torch keeps for later is nobody else's: without a bound, the first of several processes takes the room in which the last
+    one's weights or batches were to be. At the bound it frees what it keeps, and only then is out of memory. CUDA's own memory, half
+    a gigabyte for each process, is not counted.
+
+    Args:
+        share: 1 and more: the GPU is this process's alone; 0: it was given none, but may see one.
+    """
+    torch = sys.modules.get("torch")
+    if 0 < share < 1 and torch is not None and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
 def _keep_freed_memory() -> None:
     """Have glibc keep what is freed for what is allocated next; does nothing where malloc is another one.
 

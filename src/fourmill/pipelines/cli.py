@@ -26,7 +26,7 @@ from fourmill.pipelines.workspace import Workspace, routes
 from fourmill.pseudolabel.choices import Detector
 from fourmill.pseudolabel.members import OWN
 from fourmill.runtime.project import problems_of
-from fourmill.tokenize.released import RELEASED, TEXT
+from fourmill.tokenize.released import RELEASED
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -48,7 +48,6 @@ logging.getLogger("dagster").addFilter(lambda record: "in the current folder" no
 from dagster._cli import main
 main()
 """
-_EXPORTED = [name for name in RELEASED if name != TEXT]
 
 
 @app.command()
@@ -227,11 +226,11 @@ def trace(
 
 @app.command("export")
 def export_model(
-    name: Annotated[str, typer.Argument(help=f"A tokenizer that serves: {', '.join(_EXPORTED)}.")],
+    name: Annotated[str, typer.Argument(help=f"A tokenizer that serves: {', '.join(RELEASED)}.")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     out: Out = _DEMO_OUT,
 ) -> None:
-    """Write a tokenizer as files that the public 4M loads: model.safetensors and config.json."""
+    """Write a tokenizer as files that the public 4M loads: model.safetensors and config.json; of text, tokenizer.json."""
     from fourmill.runtime.tokenizer_weights import export_tokenizer
 
     project = Workspace(out.resolve()).project()

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from fourmill.core.process import collect_rarely, free_worker
+from fourmill.core.process import collect_rarely, free_worker, keep_to_share_of_gpu
 from fourmill.core.shards import Receipt
 from fourmill.core.work import GroupWorker, ShardJob, ShardWorker
 from fourmill.runtime.ray_session import RayConfig
@@ -50,7 +50,9 @@ def make_worker(factory: str, arguments: Mapping[str, Any]) -> ShardWorker:
 class ShardRunner:
     """What each actor is: makes the worker that a job asks for and keeps it for the next one."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpus: float = 0.0) -> None:
+        """Make an actor that was given so many GPUs."""
+        self._gpus = gpus
         self._made: tuple[str, ShardWorker] | None = None
 
     def hello(self) -> tuple[str, int]:
@@ -69,6 +71,7 @@ class ShardRunner:
             self._made = close = None
             free_worker()  # its weights, before the next one's are loaded
             self._made = (wanted, make_worker(factory, json.loads(arguments)))
+            keep_to_share_of_gpu(self._gpus)  # not before: torch may be imported by the worker
             collect_rarely()
         worker = self._made[1]
         if len(jobs) > 1 and isinstance(worker, GroupWorker):
@@ -133,7 +136,7 @@ class Crew:
         if self._config.runtime_env:
             options["runtime_env"] = dict(self._config.runtime_env)
         while len(self) < number:
-            actor = remote.options(max_restarts=0, **options).remote()
+            actor = remote.options(max_restarts=0, **options).remote(self._config.gpus_per_worker)
             self._coming[actor.hello.remote()] = actor
 
     def welcome(self, answer: Any) -> None:

@@ -14,6 +14,7 @@ from fourmill.core.sequences import TextTokenizer, parse_detection
 from fourmill.runtime.models import ModelRef, current
 from fourmill.runtime.session import Session
 from fourmill.runtime.token_assets import token_assets
+from fourmill.tokenize.released import TEXT_FILE
 
 if TYPE_CHECKING:
     from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -64,7 +65,7 @@ class Generator:
     def text(self) -> TextTokenizer:
         """The joint vocabulary."""
         ref = current(self._store, self._dataset, "text", "tokenizers/text")
-        return TextTokenizer(self._store.read(f"{ref.path}/tokenizer.json"))
+        return TextTokenizer(self._store.read(f"{ref.path}/{TEXT_FILE}"))
 
     def model(self, name: str, asset: str) -> "FourM":
         """A trained 4M."""

@@ -9,7 +9,7 @@ from fourmill.runtime.launch import run_warm
 from fourmill.runtime.models import current, pointer_path
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
-from fourmill.tokenize.released import PREFIX, RELEASED, TEXT, add_command, label_of_name
+from fourmill.tokenize.released import PREFIX, RELEASED, TEXT, TEXT_FILE, add_command, label_of_name
 
 
 def add_tokenizer(store_root: str, name: str, source: Path, origin: str, licence: str | None) -> str:
@@ -41,7 +41,7 @@ def with_tokenizer(project: Project, name: str, digest: str) -> Project:
     if name == TEXT:
         from fourmill.core.sequences import TextTokenizer
 
-        size = TextTokenizer(store.read(f"models/{TEXT}/{digest}/tokenizer.json")).vocab_size
+        size = TextTokenizer(store.read(f"models/{TEXT}/{digest}/{TEXT_FILE}")).vocab_size
         values["text"] = project.text.model_dump() | {"vocab_size": size}
     else:
         label = label_of_name(name)
@@ -57,7 +57,7 @@ def missing_tokenizers(project: Project) -> dict[str, str]:
     found: dict[str, str] = {}
     for label, digest in project.served_tokenizers.items():
         name = TEXT if label == TEXT else f"{PREFIX}{label}"
-        file = "tokenizer.json" if label == TEXT else "model.safetensors"
+        file = TEXT_FILE if label == TEXT else "model.safetensors"
         if not store.exists(f"models/{name}/{digest}/{file}"):
             command = add_command(name, project.store)
             found[label] = f"no {name} {digest[:12]} in the store {project.store}. Put it there with `{command}`"
@@ -81,17 +81,18 @@ def _score(session: Session, label: str, train_set: str, train_set_digest: str) 
 
 
 def export_tokenizer(project: Project, name: str, target: Path) -> None:
-    """Write the image tokenizer that serves as the public 4M's files.
+    """Write the tokenizer that serves, of an image label or of texts, as the public 4M's files.
 
     Raises:
         ValueError: no such name, or none serves yet.
         FileExistsError: the target holds other files.
     """
-    from fourmill.tokenize.exchange import export_image_tokenizer
+    from fourmill.tokenize.exchange import export_image_tokenizer, export_text_tokenizer
 
-    label, store = label_of_name(name), open_store(project.store)
+    label, store = TEXT if name == TEXT else label_of_name(name), open_store(project.store)
     ref = current(store, project.dataset, label, f"tokenizers/{label}")
-    export_image_tokenizer(store, ref.path, target)
+    export = export_text_tokenizer if name == TEXT else export_image_tokenizer
+    export(store, ref.path, target)
 
 
 def trained_tokenizers(project: Project) -> dict[str, str]:

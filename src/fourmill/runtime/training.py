@@ -23,6 +23,7 @@ from fourmill.runtime.tokenizer_weights import score_tokenizer
 from fourmill.runtime.workers import clip_features
 from fourmill.tokenize.config import StageRecord, TokenizerSpec, TrainingConfig
 from fourmill.tokenize.manifest import build_manifest
+from fourmill.tokenize.released import TEXT_FILE
 from fourmill.train.config import TrainSpec
 
 FourmName = Literal["fourm", "text2im", "superres"]
@@ -203,7 +204,7 @@ def make_manifest(session: Session) -> Manifest:
         p.layout.block_keys(),
         p.modalities(),
         tokenizers,
-        f"{refs['text'].path}/tokenizer.json",
+        f"{refs['text'].path}/{TEXT_FILE}",
         p.input_px,
         p.patch_px,
         read_source(store, p.dataset).digest,

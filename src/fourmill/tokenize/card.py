@@ -108,6 +108,11 @@ def fitted_text_card(report: dict[str, Any], config: TextTokenizerConfig) -> str
     return with_figures(_text_card("Fitted", report["digest"], report["vocab_size"], about), report)
 
 
+def is_of_fitted_text(card: str) -> bool:
+    """Whether a text tokenizer's card is of one that was fitted here."""
+    return card.startswith(_text_title("Fitted"))
+
+
 def imported_text_card(digest: str, vocab_size: int, origin: Sequence[str]) -> str:
     """The card of an imported vocabulary, without figures until `with_figures`.
 
@@ -149,12 +154,14 @@ def with_figures(text: str, report: dict[str, Any]) -> str:
     )
 
 
+def _text_title(made: str) -> str:
+    return f"# text\n\n{made} WordPiece vocabulary"
+
+
 def _text_card(made: str, digest: str, vocab_size: int, about: Sequence[str]) -> str:
     return "\n".join(
         [
-            "# text",
-            "",
-            f"{made} WordPiece vocabulary of {vocab_size} ids for captions and boxes.",
+            f"{_text_title(made)} of {vocab_size} ids for captions and boxes.",
             "",
             "- eats captions as they are written, and boxes as `v0=100 v1=0 v2=400 v3=300 person`",
             f"- gives at most {TEXT_MAX_TOKENS} ids, [EOS] last unless they were cut",

@@ -18,11 +18,11 @@ from fourmill.core.digest import digest_bytes, digest_file
 from fourmill.core.safe_load import read_checkpoint
 from fourmill.core.sequences import TextTokenizer
 from fourmill.core.store import LocalStore, Store
-from fourmill.tokenize.card import imported_card, imported_text_card
+from fourmill.tokenize.card import imported_card, imported_text_card, is_of_fitted_text
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, StoredConfig, load_image_tokenizer, make_tokenizer, save_image_tokenizer
 from fourmill.tokenize.public import OURS, PublicConfigError, from_arguments, from_metadata, from_public, to_public
-from fourmill.tokenize.released import TEXT, label_of_name
+from fourmill.tokenize.released import TEXT, TEXT_FILE, label_of_name
 
 WEIGHTS, CONFIG, CARD, ORIGIN = "model.safetensors", "config.json", "card.md", "origin.json"
 _DEPTH_SPAN = (-4.0, 4.0)  # of standardised depth, for weights that do not say theirs
@@ -78,16 +78,17 @@ def import_text_tokenizer(store: Store, source: Path, origin: Origin) -> Importe
         FileNotFoundError: no file.
     """
     if source.is_dir():
-        raise FileNotFoundError(
-            f"{source} is a folder; give the file in it, which is called tokenizer.json where it is one of ours"
-        )
+        source /= TEXT_FILE  # as `export_text_tokenizer` calls it
     data = source.read_bytes()
     size = TextTokenizer(data).vocab_size
     digest = digest_bytes(data)
     folder = f"models/{TEXT}/{digest}"
-    if read_origin(store, folder) or not store.exists(f"{folder}/{CARD}"):  # one that was fitted here keeps its own
+    card = f"{folder}/{CARD}"
+    if not (
+        store.exists(card) and is_of_fitted_text(store.read(card).decode())
+    ):  # one that was fitted here keeps its own
         store.write(f"{folder}/{CARD}", imported_text_card(digest, size, _origin_lines(origin)).encode())
-    store.write(f"{folder}/tokenizer.json", data)
+    store.write(f"{folder}/{TEXT_FILE}", data)
     _keep_origin(store, folder, origin)
     return Imported(TEXT, digest, folder)
 
@@ -100,22 +101,36 @@ def export_image_tokenizer(store: Store, folder: str, target: Path) -> None:
         FileExistsError: the target is a file, or holds other files or another label's tokenizer.
     """
     model = load_image_tokenizer(store, folder)
+    values = to_public(model.config, _stored_px(model), model.depth_span)
+    state = {key: value.contiguous() for key, value in sorted(model.state_dict().items())}
+    weights = save(state, {name: str(value) for name, value in values.items()})
+    files = {WEIGHTS: weights, CONFIG: json.dumps(values, indent=1).encode(), CARD: store.read(f"{folder}/{CARD}")}
+    _write_files(target, files)
+
+
+def export_text_tokenizer(store: Store, folder: str, target: Path) -> None:
+    """Write a stored vocabulary as the tokenizers library, and so the public 4M, loads it: tokenizer.json.
+
+    Raises:
+        FileExistsError: as of an image tokenizer.
+    """
+    _write_files(target, {name: store.read(f"{folder}/{name}") for name in (TEXT_FILE, CARD)})
+
+
+def _write_files(target: Path, files: Mapping[str, bytes]) -> None:
+    """Into a folder that is new, or holds an earlier export of the same kind."""
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{target} is a file; give a new folder")
-    card = store.read(f"{folder}/{CARD}")
-    others = {p.name for p in target.iterdir()} - {WEIGHTS, CONFIG, CARD} if target.exists() else set()
-    if others or _title(target / CARD) not in (None, _title_of(card)):
+    others = {p.name for p in target.iterdir()} - files.keys() if target.exists() else set()
+    if others or _title(target / CARD) not in (None, _title_of(files[CARD])):
         raise FileExistsError(
             f"{target} holds {', '.join(sorted(others)[:3]) or 'another tokenizer'}; give a new folder"
         )
     target.mkdir(parents=True, exist_ok=True)
-    values = to_public(model.config, _stored_px(model), model.depth_span)
-    state = {key: value.contiguous() for key, value in sorted(model.state_dict().items())}
     # Whole or not at all, and as readable as other files: safetensors' are their owner's alone.
     written = LocalStore(target)
-    written.write(WEIGHTS, save(state, {name: str(value) for name, value in values.items()}))
-    written.write(CONFIG, json.dumps(values, indent=1).encode())
-    written.write(CARD, card)
+    for name, data in files.items():
+        written.write(name, data)
 
 
 def _title(card: Path) -> bytes | None:

@@ -7,6 +7,7 @@ from fourmill.tokenize.config import ImageLabel
 
 PREFIX = "tokenizer_"  # of an image tokenizer's model name
 TEXT = "text"
+TEXT_FILE = "tokenizer.json"  # in its folder of the store; as the tokenizers library calls it
 _LICENCE = "the authors' own for weights (LICENSE_WEIGHTS of apple/ml-4m)"
 
 

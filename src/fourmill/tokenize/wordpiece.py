@@ -26,6 +26,7 @@ from fourmill.core.sequences import (
 from fourmill.core.store import Store
 from fourmill.tokenize.card import fitted_text_card, with_figures
 from fourmill.tokenize.config import TEXT_VERSION, TextTokenizerConfig
+from fourmill.tokenize.released import TEXT_FILE
 
 _PREFIX = "##"  # of a piece that continues a word
 _MAX_CHARS = 100  # of a word; longer ones are unknown
@@ -56,7 +57,7 @@ def fit_wordpiece(store: Store, captions: Sequence[str], config: TextTokenizerCo
     file = train_wordpiece(captions, config)
     digest = digest_bytes(file)
     folder = f"models/text/{digest}"
-    store.write(f"{folder}/tokenizer.json", file)
+    store.write(f"{folder}/{TEXT_FILE}", file)
     report = _report(file, captions)
     store.write(f"{folder}/card.md", fitted_text_card(report, config).encode())
     store.write(f"{folder}/report.json", json.dumps(report, indent=1).encode())
@@ -78,7 +79,7 @@ def report_wordpiece(store: Store, digest: str, captions: Sequence[str]) -> str:
         )
     folder = f"models/text/{digest}"
     try:
-        file = store.read(f"{folder}/tokenizer.json")
+        file = store.read(f"{folder}/{TEXT_FILE}")
     except FileNotFoundError:
         raise TextError(f"no vocabulary at {folder}: add it again with `fourmill weights add text`") from None
     report = _report(file, captions)

@@ -40,6 +40,7 @@ from fourmill.tokenize.align import token_folder
 from fourmill.tokenize.config import TOKENS_VERSION, TokenizingConfig
 from fourmill.tokenize.crop_settings import Settings, crop_settings
 from fourmill.tokenize.freshness import check_fresh, fresh_sizes
+from fourmill.tokenize.released import TEXT_FILE
 from fourmill.tokenize.samples import Features, LabelError, crop_label_at
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class TokenWorker:
                 f"{modality} with{'out' if features is None else ''} features: clip needs them, others do not"
             )
         if self._label in TEXTS:
-            self._text = TextTokenizer(self._store.read(f"{tokenizer_path}/tokenizer.json"))
+            self._text = TextTokenizer(self._store.read(f"{tokenizer_path}/{TEXT_FILE}"))
         else:
             self._image = _load(self._store, tokenizer_path, self._label, input_px)
             self._window = _WINDOW[self._image.device.type]
