@@ -1,10 +1,13 @@
 """Programs that share a training and end together."""
 
 import importlib
+import os
+import signal
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -12,7 +15,9 @@ from pydantic import BaseModel
 from fourmill.core.work import no_progress
 from fourmill.pipelines.profiles import smallest
 from fourmill.runtime.launch import ProgramError, run_program, run_warm_parts
+from fourmill.runtime.models import ModelRef
 from fourmill.runtime.session import Session
+from fourmill.runtime.training import train_several
 
 _LONELY = """
 import os
@@ -50,6 +55,15 @@ def main(arguments):
     else:
         print('{"report": "models/x/report.json"}')
     return 0
+"""
+
+
+_WAITING = """
+import threading
+
+def main(arguments):
+    print('{"done": 1, "total": 2, "note": "begun"}', flush=True)
+    threading.Event().wait()
 """
 
 
@@ -102,6 +116,44 @@ def test_a_function_whose_process_dies_is_named_and_not_its_arguments(
     module = importlib.import_module(_program(tmp_path, "fatal", _FATAL, monkeypatch, "__init__.py"))
     with pytest.raises(ProgramError, match=r"^generate ended with code 9 before it was done$"):
         run_warm_parts(partial(module.generate, ["of", "a gigabyte"]), Session(smallest(tmp_path)), 2)
+
+
+def test_an_interrupt_ends_the_programs_that_run_and_begins_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, chatty = (
+        _program(tmp_path, name, text, monkeypatch) for name, text in (("waiting", _WAITING), ("chatty", _CHATTY))
+    )
+
+    def interrupt(done: int, total: int, note: str) -> None:
+        assert note == "begun"
+        os.kill(os.getpid(), signal.SIGINT)  # taken by the main thread
+
+    def run(name: str) -> Any:
+        return run_program(waiting, Nothing(), tmp_path / name, 1, interrupt)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell's background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(train_several({name: partial(run, name) for name in ("first", "second")}, 1))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "first").exists() and not (tmp_path / "second").exists()
+    assert run_program(chatty, Nothing(), tmp_path / "later", 1, no_progress) == "models/x/report.json"
+
+
+def test_trainings_end_when_nobody_asks_for_them_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _program(tmp_path, "waiting", _WAITING, monkeypatch)
+    begun = Event()
+    ref = ModelRef(name="done", digest="", path="", report={})
+
+    def wait_forever() -> Any:
+        return run_program(module, Nothing(), tmp_path / "log", 1, lambda *event: begun.set())
+
+    trained = train_several({"done": lambda: ref, "waiting": wait_forever}, 2)
+    assert next(trained)[:2] == ("done", ref)
+    assert begun.wait(180)
+    trained.close()  # type: ignore[attr-defined] # an error between two of them does the same; it would wait without end
 
 
 def test_a_program_that_starts_while_another_is_reaped_leaves_it_its_exit_code(

@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -41,6 +42,8 @@ _CALM = {"OMP_WAIT_POLICY": "PASSIVE"}
 # Whoever starts a process reaps all that have ended (`multiprocessing.process`). An exit code is read once, and a thread that comes
 # too late takes 255 for it, so no two threads may start or reap at a time.
 _reaping = Lock()
+_running: set[ForkServerProcess] = set()
+_is_ending = False  # no process is started then; both under `_reaping`
 
 Result = TypeVar("Result")
 
@@ -123,9 +126,34 @@ def run_warm_parts(work: Callable[[Session, int, int], Result], session: Session
     Raises:
         ProgramError: a process was killed. What a part raises is raised here, when all have ended.
     """
-    with ThreadPoolExecutor(parts, "part") as pool:
+    with program_threads(parts, "part") as pool:
         running = [pool.submit(run_warm, partial(_part, work, part, parts), session) for part in range(parts)]
+        wait_for(running)
     return [part.result() for part in running]
+
+
+@contextmanager
+def program_threads(number: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that may each run programs. When the block ends by an error or an interrupt, none of it goes on.
+
+    What waits is not begun, and programs that run are killed, where a pool alone would wait for them, be it for days. Threads
+    that want to start another meanwhile get a ProgramError.
+    """
+    global _is_ending
+    with ThreadPoolExecutor(number, name) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            with _reaping:
+                _is_ending = True
+                for process in _running:
+                    process.kill()
+            try:
+                pool.shutdown(wait=True)
+            finally:
+                _is_ending = False
+            raise
 
 
 def _part(work: Callable[[Session, int, int], Result], part: int, parts: int, session: Session) -> Result:
@@ -154,11 +182,16 @@ def _forked(target: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator
     said, saying = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(*arguments, saying))
     with _reaping:
+        if _is_ending:
+            raise ProgramError("not begun, since the run is being ended")
         process.start()
+        _running.add(process)
     saying.close()
     try:
         yield process, said
     finally:
+        with _reaping:
+            _running.discard(process)
         with _reaping:
             is_alive = process.is_alive()
         if is_alive:

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from fourmill.core.ledger import ledger_path, read_ledger
 from fourmill.core.manifest import Manifest, manifest_path
 from fourmill.core.modality import IMAGE_TOKENS, IMAGES, LABEL_FOLDERS
 from fourmill.ingest.source import read_source
-from fourmill.runtime.launch import run_program
+from fourmill.runtime.launch import program_threads, run_program
 from fourmill.runtime.models import FOURM_ASSETS, ModelRef, current, set_current
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
@@ -85,9 +85,11 @@ def train_several(works: Mapping[str, Callable[[], ModelRef]], at_once: int) -> 
 
     Raises:
         ProgramError: the first that failed, after the others have ended and were yielded.
+
+    When it is interrupted or closed, what runs is ended and what waits is not begun.
     """
     failed: Exception | None = None
-    with ThreadPoolExecutor(at_once, "training") as pool:
+    with program_threads(at_once, "training") as pool:
         running = [pool.submit(_timed, name, work) for name, work in works.items()]
         for done in as_completed(running):
             error = done.exception()
