@@ -136,7 +136,9 @@ def _ours(work: Work) -> Callable[[], float]:
     )
     config = config.model_copy(update={"training": training})
     one = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
-    state = start(config, LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8)), work.device)
+    state = start(
+        config, LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8), len(one)), work.device
+    )
     x = inputs(work.label, work.batch, work.px).to(work.device)
     return lambda: train_step(state, x, config).loss
 

@@ -52,7 +52,7 @@ def places(num: int, width: int, height: int, side_px: int = 128) -> LabelArrays
     at = (np.arange(side_px) + 0.5) / side_px * 255
     square = np.stack([*np.meshgrid(at, at), np.zeros((side_px, side_px))], -1).round().astype(np.uint8)
     train = np.broadcast_to(square, (num, *square.shape))
-    return LabelArrays(train, train, train[..., 0], squeezed_from=np.full((num, 2), (height, width), np.int64))
+    return LabelArrays(train, train, train[..., 0], num, squeezed_from=np.full((num, 2), (height, width), np.int64))
 
 
 def shown(batch_BCHW: torch.Tensor, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,6 +159,7 @@ def test_clip_features_are_packed_of_several_crops(spec, store, tiny):
     )
     once, thrice = (load(store.read(made.path))["train/clip"] for made in (plain, more))
     assert len(thrice) == 3 * len(once) and np.array_equal(thrice[:10], once)
+    assert read_label(store, more.path, more.digest, "clip").num_samples == 10
     packed = load(store.read(more.path))["train/rgb"], load(store.read(more.path))["train/keys"]
     rows = [[_clip_crop(int(key), number, 64, 64, config) for key in packed[1]] for number in range(3)]
     assert rows[0] == [(0, 0, 64, 64, 0)] * 10 and {row[4] for row in rows[1] + rows[2]} == {0, 1}
@@ -242,3 +243,8 @@ def test_stages_that_cannot_work_are_refused(spec, change, reason):
     stage = config.training.model_dump() | change
     with pytest.raises(ValueError, match=reason):
         type(config).model_validate(config.model_dump() | {"training": stage})
+
+
+def test_a_block_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of them is named twice"):
+        TrainSetConfig(num_samples=1, num_eval=1, blocks=("block_00", "block_01", "block_00"))

@@ -68,7 +68,7 @@ def test_tokens_are_of_the_weights_that_the_last_step_leaves():
 @pytest.mark.parametrize("label", ["rgb", "semseg"])
 def test_compiled_steps_are_the_plain_ones_over_a_skipped_step_and_a_way_back(label: str, update: dict[str, object]):
     one = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
-    labels = LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8))
+    labels = LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8), len(one))
     losses: list[list[float]] = []
     for compiles in (False, True):
         plain = {"precision": "fp32", "ema_decay": 0.9, "steps": 60}
@@ -102,7 +102,7 @@ def test_training_steps_lower_the_loss(label: str, precision: str):
     training = SMALL[label].training.model_copy(update={"precision": precision, "steps": 60, "ema_decay": 0.9})
     config = SMALL[label].model_copy(update={"training": training})
     one = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
-    state = start(config, LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8)), "cuda")
+    state = start(config, LabelArrays((one * 65535).astype(np.uint16), one, one.astype(np.uint8), len(one)), "cuda")
     batch = _labels(label, 8)
     if label != "clip":
         batch = np.ascontiguousarray(batch[:, :2, :2]).repeat(32, 1).repeat(32, 2)  # four patches: soon learnt

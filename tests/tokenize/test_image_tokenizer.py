@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -5,6 +8,8 @@ import torch
 
 from fourmill.core.labels import decode_depth, decode_normal, encode_depth, encode_normal, encode_semseg
 from fourmill.core.metrics import standardise_depth
+from fourmill.pipelines.profiles import smallest
+from fourmill.runtime.project import Project
 from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.conversions import standardised
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
@@ -292,6 +297,23 @@ def test_weights_that_do_not_fit_are_named():
 def test_a_config_that_cannot_work_is_refused(label, change, reason):
     with pytest.raises(ValueError, match=reason):
         ImageTokenizerConfig.model_validate(SMALL[label].model_dump() | change)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "reason"),
+    [
+        ("decoder", {"attention_levels": (2, 3)}, r"multipliers \(1, 2\) make levels 0 to 1"),
+        ("training", {"steps": 20, "warmup_steps": 20}, "would never fall from its peak"),
+    ],
+)
+def test_a_training_that_would_not_do_what_it_says_is_refused(part: str, change: dict[str, Any], reason: str):
+    values = SMALL["rgb"].model_dump()
+    config = ImageTokenizerConfig.model_validate(values | {part: values[part] | change})  # as one that is stored may be
+    with pytest.raises(ValueError, match=reason):
+        config.require_sound()
+    project = smallest(Path("out"))
+    with pytest.raises(ValueError, match=reason):
+        Project.model_validate(project.model_dump() | {"tokenizers": project.tokenizers | {"rgb": config}})
 
 
 def test_depth_is_standardised_on_a_device_as_on_the_host():

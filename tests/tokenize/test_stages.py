@@ -90,6 +90,18 @@ def test_kill_9_in_later_stages_and_resume_give_the_same_curves_and_tokenizer(th
     assert [stage["name"] for stage in whole["earlier_stages"]] == ["first", "second"]
 
 
+def test_what_is_only_told_of_a_training_does_not_make_it_another(spec, store, read_report):
+    plain, told = spec("depth", steps=3), spec("depth", "told", steps=3, name="more", log_every=1, score_every=1)
+    assert told.input_digest == plain.input_digest
+    assert spec("depth", steps=3, seed=1).input_digest != plain.input_digest
+    weights = []
+    for one in (plain, told):
+        path = train_tokenizer(one, no_progress)
+        weights.append(store.read(f"{read_report(path)['path']}/model.safetensors"))
+        store.delete(path)
+    assert weights[0] == weights[1]
+
+
 def test_a_stage_of_another_shape_is_refused(spec, store, read_report):
     first = read_report(train_tokenizer(spec("clip", steps=1), no_progress))
     other = spec("clip", folder="other", name="more")

@@ -9,7 +9,7 @@ import dagster as dg
 from fourmill.assets.labels import label_key
 from fourmill.assets.result import Verdict, check_spec, picture, table, timed
 from fourmill.assets.workshop import OWNERS, Workshop
-from fourmill.core.digest import digest_config
+from fourmill.core.digest import digest_config, digest_json
 from fourmill.core.modality import IMAGE_TOKENS, LABELS
 from fourmill.runtime.labeller_weights import require_labellers
 from fourmill.runtime.launch import run_warm
@@ -155,6 +155,7 @@ def _training_metadata(ref: ModelRef) -> dict[str, Any]:
 def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSpec:
     imported: dict[str, str] = {**project.served_tokenizers}
     config, served = project.tokenizers[name], imported.get(name)
+    trained = f"{TRAIN_VERSION}-{digest_json(config.weights_depend_on)[:8]}"
     what = f"{name}: {config.codebook_size} codes, {config.decoder.kind} decoder."
     return dg.AssetSpec(
         key,
@@ -163,7 +164,7 @@ def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSp
         kinds={"torch", "safetensors"},
         owners=OWNERS,
         tags={"modality": name, "stage": "tokenizer"},
-        code_version=f"served-{served[:12]}" if served else f"{TRAIN_VERSION}-{digest_config(config)[:8]}",
+        code_version=f"served-{served[:12]}" if served else trained,
         description=f"Imported VQ-VAE of {what} Scored here, not trained." if served else f"VQ-VAE of {what}",
     )
 

@@ -7,7 +7,7 @@ over all, so every process takes the same step from the same weights. One proces
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -31,6 +31,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on this machine: the GPU to use
+    meeting: Store | None = None  # of several: where they find each other
 
     @property
     def is_first(self) -> bool:
@@ -81,6 +82,23 @@ class Ranks:
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.stack(parts, 1).flatten(0, 1)
+
+    @contextmanager
+    def first_alone(self, what: str) -> Iterator[bool]:
+        """A block that only the first process has work in, be it for hours: the others wait at its end, with more patience than in a
+        sum.
+
+        Args:
+            what: the occasion, which is another each time.
+
+        Yields:
+            Whether this is the first process.
+        """
+        yield self.is_first
+        if self.meeting is not None and self.is_first:
+            self.meeting.set(f"alone/{what}", "")
+        elif self.meeting is not None:
+            self.meeting.wait([f"alone/{what}"], _JOINING)
 
     def check_alike(self, step: int, what: str, folder: str) -> None:
         """Make sure that all go on from the same step: only the first keeps checkpoints, the others find them where they look.
@@ -168,7 +186,7 @@ def join_ranks(wanted: int, what: str, module: str) -> Iterator[Ranks]:
     dist.init_process_group(backend, store=meeting, rank=ranks.rank, world_size=wanted, timeout=_PATIENCE)
     # Not after an error: nccl would wait here for the others, who wait in a sum for this process, and the error would wait with it.
     # `core.program` tells it and ends the process.
-    yield ranks
+    yield replace(ranks, meeting=meeting)
     dist.destroy_process_group()
 
 

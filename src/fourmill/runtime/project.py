@@ -187,6 +187,13 @@ class Project(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _trainings_are_sound(self) -> "Project":
+        for label, config in self.tokenizers.items():
+            if label not in self.served_tokenizers:
+                config.require_sound()
+        return self
+
+    @model_validator(mode="after")
     def _train_sets_are_there(self) -> "Project":
         names = {dataset.name for dataset in self.datasets()}
         for name, config in self.more_train_sets.items():

@@ -4,9 +4,9 @@ What the paper and the demo train is in `presets`.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fourmill.core.crops import CropConfig
 from fourmill.core.digest import digest_json
@@ -164,6 +164,9 @@ class TrainingConfig(_Config):
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of weights, batches and noise.")
 
 
+_TOLD_ONLY = {"name", "log_every", "score_every"}  # of a stage: what is said of it, on which no weight depends
+
+
 class ImageTokenizerConfig(_Config):
     """One image tokenizer: what it eats, its networks, its training, in stages that each begin where the one before ended."""
 
@@ -185,6 +188,32 @@ class ImageTokenizerConfig(_Config):
     def at_stage(self, stage: TrainingConfig) -> "ImageTokenizerConfig":
         """The config of one stage's training: what its weights depend on beside the weights that it begins with."""
         return self.model_copy(update={"training": stage, "earlier_stages": ()})
+
+    def require_sound(self) -> None:
+        """Make sure that a training by this config does what it seems to say; tokenizers that are there need not ask.
+
+        Raises:
+            ValueError: settings that would have no effect, or a poor one.
+        """
+        for stage in self.stages:
+            if stage.warmup_steps >= stage.steps:
+                raise ValueError(
+                    f"stage {stage.name} of the {self.label} tokenizer has warmup_steps {stage.warmup_steps} of {stage.steps} steps: the "
+                    "learning rate would never fall from its peak; give fewer"
+                )
+        if isinstance(self.decoder, DiffusionDecoderConfig):
+            last = len(self.decoder.multipliers) - 1
+            if any(level > last for level in self.decoder.attention_levels):
+                raise ValueError(
+                    f"attention_levels {self.decoder.attention_levels} of the {self.label} tokenizer: multipliers "
+                    f"{self.decoder.multipliers} make levels 0 to {last}"
+                )
+
+    @property
+    def weights_depend_on(self) -> dict[str, Any]:
+        """The values of it that can change weights, as JSON."""
+        stages = dict.fromkeys(range(len(self.earlier_stages)), _TOLD_ONLY)
+        return self.model_dump(mode="json", exclude={"training": _TOLD_ONLY, "earlier_stages": stages})
 
     @property
     def grid(self) -> int:
@@ -281,7 +310,7 @@ class TrainSetConfig(_Config):
     num_samples: Positive = Field(description="Samples of the training split, the first by key that have every label.")
     num_eval: Positive = Field(description="Held-out samples of the validation split, for figures and pictures.")
     blocks: tuple[str, ...] = Field(
-        default=("block_00",), min_length=1, description="Blocks that samples are taken from."
+        default=("block_00",), min_length=1, description="Blocks that samples are taken from, each once."
     )
     side_px: Positive | None = Field(
         default=None,
@@ -299,6 +328,13 @@ class TrainSetConfig(_Config):
         description="Side, or sides, at which CLIP sees them; None: input_px. A tokenizer trains on features of exactly its sides: "
         "CLIP's of a small image are not its of a large one, shrunk.",
     )
+
+    @field_validator("blocks")
+    @classmethod
+    def _each_once(cls, blocks: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(blocks)) < len(blocks):
+            raise ValueError(f"blocks {', '.join(blocks)}: one of them is named twice, and its samples would be too")
+        return blocks
 
     def clip_sides(self, input_px: int) -> tuple[int, ...]:
         """The sides in pixels at which CLIP sees the crops of the training split."""
@@ -386,6 +422,5 @@ class TokenizerSpec(_Config):
     @property
     def input_digest(self) -> str:
         """Digest of all that the weights depend on: equal inputs, equal tokenizer."""
-        config = self.config.model_dump(mode="json")
-        begun = [stage.digest for stage in self.earlier[-1:]]
+        config, begun = self.config.weights_depend_on, [stage.digest for stage in self.earlier[-1:]]
         return digest_json([TRAIN_VERSION, config, self.train_set_digest, self.threads, self.processes, begun])

@@ -39,7 +39,7 @@ def publish(store: Store, spec: TokenizerSpec, state: State, labels: LabelArrays
         "rollbacks": state.guard.rollbacks,
         "seconds": round(state.seconds, 1),
         "train_set": spec.train_set_digest,
-        "num_train": len(labels.train),
+        "num_train": labels.num_samples,
         "num_eval": len(labels.eval),
         "stage": spec.config.training.name,
         "earlier_stages": [stage.model_dump() for stage in spec.earlier],

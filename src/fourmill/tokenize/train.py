@@ -197,10 +197,10 @@ class Training:
             state.curve.append([state.step, round(figures.loss, 5)])
         tokens = figures.tokens if figures.are_finite else None
         self._journal.note(state, figures.loss, figures.gradient_norm, tokens)
-        if training.score_every and state.step % training.score_every == 0 and not ended and self._ranks.is_first:
-            with uncompiled(training):
-                scored = score_model(state.published, self._batches.labels, self._config.label)
-            self._journal.score(state.step, scored)
+        if training.score_every and state.step % training.score_every == 0 and not ended:
+            with self._ranks.first_alone(f"score {state.draw}") as is_first:
+                if is_first:
+                    self._score(state)
         # Not amid skipped steps: it is what a training goes back to.
         if state.step % training.checkpoint_every == 0 and not ended and figures.are_finite and self._ranks.is_first:
             self._journal.flush()  # before the checkpoint: a resumed training writes what comes after it
@@ -209,6 +209,12 @@ class Training:
             self._last_said = time.monotonic()
             skipped = f", {state.guard.skipped} skipped" if state.guard.skipped else ""
             self._progress(state.step, training.steps, f"loss {figures.loss:.4f}{skipped}")
+
+    def _score(self, state: State) -> None:
+        """Figures and pictures of the held-out samples, amid the training."""
+        with uncompiled(self._config.training):
+            scored = score_model(state.published, self._batches.labels, self._config.label)
+        self._journal.score(state.step, scored)
 
     def _error(self, state: State, figures: Figures) -> TrainingError:
         training, guard = self._config.training, state.guard

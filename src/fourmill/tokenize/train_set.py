@@ -105,11 +105,16 @@ def build_train_set(
 
 @dataclass(frozen=True)
 class LabelArrays:
-    """One label of a training set, as tokenizers take it, and the eval samples' classes."""
+    """One label of a training set as it is packed, which `unpack` turns into what tokenizers take, and the eval samples' classes.
+
+    N maps of H x W pixels: RGB uint8 (N, H, W, 3), depth uint16 (N, H, W), normals uint8 (N, H, W, 3), classes uint8 (N, H, W), CLIP
+    features float16 (N, H, W, C).
+    """
 
     train: NDArray[Any]
     eval: NDArray[Any]
     eval_semseg: NDArray[np.uint8]
+    num_samples: int  # of the training split; CLIP features have several crops of each
     at_side: Mapping[int, NDArray[Any]] = field(default_factory=dict)  # CLIP features of images of each side in pixels
     squeezed_from: NDArray[np.int64] | None = None  # (N, 2) height, width of images packed whole; None: centre squares
 
@@ -148,7 +153,8 @@ def read_label(store: Store, path: str, digest: str, label: ImageLabel) -> Label
     if train is None:
         raise TrainSetError(f"{path} holds {', '.join(sorted(arrays))}, no {label}: build it with a features callable")
     squeezed_from = None if label == "clip" else arrays.get("train/size")
-    return LabelArrays(train, arrays[f"eval/{label}"], arrays["eval/semseg"], at_side, squeezed_from)
+    num_samples = len(arrays["train/rgb"])
+    return LabelArrays(train, arrays[f"eval/{label}"], arrays["eval/semseg"], num_samples, at_side, squeezed_from)
 
 
 def _stamp(file: Path) -> tuple[int, int]:
