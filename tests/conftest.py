@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from fourmill.core.digest import Json
 from fourmill.core.shards import Receipt
 from fourmill.core.work import Progress, ShardJob
+from fourmill.runtime.pace import Pace
 from fourmill.runtime.ray_session import RayConfig
 
 # A busy machine is no failure.
@@ -68,6 +69,7 @@ def shards_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Receipt]]
         jobs: Sequence[ShardJob],
         config: RayConfig,
         progress: Progress,
+        pace: Pace | None = None,
         together: int = 1,
     ) -> list[Receipt]:
         runner = ShardRunner()

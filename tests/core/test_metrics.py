@@ -50,7 +50,7 @@ def test_normal_angles():
 
 def test_codebook_use():
     use = codebook_use(np.array([[0, 1], [0, 1]], np.int16), 4)
-    assert (use.usage, use.perplexity, use.num_tokens) == (0.5, pytest.approx(2), 4)
+    assert (use.usage, use.perplexity) == (0.5, pytest.approx(2))
     many = np.concatenate([np.zeros(USAGE_WINDOW, np.int16), np.full(USAGE_WINDOW, 1), np.full(9, 2)])
     assert codebook_use(many, 4).usage == 0.25  # one codeword in each window; the rest fills none
     with pytest.raises(ValueError, match=r"0\.\.3"):

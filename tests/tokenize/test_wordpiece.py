@@ -82,7 +82,7 @@ def test_fitting_publishes_the_file_and_says_how_well_it_knows_the_captions(tmp_
     assert report["path"] == f"models/text/{report['digest']}"
     tokenizer = TextTokenizer(store.read(f"{report['path']}/tokenizer.json"))
     assert report["vocab_size"] == tokenizer.vocab_size
-    assert report["known_share"] == 1.0
+    assert report["figures"]["known_share"] == 1.0
     assert report["figures"]["round_trip_share"] == 1.0 and report["figures"]["unknown_token_share"] == 0.0
     with pytest.raises(TextError, match="no caption"):
         fit_wordpiece(store, [], CONFIG)
@@ -196,7 +196,9 @@ def test_a_file_of_the_public_layout_is_taken_as_it_is_and_gives_the_worked_ids(
     ):
         assert tokenizer.encode(text) == [*ids, 3], text
     report = json.loads(store.read(report_wordpiece(store, made.digest, ["a small dog", "zzz"])))
-    assert report["digest"] == made.digest and report["known_share"] == 0.5 and report["vocab_size"] == 30_000
+    assert (
+        report["digest"] == made.digest and report["figures"]["known_share"] == 0.5 and report["vocab_size"] == 30_000
+    )
     card = store.read(f"{made.path}/card.md").decode()
     for said in (
         "Imported WordPiece vocabulary of 30000 ids",

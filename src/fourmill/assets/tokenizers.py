@@ -133,7 +133,7 @@ def _verdicts(project: Project, name: str, ref: ModelRef) -> list[Verdict]:
     bounds, headline, usage = project.bounds_of(name), ref.report["headline"], float(ref.report["usage"])
     return [
         Verdict("good_enough", bounds.reaches(headline), metadata=headline),
-        Verdict("codebook_used", usage >= bounds.min_usage, metadata={"usage": usage}),
+        Verdict("codebook_used", bounds.is_used(usage), metadata={"usage": usage}),
     ]
 
 

@@ -76,7 +76,6 @@ class CodebookUse:
 
     usage: float  # share of codewords that occur in a window of 65,536 tokens, mean over windows, 0..1
     perplexity: float  # exp of the entropy over all: the number of codewords were they equally likely
-    num_tokens: int
 
 
 def codebook_use(tokens: NDArray[np.integer], codebook_size: int) -> CodebookUse:
@@ -93,7 +92,6 @@ def codebook_use(tokens: NDArray[np.integer], codebook_size: int) -> CodebookUse
     return CodebookUse(
         usage=float(np.mean([len(np.unique(window)) for window in windows]) / codebook_size),
         perplexity=perplexity(np.bincount(flat_N, minlength=codebook_size)),
-        num_tokens=int(flat_N.size),
     )
 
 

@@ -126,7 +126,7 @@ def train_tokenizer(session: Session, label: str) -> ModelRef:
 def is_good_enough(project: Project, label: str, ref: ModelRef) -> bool:
     """Whether an image tokenizer reaches what the project asks of its modality."""
     bounds = project.bounds_of(label)
-    return bounds.reaches(ref.report["headline"]) and ref.report["usage"] >= bounds.min_usage
+    return bounds.reaches(ref.report["headline"]) and bounds.is_used(ref.report["usage"])
 
 
 def _train_stages(session: Session, label: str) -> dict[str, Any]:

@@ -27,15 +27,20 @@ class TokenizerBounds(BaseModel):
 
     def reaches(self, headline: Mapping[str, Any]) -> bool:
         """Whether a report's headline (name, value, baseline, better) is good enough."""
-        value, baseline, is_more_better = headline["value"], headline["baseline"], headline["better"] == "higher"
+        value, is_more_better = headline["value"], headline["better"] == "higher"
         if self.headline is not None:
             return value >= self.headline if is_more_better else value <= self.headline
-        return self.error_share is None or _error_share(headline["name"], value, baseline) <= self.error_share
+        return self.error_share is None or _error_share(headline) <= self.error_share
+
+    def is_used(self, usage: float) -> bool:
+        """Whether enough of the codebook is in use: `usage` is a report's, of held-out samples."""
+        return usage >= self.min_usage
 
 
-def _error_share(name: str, value: float, baseline: float) -> float:
-    if name == "psnr_db":
+def _error_share(headline: Mapping[str, Any]) -> float:
+    value, baseline = headline["value"], headline["baseline"]
+    if headline["name"] == "psnr_db":
         return 10 ** ((baseline - value) / 10)
-    if name in ("miou", "r2"):
+    if headline["better"] == "higher":  # at most 1
         return (1 - value) / max(1 - baseline, 1e-6)
     return value / max(baseline, 1e-6)

@@ -213,7 +213,10 @@ class ImageTokenizer(nn.Module):
         return tokens
 
     def _told_apart(self, x: Tensor, precision: Precision) -> NDArray[np.int64]:
-        """`tokens` (B, N) of a batch; images that half precision cannot hold are encoded in float32."""
+        """`tokens` (B, N) of a batch; where half precision cannot hold some images, theirs are those of the batch in float32.
+
+        The whole batch, since kernels are chosen by its size: a sample's tokens would depend on how many others overflow.
+        """
         tokens_BN = self.tokens(x, precision).flatten(1).cpu().numpy()
         unfit_B = tokens_BN.min(1) < 0
         if precision != "fp32" and unfit_B.any():

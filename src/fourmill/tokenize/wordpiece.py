@@ -104,7 +104,6 @@ def _report(file: bytes, captions: Sequence[str]) -> dict[str, Any]:
         "num_captions": len(captions),
         "captions_digest": digest_json(captions),
         "code_version": TEXT_VERSION,
-        "known_share": round(known, 4),
         "figures": {
             "known_share": round(known, 4),
             "round_trip_share": round(_round_trip_share(file, captions, ids), 4),
