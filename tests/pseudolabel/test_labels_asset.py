@@ -163,11 +163,11 @@ def test_depth_and_normals_of_one_run_are_decoded_once(
 ) -> None:
     made: list[str] = []
 
-    def counted(factory, arguments, jobs, config, progress, together):
+    def counted(factory, arguments, jobs, config, progress, pace, together):
         made.extend(f"{job.recipe.stage} {job.split}" for job in jobs)
-        receipts = shards_here(factory, arguments, jobs, config, progress, together)
+        receipts = shards_here(factory, arguments, jobs, config, progress, pace, together)
         for receipt in receipts:
-            progress.note(receipt, {"network": 0.5})
+            pace.note(receipt, {"network": 0.5})
         return receipts
 
     monkeypatch.setattr(stages, "run_shards", counted)

@@ -303,7 +303,7 @@ def test_a_config_that_cannot_work_is_refused(label, change, reason):
     ("part", "change", "reason"),
     [
         ("decoder", {"attention_levels": (2, 3)}, r"multipliers \(1, 2\) make levels 0 to 1"),
-        ("training", {"steps": 20, "warmup_steps": 20}, "would never fall from its peak"),
+        ("training", {"steps": 20, "warmup_steps": 21}, "would never reach its peak"),
     ],
 )
 def test_a_training_that_would_not_do_what_it_says_is_refused(part: str, change: dict[str, Any], reason: str):

@@ -196,10 +196,10 @@ class ImageTokenizerConfig(_Config):
             ValueError: settings that would have no effect, or a poor one.
         """
         for stage in self.stages:
-            if stage.warmup_steps >= stage.steps:
+            if stage.warmup_steps > stage.steps:
                 raise ValueError(
                     f"stage {stage.name} of the {self.label} tokenizer has warmup_steps {stage.warmup_steps} of {stage.steps} steps: the "
-                    "learning rate would never fall from its peak; give fewer"
+                    "learning rate would never reach its peak; give fewer"
                 )
         if isinstance(self.decoder, DiffusionDecoderConfig):
             last = len(self.decoder.multipliers) - 1
