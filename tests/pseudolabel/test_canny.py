@@ -1,5 +1,7 @@
 """Edges: a label in one file. What it makes, and that the table's entry is all the rest of the project needs."""
 
+import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +54,14 @@ def test_edge_maps_come_back_as_they_were() -> None:
             encode_edges(wrong)
     with pytest.raises(ValueError, match="not a readable edge map"):
         decode_edges(b"\x89PNG nothing")
+
+
+def test_a_file_that_claims_to_be_huge_is_refused_as_any_other() -> None:
+    header = struct.pack(">4s2I5B", b"IHDR", 30_000, 30_000, 8, 0, 0, 0, 0)
+    chunks = [header, b"IDAT"]
+    data = b"".join(struct.pack(">I", len(one) - 4) + one + struct.pack(">I", zlib.crc32(one)) for one in chunks)
+    with pytest.raises(ValueError, match="not a readable edge map"):
+        decode_edges(b"\x89PNG\r\n\x1a\n" + data)
 
 
 def test_a_config_from_a_file_is_the_labellers_own() -> None:

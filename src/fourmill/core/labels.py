@@ -26,11 +26,13 @@ __all__ = [
     "are_no_classes",
     "decode_boxes",
     "decode_depth",
+    "decode_grey",
     "decode_image",
     "decode_normal",
     "decode_semseg",
     "encode_boxes",
     "encode_depth",
+    "encode_grey",
     "encode_normal",
     "encode_semseg",
     "pack_depth",
@@ -180,20 +182,45 @@ def encode_semseg(ids_HW: NDArray[np.uint8]) -> bytes:
     Raises:
         ValueError: another shape or type, or an id in between.
     """
-    if ids_HW.ndim != 2 or ids_HW.dtype != np.uint8 or 0 in ids_HW.shape:
-        raise ValueError(f"class map is {ids_HW.dtype} of shape {ids_HW.shape}, expected uint8 of shape (H, W)")
+    data = encode_grey(ids_HW, "class map")
     _check_ids(ids_HW)
-    return _png(ids_HW, cv2.IMWRITE_PNG_FILTER_UP)
+    return data
 
 
 def decode_semseg(data: bytes) -> NDArray[np.uint8]:
     """Class map of an 8-bit grey PNG, (H, W) uint8, ids 0..132, 255 where invalid. Raises ValueError."""
-    image = _open(data, ("PNG",), "class map")
-    if image.mode != "L":
-        raise ValueError(f"class map has PIL mode {image.mode}, expected an 8-bit grey PNG (L)")
-    ids_HW = np.asarray(image)
+    ids_HW = decode_grey(data, "class map")
     _check_ids(ids_HW)
     return ids_HW
+
+
+def encode_grey(grey_HW: NDArray[np.uint8], what: str) -> bytes:
+    """8-bit grey PNG of any map (H, W) uint8: for labels of one whole number a pixel.
+
+    Args:
+        what: what the map is called in an error.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+    if grey_HW.ndim != 2 or grey_HW.dtype != np.uint8 or 0 in grey_HW.shape:
+        raise ValueError(f"{what} is {grey_HW.dtype} of shape {grey_HW.shape}, expected uint8 of shape (H, W)")
+    return _png(grey_HW, cv2.IMWRITE_PNG_FILTER_UP)
+
+
+def decode_grey(data: bytes, what: str) -> NDArray[np.uint8]:
+    """Map (H, W) uint8 of an 8-bit grey PNG.
+
+    Args:
+        what: what the map is called in an error.
+
+    Raises:
+        ValueError: not such a file, cut short, or over 100 million pixels.
+    """
+    image = _open(data, ("PNG",), what)
+    if image.mode != "L":
+        raise ValueError(f"{what} has PIL mode {image.mode}, expected an 8-bit grey PNG (L)")
+    return np.asarray(image)
 
 
 DECODERS: dict[str, Callable[[bytes], NDArray[Any]]] = {

@@ -4,17 +4,15 @@ Edges (H, W) uint8, 255 on an edge, 0 elsewhere. Grey values are smoothed, gradi
 it is stronger than `high`, and as far as it stays stronger than `low` from there (Canny 1986).
 """
 
-import io
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field, model_validator
 
 from fourmill.core.digest import Json
-from fourmill.core.labels import Picture
+from fourmill.core.labels import Picture, decode_grey, encode_grey
 from fourmill.core.pictures import nearest_pixels
 from fourmill.pseudolabel.format import RGB, Figures, LabelFormat, OwnConfig, OwnLabel
 from fourmill.pseudolabel.labeller import Answer
@@ -73,23 +71,14 @@ class CannyLabeller:
 
 def encode_edges(edges_HW: NDArray[np.uint8]) -> bytes:
     """8-bit grey PNG of an edge map, (H, W) uint8, 0 or 255. Raises ValueError for anything else."""
-    if edges_HW.ndim != 2 or edges_HW.dtype != np.uint8 or 0 in edges_HW.shape:
-        raise ValueError(f"edge map is {edges_HW.dtype} of shape {edges_HW.shape}, expected uint8 of shape (H, W)")
+    data = encode_grey(edges_HW, "edge map")
     _check(edges_HW)
-    sink = io.BytesIO()
-    Image.fromarray(edges_HW).save(sink, "PNG", compress_level=3)
-    return sink.getvalue()
+    return data
 
 
 def decode_edges(data: bytes) -> NDArray[np.uint8]:
     """Edge map (H, W) uint8, 0 or 255, of an 8-bit grey PNG. Raises ValueError."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        edges_HW = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"not a readable edge map (PNG): {error}") from error
-    if image.mode != "L":
-        raise ValueError(f"edge map has PIL mode {image.mode}, expected an 8-bit grey PNG (L)")
+    edges_HW = decode_grey(data, "edge map")
     _check(edges_HW)
     return edges_HW
 
