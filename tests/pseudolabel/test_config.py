@@ -177,6 +177,26 @@ def test_labellers_are_chosen_by_name_or_folder(tmp_path: Path) -> None:
     assert feature_dim(chosen["clip"]) == 512
 
 
+@pytest.mark.parametrize(
+    ("label", "said", "problem"),
+    [
+        ("det", "[]", r"det labeller: a folder without a readable config\.json at .*/det"),
+        (
+            "clip",
+            '{"model_type": "clip", "vision_config": null}',
+            r"clip labeller: config\.json of .*/clip gives patch_size None",
+        ),
+    ],
+)
+def test_a_config_that_is_no_object_is_said_of_its_folder(label: str, said: str, problem: str, tmp_path: Path) -> None:
+    types = {"depth": "dpt", "normal": "dpt", "semseg": "mask2former", "det": "d_fine", "clip": "clip_vision_model"}
+    for other, model_type in types.items():
+        weights_folder(tmp_path / other, model_type, patch_size=16, projection_dim=512)
+    (tmp_path / label / "config.json").write_text(said)
+    with pytest.raises(WeightsMissingError, match=problem):
+        labellers_from(str(tmp_path))
+
+
 def test_only_clip_has_features() -> None:
     assert feature_dim(demo_labellers()["clip"]) == 64
     with pytest.raises(ValueError, match="scene labeller"):

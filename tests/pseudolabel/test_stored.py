@@ -333,6 +333,8 @@ def test_the_page_says_which_detector_made_a_label(filled: Store, tmp_path: Path
     assert network_name(DetectorConfig(weights=f"stored:det/{pointer.digest}"), filled) == "detector rt_detr_v2"
     assert network_name(DetectorConfig(weights="seeded:0"), filled) == "detector rt_detr_v2"
     assert network_name(DetectorConfig(weights=str(tmp_path)), filled) == "detector of an unknown type"
+    (tmp_path / "config.json").write_text("[]")
+    assert network_name(DetectorConfig(weights=str(tmp_path)), filled) == "detector of an unknown type"
     assert network_name(DptConfig(weights="seeded:0"), filled) == "dpt"
 
 

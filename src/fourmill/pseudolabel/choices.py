@@ -1,6 +1,5 @@
 """The sets of labellers that one can choose: the demo's, the paper's, tiny seeded ones, a folder of networks."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from fourmill.pseudolabel.config import (
     VitDetConfig,
     seed_of,
 )
+from fourmill.pseudolabel.folders import facts_in, read_facts
 from fourmill.pseudolabel.named_weights import pinned, require_weights
 from fourmill.pseudolabel.stored import CONFIG_FILE, WeightsMissingError, stored_ref
 
@@ -111,48 +111,43 @@ def _stored_labellers(
         require_weights(label, config, store)
     clip = stored_ref(made["clip"].weights)
     assert clip is not None
-    facts = json.loads(store.read(f"{clip.folder}/{CONFIG_FILE}"))
+    facts = facts_in(store.read(f"{clip.folder}/{CONFIG_FILE}"))
     return {**made, "clip": _fitting_clip(made["clip"], facts, grid)}
 
 
 def _folder_labellers(folder: Path, grid: int, precision: Precision) -> dict[str, LabellerConfig]:
-    detector: Detector = "vitdet" if _model_type(folder / "det") == "vitdet" else "detector"
+    detector: Detector = "vitdet" if (read_facts(folder / "det") or {}).get("model_type") == "vitdet" else "detector"
     made: dict[str, Any] = dict(paper_labellers(folder, detector=detector, precision=precision))
     for label, config in made.items():
         require_weights(label, config)
-    facts = json.loads((folder / "clip" / CONFIG_FILE).read_text())
+    facts = read_facts(folder / "clip")
     return {**made, "clip": _fitting_clip(made["clip"], facts, grid)}
 
 
-def _fitting_clip(named: ClipConfig, facts: dict[str, Any], grid: int) -> ClipConfig:
+def _fitting_clip(named: ClipConfig, facts: dict[str, Any] | None, grid: int) -> ClipConfig:
     """The config of a CLIP network, with precision and batches as named."""
     sizes = clip_config(named.weights, facts, grid).model_dump(include={"input_px", "patch_px", "channels"})
     return named.model_copy(update=sizes)
-
-
-def _model_type(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / CONFIG_FILE).read_text()).get("model_type")
-    except (OSError, ValueError):
-        return None
 
 
 def _demo_clip(weights: str) -> ClipConfig:
     return ClipConfig(weights=weights, patch_px=8, channels=64)
 
 
-def clip_config(weights: str, facts: dict[str, Any], grid: int) -> ClipConfig:
+def clip_config(weights: str, facts: dict[str, Any] | None, grid: int) -> ClipConfig:
     """The config of a CLIP network.
 
     Args:
         weights: where it is.
-        facts: its config.json.
+        facts: its config.json; None where that is no object.
         grid: patches along a side of what it is fed.
 
     Raises:
         WeightsMissingError: the facts are no CLIP network's.
     """
-    vision = facts.get("vision_config", facts)  # a whole CLIP model nests it
+    facts = facts or {}
+    nested = facts.get("vision_config")  # of a whole CLIP model
+    vision: dict[str, Any] = nested if isinstance(nested, dict) else facts
     patch_px, channels = vision.get("patch_size"), vision.get("projection_dim", facts.get("projection_dim"))
     if not isinstance(patch_px, int) or not isinstance(channels, int):
         raise WeightsMissingError(

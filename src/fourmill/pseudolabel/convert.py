@@ -20,6 +20,7 @@ from fourmill.core.weights import shown_problems
 from fourmill.pseudolabel import clip, detector, dpt, mask2former
 from fourmill.pseudolabel.choices import clip_config
 from fourmill.pseudolabel.config import DetectorConfig, DptConfig, Mask2FormerConfig
+from fourmill.pseudolabel.folders import read_facts
 from fourmill.pseudolabel.labeller import NetworkError
 from fourmill.pseudolabel.make import make_features, make_labeller
 from fourmill.pseudolabel.members import OWN
@@ -142,7 +143,7 @@ def _detector(name: str, source: Path, target: Path, architecture: Any) -> None:
 
 def _clip(name: str, source: Path, target: Path, architecture: Any) -> None:
     _save(from_folder(name, _folder(name, source), clip.model_class()), target)
-    make_features(clip_config(str(target), json.loads((target / CONFIG_FILE).read_text()), grid=1))
+    make_features(clip_config(str(target), read_facts(target), grid=1))
 
 
 def _vitdet(name: str, source: Path, target: Path, architecture: Any) -> None:

@@ -25,8 +25,8 @@ def folder_problem(folder: Path, model_types: Sequence[str], weight_files: Seque
     """
     if not folder.is_dir():
         return "a file" if folder.is_file() else "nothing"
-    facts = _json(folder / CONFIG_FILE)
-    if not isinstance(facts, dict):
+    facts = read_facts(folder)
+    if facts is None:
         return f"a folder without {'a readable ' if (folder / CONFIG_FILE).exists() else ''}{CONFIG_FILE}"
     if model_types and facts.get("model_type") not in model_types:
         return f"a network of model_type {facts.get('model_type')!r}"
@@ -35,18 +35,31 @@ def folder_problem(folder: Path, model_types: Sequence[str], weight_files: Seque
     return None
 
 
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """What a folder's config.json says; None where there is none, or what it holds is no object."""
+    return _object(folder / CONFIG_FILE)
+
+
+def facts_in(data: bytes) -> dict[str, Any] | None:
+    """What the bytes of a config.json say; None where they are no object."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _is_whole(path: Path) -> bool:
     if not path.name.endswith(".index.json"):
         return path.is_file()
-    index = _json(path)
-    named = index.get("weight_map") if isinstance(index, dict) else None
+    named = (_object(path) or {}).get("weight_map")
     if not isinstance(named, dict) or not named:
         return False
     return all((path.parent / str(name)).is_file() for name in set(map(str, named.values())))
 
 
-def _json(path: Path) -> Any:
+def _object(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return facts_in(path.read_bytes())
+    except OSError:
         return None

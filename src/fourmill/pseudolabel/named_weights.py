@@ -3,7 +3,6 @@
 No torch: definitions load this.
 """
 
-import json
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -17,7 +16,7 @@ from fourmill.pseudolabel.config import (
     SceneConfig,
     VitDetConfig,
 )
-from fourmill.pseudolabel.folders import folder_problem
+from fourmill.pseudolabel.folders import facts_in, folder_problem, read_facts
 from fourmill.pseudolabel.format import OwnConfig, OwnNetworkConfig
 from fourmill.pseudolabel.members import own_label
 from fourmill.pseudolabel.stored import (
@@ -46,14 +45,14 @@ def architecture(config: AnyLabellerConfig, store: Store) -> str | None:
     if seed_of(config.weights) is not None:
         return _SEEDED_DETECTOR
     stored = stored_ref(config.weights)
-    try:
-        if stored is not None:
-            found = json.loads(store.read(f"{stored.folder}/{CONFIG_FILE}"))
-        else:
-            found = json.loads((Path(config.weights) / CONFIG_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    kind = found.get("model_type")
+    if stored is None:
+        found = read_facts(Path(config.weights))
+    else:
+        try:
+            found = facts_in(store.read(f"{stored.folder}/{CONFIG_FILE}"))
+        except OSError:
+            return None
+    kind = (found or {}).get("model_type")
     return kind if isinstance(kind, str) else None
 
 
