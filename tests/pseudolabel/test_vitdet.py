@@ -2,14 +2,16 @@
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from fourmill.core.labels import Box, Picture
 from fourmill.core.safe_load import read_weights
 from fourmill.core.store import Store
 from fourmill.pseudolabel import vitdet
@@ -20,6 +22,7 @@ from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.named_weights import at_hand, require_weights
 from fourmill.pseudolabel.stored import WeightsMissingError
 from fourmill.pseudolabel.vitdet_keys import VitDetArchitecture, vitdet_shapes
+from fourmill.pseudolabel.watch import Watch
 
 TINY = VitDetArchitecture(
     image_px=128, embed_dim=32, depth=4, num_heads=2, window_size=4, global_blocks=(1, 3), channels=16, box_dim=24
@@ -117,6 +120,28 @@ def test_a_folder_of_another_network_is_refused(tmp_path: Path) -> None:
             make_labeller("det", VitDetConfig(weights=str(tmp_path)))
     with pytest.raises(WeightsMissingError, match="no seeded vitdet"):
         require_weights("det", VitDetConfig(weights="seeded:0"))
+
+
+class AlwaysTheSame(vitdet.VitDetLabeller):
+    """A network that is alive, to judge by one image, and says the same of every other."""
+
+    def __init__(self) -> None:
+        self.batch_size = 2
+        self._architecture, self._device = TINY, torch.device("cpu")
+        self._watch = Watch("features", "weights")
+
+    def _predict(self, pictures: Sequence[Picture]) -> tuple[list[Any], np.ndarray]:
+        return [None] * len(pictures), np.array([[1, 0, -1, 1, 0.25]] * len(pictures), np.float32)
+
+    def _boxes(self, instances: Any) -> list[Box]:
+        return []
+
+
+def test_the_same_answer_to_images_of_different_sizes_is_a_dead_network(photo: Callable[..., np.ndarray]) -> None:
+    labeller, first = AlwaysTheSame(), Picture(photo(60, 80))
+    assert labeller.label_pictures([first, first]) == [[], []]
+    with pytest.raises(NetworkError, match="the same for two different images"):
+        labeller.label_pictures([Picture(photo(50, 90, 1))])
 
 
 def test_boxes_are_clipped_sorted_cut_at_the_threshold_and_never_empty() -> None:

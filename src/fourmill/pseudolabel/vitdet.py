@@ -88,10 +88,18 @@ class VitDetLabeller:
         for start in range(0, len(pictures), self.batch_size):
             batch = pictures[start : start + self.batch_size]
             found, facts_BX = self._predict(batch)
-            dead = self._watch.check(batch, [picture.rgb_HWC for picture in batch], facts_BX)
+            fed = [self._in_square(picture) for picture in batch]
+            dead = self._watch.check(batch, fed, facts_BX)
             for instances, is_dead in zip(found, dead, strict=True):
                 labels.append(CONSTANT if is_dead else self._boxes(instances))
         return labels
+
+    def _in_square(self, picture: Picture) -> NDArray[np.uint8]:
+        """What the network sees of an image, before its colours are standardised."""
+        (height, width), side = self.fed_size(picture), self._architecture.image_px
+        square_HWC = np.zeros((side, side, 3), np.uint8)
+        square_HWC[:height, :width] = picture.at(height, width)
+        return square_HWC
 
     def _predict(self, pictures: Sequence[Picture]) -> tuple[list[Any], NDArray[np.float32]]:
         """detectron2's instances of each image at the size fed, and `facts_of` what the backbone saw."""
