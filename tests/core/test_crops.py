@@ -54,13 +54,15 @@ def test_resizing_keeps_each_kind_a_label_of_its_kind():
     assert set(np.unique(crop_semseg(ids, row, 8))) <= {0, 28, 132, 255}
 
 
-def test_normals_stay_unit_and_mirror_their_x():
+def test_resized_normals_are_unit_others_as_they_were_and_mirroring_turns_their_x():
     normal = rng.normal(size=(24, 30, 3)).astype(np.float32)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
     small = crop_normal(normal, centre_crop(30, 24), 8)
     assert np.allclose(np.linalg.norm(small, axis=-1), 1, atol=1e-5)
     flipped = crop_normal(normal, (0, 0, 24, 24, 1), 24)
     assert np.allclose(flipped[:, ::-1] * [-1, 1, 1], normal[:, :24])
+    short = crop_normal(normal / 2, (0, 0, 24, 24, 0), 24)
+    assert np.array_equal(short, normal[:, :24] / 2)
     zero = crop_normal(np.zeros((24, 24, 3), np.float32), (0, 0, 24, 24, 0), 8)
     assert not zero.any()
 

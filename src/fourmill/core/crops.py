@@ -130,7 +130,8 @@ def crop_depth(depth_HW: NDArray[np.float32], row: CropBox, size_px: int) -> NDA
 def crop_normal(normal_HWC: NDArray[np.float32], row: CropBox, size_px: int) -> NDArray[np.float32]:
     """Crop and resize a normal map, (H, W, 3) float32 to (S, S, 3) float32.
 
-    Bilinear, then unit length again (zero vectors stay zero); a mirrored map's x component changes sign.
+    Bilinear, then of unit length, since what was averaged is shorter (zero vectors stay zero). A crop of that size already is
+    passed on in the lengths that it has: labels keep those of their network. A mirrored map's x component changes sign.
     """
     part, edges = _cut(normal_HWC, row)
     if not _fits(part, edges, size_px):
