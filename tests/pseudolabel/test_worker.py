@@ -1,6 +1,7 @@
 import io
 import re
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,26 @@ from PIL import Image
 from fourmill.core.labels import decode_boxes, decode_depth, encode_boxes, encode_depth
 from fourmill.core.names import SPLITS, Layout, SampleKey, Split, sample_key
 from fourmill.core.scene import Scene, render
-from fourmill.core.shards import MissingShardError, Receipt, ShardPlace, finished, read_members, read_rows, write_shard
+from fourmill.core.shards import (
+    Item,
+    MissingShardError,
+    Receipt,
+    Recipe,
+    ShardPlace,
+    finished,
+    read_members,
+    read_rows,
+    write_shard,
+)
 from fourmill.core.store import Store
 from fourmill.core.work import ShardJob
+from fourmill.pseudolabel.canny import encode_edges
 from fourmill.pseudolabel.checks import check_block
 from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig
 from fourmill.pseudolabel.labeller import NotASceneError
 from fourmill.pseudolabel.make import make_labeller
-from fourmill.pseudolabel.members import label_format
+from fourmill.pseudolabel.members import ROW_EXTRA, label_format
 from fourmill.pseudolabel.preview import label_preview
 from fourmill.pseudolabel.stored import WeightsMissingError
 from fourmill.pseudolabel.worker import LabelWorker, label_recipe
@@ -181,9 +193,6 @@ def test_a_check_names_what_is_missing_wrong_and_of_another_size(
     assert rows.num_rows == 2
 
     def rewrite(payloads: dict[SampleKey, bytes]) -> tuple[str, ...]:
-        from fourmill.core.shards import Item
-        from fourmill.pseudolabel.members import ROW_EXTRA
-
         extra = {"width": 32, "height": 32, "figures": [("least", 0.0), ("most", 1.0), ("mean", 0.5), ("clamped", 0.0)]}
         items = [Item(key, ext="png", data=payload, extra=extra) for key, payload in payloads.items()]
         write_shard(store, place, recipe, items, "run", ROW_EXTRA)
@@ -196,6 +205,27 @@ def test_a_check_names_what_is_missing_wrong_and_of_another_size(
     assert "4 x 3 pixels, its image 32 x 32" in small
     (foreign,) = rewrite({data[0][0]: data[0][1], data[1][0]: encode_boxes([])})
     assert "not a readable depth map" in foreign
+
+
+def test_a_check_holds_one_tar_and_the_labels_that_it_decodes(store: Store, jpeg: Callable[..., bytes]) -> None:
+    rows, side = 320, 256
+    edges = encode_edges(np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (side, side)))
+    image = jpeg(np.zeros((side, side, 3), np.uint8))
+    extra = {"width": side, "height": side, "figures": [("edges", 0.5)]}
+    recipe = Recipe(stage="any", code_version="1")
+    for split, num in zip(SPLITS, (rows, 0), strict=True):
+        keys = [sample_key(row) for row in range(num)]
+        pictures = [Item(key, ext="jpg", data=image) for key in keys]
+        labels = [Item(key, ext="png", data=edges, extra=extra) for key in keys]
+        write_shard(store, ShardPlace(DATASET, split, "images", 0), recipe, pictures, "run")
+        write_shard(store, ShardPlace(DATASET, split, "canny", 0), recipe, labels, "run", ROW_EXTRA)
+    one_shard = Layout(rows_per_shard=rows, shards_per_block=1, num_blocks=1)
+    tracemalloc.start()
+    try:
+        assert check_block(store, DATASET, one_shard, "block_00", "canny").passed
+        assert tracemalloc.get_traced_memory()[1] < 1.6 * rows * len(edges)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_block_that_loses_most_of_its_images_fails(
