@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from fourmill.core.coco import COCO_THINGS
+from fourmill.core.crops import centre_crop
 from fourmill.core.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from fourmill.core.labels import Box, Picture, encode_boxes, encode_depth, encode_normal, encode_semseg
+from fourmill.core.sequences import detection_text
 from fourmill.pseudolabel import detector, dpt, mask2former
 from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.config import DetectorConfig, DptConfig
@@ -272,6 +274,12 @@ def test_a_detector_is_not_fed_colours_that_none_of_its_kind_was_trained_with() 
     assert [detector.rescaled(score, 0.5) for score in (0.5, 0.75, 1.0)] == [0.6, 0.8, 1.0]
     assert detector.rescaled(0.87, 0.6) == pytest.approx(0.87)
     assert detector.rescaled(1.0, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.123457, 0.5, 0.61, 1.0])
+def test_a_box_at_a_detectors_threshold_is_written(threshold: float) -> None:
+    box = Box(0.25, 0.25, 0.5, 0.5, detector.rescaled(threshold, threshold), "cat")
+    assert detection_text([box], 64, 64, centre_crop(64, 64))
 
 
 def test_a_folder_that_does_not_load_says_what_was_expected(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ NUM_BINS = 1000
 FIRST_CLASS = FIRST_COORDINATE + 4 * NUM_BINS  # 4204
 CLASS_NAMES = tuple(sorted(COCO_THINGS))
 FIRST_WORD_PIECE = FIRST_CLASS + len(CLASS_NAMES)  # 4284
-MIN_SCORE = 0.6  # boxes below are not written, as in the paper (B.1)
+MIN_SCORE = 0.6  # boxes below are not written, as in the paper (B.1); labellers' scores are on ViTDet's scale
 
 _BOX = re.compile(
     r"v0=(\d{1,3}) v1=(\d{1,3}) v2=(\d{1,3}) v3=(\d{1,3}) ("

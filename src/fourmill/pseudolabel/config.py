@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from fourmill.core.digest import digest_config, digest_json
 from fourmill.core.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from fourmill.core.scene import SCENE_VERSION
+from fourmill.core.sequences import MIN_SCORE
 from fourmill.pseudolabel.folders import TRANSFORMERS_FILES
 from fourmill.pseudolabel.format import OwnConfig
 from fourmill.pseudolabel.members import OWN, own_config, own_label
@@ -158,7 +159,7 @@ class VitDetConfig(NetworkSettings):
 
     kind: Literal["vitdet"] = "vitdet"
     score_threshold: Annotated[float, Field(ge=0.05, le=1)] = Field(
-        default=0.6, description="Boxes below it are dropped; the network itself gives none below 0.05."
+        default=MIN_SCORE, description="Boxes below it are dropped; the network itself gives none below 0.05."
     )
     batch_size: BatchSize = 4
 

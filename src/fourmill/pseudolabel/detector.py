@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fourmill.core.coco import COCO_THINGS
 from fourmill.core.labels import Box, Picture
+from fourmill.core.sequences import MIN_SCORE
 from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import DetectorConfig, weights_digest
 from fourmill.pseudolabel.labeller import CONSTANT, Label, NetworkError, Rejected
@@ -35,8 +36,6 @@ THRESHOLDS = {"rt_detr": 0.5, "rt_detr_v2": 0.5, "d_fine": 0.5}
 """Least score by kind of network: what their own post-processing keeps by default. Others need one in the config."""
 
 _PLAIN_COLOURS = (*THRESHOLDS, "deimv2")  # kinds that may take RGB in [0, 1] as it is; others never do
-
-_PAPER_THRESHOLD = 0.6  # of ViTDet (4M, appendix B.1)
 
 # Names that some checkpoints took from PASCAL VOC.
 _ALIASES = {
@@ -163,9 +162,9 @@ def check_colours(config: DetectorConfig, model_type: str) -> None:
 
 
 def rescaled(score: float, threshold: float) -> float:
-    """A score on the scale on which `threshold` is 0.6 and 1 is 1, straight between them."""
+    """A score on the scale on which `threshold` is `MIN_SCORE` and 1 is 1, straight between them."""
     share = (score - threshold) / (1 - threshold) if threshold < 1 else 1.0
-    return round(min(1.0, _PAPER_THRESHOLD + (1 - _PAPER_THRESHOLD) * share), 6)
+    return round(min(1.0, MIN_SCORE + (1 - MIN_SCORE) * share), 6)
 
 
 def scores(logits_QC: Tensor, num_classes: int) -> Tensor:
