@@ -13,6 +13,7 @@ from fourmill.core.coco import COCO_PANOPTIC, COCO_THINGS
 from fourmill.core.labels import (
     Box,
     Picture,
+    clipped_box,
     decode_boxes,
     decode_depth,
     decode_image,
@@ -90,6 +91,12 @@ def test_boxes_are_the_public_json() -> None:
 def test_a_box_outside_the_image_is_refused(corners: tuple[float, float, float, float]) -> None:
     with pytest.raises(ValueError, match="fractions of the image"):
         Box(*corners, score=0.5, class_name="cat")
+
+
+def test_a_box_over_the_border_is_clipped_and_one_of_which_nothing_is_left_is_none() -> None:
+    assert clipped_box((-0.5, 0.1234567, 0.25, 1.5), 1.0000001, "cat") == Box(0, 0.123457, 0.25, 1, 1, "cat")
+    for corners in ((1.1, 0, 1.2, 1), (0.5, 0, 0.4, 1), (0.5, 0.2, 0.5000001, 1), (0, 0.3, 1, 0.3)):
+        assert clipped_box(corners, 0.9, "cat") is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ A label image has the pixel size of its image. Encoding is deterministic: equal 
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -24,6 +24,7 @@ __all__ = [
     "Box",
     "Picture",
     "are_no_classes",
+    "clipped_box",
     "decode_boxes",
     "decode_depth",
     "decode_grey",
@@ -91,6 +92,18 @@ class Box:
                 f"box {corners} of class {self.class_name!r} with score {self.score}: corners must be fractions of the "
                 "image in [0, 1] with min <= max, the score in [0, 1], the class named"
             )
+
+
+def clipped_box(corners: Sequence[float], score: float, class_name: str) -> Box | None:
+    """A box that a network has found, as labels hold it: inside the image, in steps of a millionth; None where nothing is left.
+
+    Args:
+        corners: xmin, ymin, xmax, ymax in shares of the image.
+    """
+    xmin, ymin, xmax, ymax = (round(min(max(corner, 0.0), 1.0), 6) for corner in corners)
+    if xmin >= xmax or ymin >= ymax:
+        return None
+    return Box(xmin, ymin, xmax, ymax, round(min(score, 1.0), 6), class_name)
 
 
 def decode_image(data: bytes) -> Picture:

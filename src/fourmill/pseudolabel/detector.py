@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fourmill.core.coco import COCO_THINGS
-from fourmill.core.labels import Box, Picture
+from fourmill.core.labels import Box, Picture, clipped_box
 from fourmill.core.sequences import MIN_SCORE
 from fourmill.core.streams import streams_of, to_host
 from fourmill.pseudolabel.config import DetectorConfig, weights_digest
@@ -129,10 +129,7 @@ class DetectorLabeller:
     def _box(self, row: list[float]) -> Box | None:
         score, which, x, y, width, height = row
         corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-        left, top, right, bottom = (round(min(max(corner, 0.0), 1.0), 6) for corner in corners)
-        if left >= right or top >= bottom:
-            return None
-        return Box(left, top, right, bottom, rescaled(score, self._threshold), self._names[self._kept[int(which)]])
+        return clipped_box(corners, rescaled(score, self._threshold), self._names[self._kept[int(which)]])
 
 
 def threshold_of(config: DetectorConfig, model_type: str) -> float:
@@ -164,7 +161,7 @@ def check_colours(config: DetectorConfig, model_type: str) -> None:
 def rescaled(score: float, threshold: float) -> float:
     """A score on the scale on which `threshold` is `MIN_SCORE` and 1 is 1, straight between them."""
     share = (score - threshold) / (1 - threshold) if threshold < 1 else 1.0
-    return round(min(1.0, MIN_SCORE + (1 - MIN_SCORE) * share), 6)
+    return min(1.0, MIN_SCORE + (1 - MIN_SCORE) * share)
 
 
 def scores(logits_QC: Tensor, num_classes: int) -> Tensor:

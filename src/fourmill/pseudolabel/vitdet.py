@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fourmill.core.coco import COCO_THINGS
-from fourmill.core.labels import Box, Picture
+from fourmill.core.labels import Box, Picture, clipped_box
 from fourmill.core.safe_load import read_weights
 from fourmill.core.streams import streams_of, to_device, to_host
 from fourmill.pseudolabel.config import VitDetConfig, weights_digest
@@ -174,12 +174,9 @@ class VitDetLabeller:
 
 def to_boxes(rows: Sequence[Sequence[float]], threshold: float) -> list[Box]:
     """Boxes of rows (score, class, xmin, ymin, xmax, ymax in shares of the image), the surest first; empty ones left out."""
-    found: list[Box] = []
-    for score, class_id, *corners in sorted(rows, key=lambda row: -row[0]):
-        left, top, right, bottom = (round(min(max(corner, 0.0), 1.0), 6) for corner in corners)
-        if score >= threshold and left < right and top < bottom:
-            found.append(Box(left, top, right, bottom, round(min(score, 1.0), 6), COCO_THINGS[int(class_id)]))
-    return found
+    sure = sorted((row for row in rows if row[0] >= threshold), key=lambda row: -row[0])
+    found = [clipped_box(corners, score, COCO_THINGS[int(class_id)]) for score, class_id, *corners in sure]
+    return [box for box in found if box is not None]
 
 
 def require_detectron2() -> Path:
