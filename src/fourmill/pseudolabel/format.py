@@ -53,9 +53,6 @@ class OwnConfig(BaseModel):
         """Digest of the weights, 64 hex digits; of its name alone for a labeller that has none."""
         return digest_json(["own", self.kind])
 
-    def require(self) -> None:
-        """Raise `stored.WeightsMissingError` when the labeller cannot be made."""
-
 
 class OwnNetworkConfig(OwnConfig):
     """Base of the config of an `OwnLabel` that a network makes: its weights are named, stored and looked for as 4M's are.

@@ -55,14 +55,13 @@ def label_items(
     members: Iterator[tuple[SampleKey, bytes]],
     labeller: Labeller,
     form: LabelFormat,
-    effort: Effort | None = None,
 ) -> Iterator[Item]:
     """One item an image, in order, labelled or rejected.
 
     Raises:
         NetworkError: the network is wrong; what was yielded before is of no use.
     """
-    return first_of(all_items(threads, members, [(Attempts(labeller), form)], effort or Effort()), [])
+    return first_of(all_items(threads, members, [(Attempts(labeller), form)], Effort()), [])
 
 
 def all_items(

@@ -76,7 +76,6 @@ def require_weights(label: str, config: AnyLabellerConfig, store: Store | None =
     if isinstance(config, OwnConfig):
         if own_label(config) != label:
             raise ValueError(f"a {config.kind} labeller does not make {label}; it makes {own_label(config)}")
-        config.require()
     elif label not in config.labels:
         kinds = [one.model_fields["kind"].default for one in get_args(NetworkConfig) if label in one.labels]
         raise ValueError(
