@@ -17,7 +17,7 @@ from fourmill.core.sequences import detection_text
 from fourmill.pseudolabel import detector, dpt, mask2former
 from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.config import DetectorConfig, DptConfig
-from fourmill.pseudolabel.labeller import Answer, Labelled, NetworkError, Rejected
+from fourmill.pseudolabel.labeller import Answer, Clocked, Concurrent, Fed, Labelled, NetworkError, Rejected
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import FORMATS
 from fourmill.pseudolabel.network import batches, shortest_edge
@@ -36,6 +36,13 @@ Photo = Callable[..., np.ndarray]
 @pytest.fixture
 def pictures(photo: Photo) -> list[Picture]:
     return [Picture(photo(height, width, seed)) for seed, (height, width) in enumerate(SIZES)]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_a_network_says_how_it_wants_to_be_asked(label: str) -> None:
+    labeller = make_labeller(label, SMALL[label])
+    assert isinstance(labeller, Concurrent) and isinstance(labeller, Fed) and isinstance(labeller, Clocked)
+    assert labeller.streams >= 1 and (labeller.clock is not None) == torch.cuda.is_available()
 
 
 def bare(answer: Answer) -> Any:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from fourmill.core.names import SampleKey
 from fourmill.core.shards import Item
 from fourmill.pseudolabel.attempts import Attempts
 from fourmill.pseudolabel.format import LabelFormat
-from fourmill.pseudolabel.labeller import CONSTANT, Answer, Labelled, Labeller, NetworkError, Rejected, has_content
+from fourmill.pseudolabel.labeller import CONSTANT, Answer, Fed, Labelled, Labeller, NetworkError, Rejected, has_content
 
 _WINDOW_BATCHES = 16  # images that wait for others of their size, in batches
 _WINDOW_PIXELS = 64_000_000  # 192 MB of decoded images; the larger wait in smaller numbers
@@ -81,7 +81,7 @@ def all_items(
     attempts, forms = [one for one, _ in labellers], [form for _, form in labellers]
     first = attempts[0].labeller
     size = first.batch_size
-    fed_sizes = [one.labeller.fed_size for one in attempts if isinstance(one.labeller, _FedLabeller)]
+    fed_sizes = [one.labeller.fed_size for one in attempts if isinstance(one.labeller, Fed)]
     decoded = ahead(threads.coders, partial(_decode, fed_sizes), members, num=size + threads.num)
     groups = gather(decoded, _bucket_of(first), size, _WINDOW_BATCHES * size, _pixels, _WINDOW_PIXELS)
     networks = _Networks(attempts, effort, threads.networks)
@@ -185,11 +185,6 @@ def _pixels(member: Member) -> int:
 
 
 FedSize = Callable[[Picture], tuple[int, int]]
-
-
-@runtime_checkable
-class _FedLabeller(Protocol):
-    def fed_size(self, picture: Picture) -> tuple[int, int]: ...
 
 
 def _decode(fed_sizes: Sequence[FedSize], member: tuple[SampleKey, bytes]) -> Member:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,14 +60,11 @@ class NotASceneError(ValueError):
 
 
 class Labeller(Protocol):
-    """Images to labels of one kind."""
+    """Images to labels of one kind. It may be `Concurrent`, `Fed` and `Clocked` too: whoever asks it looks for them."""
 
     label: str  # depth, normal, semseg, det, or one of `members.OWN`
     weights_digest: str
     batch_size: int  # images at once
-    # Where it has them: `streams`, batches that it may be asked about at a time, each from a thread; and `fed_size(picture)`,
-    # the height and width at which it will ask a picture for itself (`Picture.at`), so that others resize it beforehand; and
-    # `clock`, a `gpu_clock.GpuClock` or None, which knows when a GPU computed for it.
 
     def bucket(self, picture: Picture) -> tuple[int, int]:
         """Height and width at which the network sees an image: those of one bucket can share a batch."""
@@ -83,6 +80,41 @@ class Labeller(Protocol):
             NetworkError: the network is wrong.
         """
         ...
+
+
+@runtime_checkable
+class Concurrent(Protocol):
+    """A labeller that may be asked about several batches at a time."""
+
+    streams: int  # of them, each from a thread of its own
+
+
+@runtime_checkable
+class Fed(Protocol):
+    """A labeller that asks pictures for themselves at a size (`Picture.at`): others resize them beforehand."""
+
+    def fed_size(self, picture: Picture) -> tuple[int, int]:
+        """Height and width at which it will ask for a picture."""
+        ...
+
+
+class Clock(Protocol):
+    """Knows when a GPU computed for a network, as `gpu_clock.GpuClock` does."""
+
+    def begin(self) -> None:
+        """Forget what was, and note from now on."""
+        ...
+
+    def spans(self) -> list[tuple[float, float]]:
+        """Begin and end of each forward pass since `begin`, in seconds."""
+        ...
+
+
+@runtime_checkable
+class Clocked(Protocol):
+    """A labeller whose network computes on a GPU, where there is one."""
+
+    clock: Clock | None  # None: there is none
 
 
 class FeatureExtractor(Protocol):

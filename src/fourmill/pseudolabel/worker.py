@@ -6,7 +6,6 @@ Labels of networks that are fed alike can be made together, so that an image is 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from fourmill.core.flow import Threads
 from fourmill.core.modality import IMAGES
@@ -26,6 +25,7 @@ from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.attempts import Attempts, Turns
 from fourmill.pseudolabel.config import AnyLabellerConfig, config_digest, label_version, weights_digest
 from fourmill.pseudolabel.items import Effort, all_items, covered_s, first_of
+from fourmill.pseudolabel.labeller import Clock, Clocked, Concurrent, Labeller
 from fourmill.pseudolabel.make import make_labeller
 from fourmill.pseudolabel.members import ROW_EXTRA, LabelFormat, label_format
 from fourmill.pseudolabel.named_weights import require_weights
@@ -78,7 +78,7 @@ class LabelWorker:
             for other, more in (also or {}).items()
         }
         labellers = [self._attempts.labeller, *(attempts.labeller for _, attempts in self._also.values())]
-        self._threads = Threads(threads, min(getattr(labeller, "streams", 1) for labeller in labellers))
+        self._threads = Threads(threads, min(map(_streams, labellers)))
         self.shares: dict[str, float] = {}  # of the last shard's time; see `_shares`
 
     def run(self, job: ShardJob) -> Receipt:
@@ -128,18 +128,16 @@ class LabelWorker:
         self._threads.close()
 
 
-class _Clock(Protocol):
-    def begin(self) -> None: ...
-
-    def spans(self) -> list[tuple[float, float]]: ...
+def _streams(labeller: Labeller) -> int:
+    return labeller.streams if isinstance(labeller, Concurrent) else 1
 
 
-def _clocks(attempts: Sequence[Attempts]) -> list[_Clock]:
-    found: list[_Clock | None] = [getattr(one.labeller, "clock", None) for one in attempts]
+def _clocks(attempts: Sequence[Attempts]) -> list[Clock]:
+    found = [one.labeller.clock for one in attempts if isinstance(one.labeller, Clocked)]
     return [clock for clock in found if clock is not None]
 
 
-def _shares(clocks: Sequence[_Clock], effort: Effort, elapsed_s: float) -> dict[str, float]:
+def _shares(clocks: Sequence[Clock], effort: Effort, elapsed_s: float) -> dict[str, float]:
     """Shares of a shard's time: `gpu_forward`, that in which a GPU was in a forward pass; without a GPU `network`, that of the
     networks' threads.
     """
