@@ -1,5 +1,6 @@
 """A run that is ended by the UI's button: its Ray work stops, and what it had begun can be begun again."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,8 @@ from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import dagster as dg
+import psutil
 import pytest
 from dagster import DagsterRunStatus
 from dagster_graphql import DagsterGraphQLClient
@@ -16,6 +19,7 @@ from fourmill.ingest.config import IngestConfig
 from fourmill.ingest.source import build_source_index
 from fourmill.pipelines.profiles import smallest
 from fourmill.pipelines.workspace import Workspace
+from fourmill.pseudolabel.config import DptConfig
 
 DEADLINE_S = 300
 ServeUi = Callable[[Path], AbstractContextManager[int]]
@@ -77,3 +81,37 @@ def test_ending_a_run_in_the_ui_ends_its_actors(silent_server: str, serve_ui: Se
         assert Silence.left.wait(DEADLINE_S)
         assert wait_until(client, run_id, DagsterRunStatus.CANCELED) == DagsterRunStatus.CANCELED
     assert not [path for path in tmp_path.rglob("*.tar*") if "images" in str(path)]
+
+
+@pytest.mark.servers
+@pytest.mark.ray
+def test_ending_a_run_in_the_ui_ends_a_labeller_amid_a_shard(
+    smallest_demo: Path, serve_ui: ServeUi, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path / "out")
+    shutil.copytree(smallest_demo, workspace.out)
+    project = workspace.project()
+    seeded = DptConfig(weights="seeded:0", batch_size=1)
+    workspace.keep(project.model_copy(update={"labellers": {**project.labellers, "depth": seeded}}))
+    folder = Path(project.store) / project.dataset
+    before = set(folder.glob("*/depth/*.tar"))
+    with serve_ui(workspace.out) as port:
+        client = DagsterGraphQLClient("127.0.0.1", port_number=port)
+        run_id = client.submit_job_execution(
+            "label_block", tags={"dagster/partition": "block_00"}, asset_selection=[dg.AssetKey(["labels", "depth"])]
+        )
+        labeller = holder_of_a_draft(folder, lambda: client.get_run_status(run_id) != DagsterRunStatus.FAILURE)
+        labeller.suspend()  # else it might be done before the run is ended
+        client.terminate_run(run_id)
+        assert wait_until(client, run_id, DagsterRunStatus.CANCELED) == DagsterRunStatus.CANCELED
+        assert labeller.wait(DEADLINE_S) is None
+    assert not list(folder.glob("*/depth/.*.tmp"))
+    assert set(folder.glob("*/depth/*.tar")) <= before
+
+
+def holder_of_a_draft(folder: Path, goes_on: Callable[[], bool]) -> psutil.Process:
+    """The process that writes a tar of depth labels, once there is one."""
+    deadline, pause = time.monotonic() + DEADLINE_S, threading.Event()
+    while not (drafts := list(folder.glob("*/depth/.*.tar.*.tmp"))) and time.monotonic() < deadline and goes_on():
+        pause.wait(0.01)
+    return psutil.Process(int(drafts[0].name.split(".tar.")[1].split(".")[0]))
