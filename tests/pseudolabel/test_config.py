@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -34,6 +34,21 @@ def test_every_set_covers_all_labels_and_comes_back_from_json(labellers: dict[st
     assert sorted(labellers) == ["clip", "depth", "det", "normal", "semseg"]
     for config in labellers.values():
         assert ADAPTER.validate_json(ADAPTER.dump_json(config)) == config
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_papers_set_has_the_papers_sizes_colours_and_threshold(precision: Literal["fp32", "bf16"]) -> None:
+    """Sides of multiples of 32 below 768; 800 and 1333 pixels as Mask2Former's own test; boxes with a score of 0.6 or more."""
+    imagenet = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    expected: dict[str, dict[str, Any]] = {
+        "depth": {"kind": "dpt", "longer_px": 736},
+        "normal": {"kind": "dpt", "longer_px": 736},
+        "semseg": {"kind": "mask2former", "shorter_px": 800, "longer_px": 1333, **imagenet},
+        "det": {"kind": "vitdet", "score_threshold": 0.6},
+        "clip": {"kind": "clip", "input_px": None, "patch_px": 16, "channels": 512, **imagenet},
+    }
+    found = {label: config.model_dump() for label, config in paper_labellers(precision=precision).items()}
+    assert {label: {key: found[label][key] for key in expected[label]} for label in found} == expected
 
 
 def test_the_config_and_its_digests_need_no_torch() -> None:
