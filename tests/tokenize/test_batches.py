@@ -248,3 +248,20 @@ def test_stages_that_cannot_work_are_refused(spec, change, reason):
 def test_a_block_that_is_named_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="one of them is named twice"):
         TrainSetConfig(num_samples=1, num_eval=1, blocks=("block_00", "block_01", "block_00"))
+
+
+def test_half_of_the_images_are_mirrored_where_the_stage_says_so():
+    labels = places(16, 64, 64)
+    mirrored, plain = (Batches(labels, rgb_config(batch_size=16, hflip=flip)).stored(0) for flip in (True, False))
+    kinds = {
+        "mirrored" if np.array_equal(a, b[:, ::-1]) else "plain" if np.array_equal(a, b) else "other"
+        for a, b in zip(mirrored, plain, strict=True)
+    }
+    assert kinds == {"mirrored", "plain"}
+
+
+def test_crops_have_the_ratio_that_the_stage_says():
+    batches = Batches(places(8, 256, 64), rgb_config(crop_scale=(0.3, 0.3), crop_ratio=(2.0, 2.0)))
+    for row in range(8):
+        _, _, height, width, _ = batches._crop_row(0, row, 256, 64)
+        assert width / height == pytest.approx(2, rel=0.05)

@@ -77,3 +77,32 @@ def test_a_tokenizer_below_its_bounds_fails_its_run_and_does_not_serve(project: 
     assert verdicts == {"good_enough": False, "codebook_used": True}
     assert current(store, project.dataset, "semseg", "") == before
     assert read_receipt(store, place) == tokens
+
+
+def headline(name: str, value: float, baseline: float, better: str) -> dict[str, Any]:
+    return {"name": name, "value": value, "baseline": baseline, "better": better}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "good", "bad"),
+    [
+        ({"headline": 0.1}, ("l1_standardised", 0.09, 0.4, "lower"), ("l1_standardised", 0.11, 0.4, "lower")),
+        ({"headline": 22}, ("psnr_db", 22.1, 16, "higher"), ("psnr_db", 21.9, 16, "higher")),
+        ({"error_share": 0.5}, ("degrees", 11, 23, "lower"), ("degrees", 12, 23, "lower")),
+        ({"error_share": 0.1}, ("psnr_db", 26.1, 16, "higher"), ("psnr_db", 25.9, 16, "higher")),  # 10 dB: a tenth
+        ({"error_share": 0.5}, ("miou", 0.66, 0.3, "higher"), ("miou", 0.64, 0.3, "higher")),
+        ({"error_share": 0.5}, ("cosine", 0.81, 0.6, "higher"), ("cosine", 0.79, 0.6, "higher")),
+    ],
+)
+def test_bounds_know_which_way_is_better(bounds: dict[str, float], good: Any, bad: Any) -> None:
+    asked = TokenizerBounds.model_validate(bounds)
+    assert asked.reaches(headline(*good)) and not asked.reaches(headline(*bad))
+
+
+@pytest.mark.parametrize(("usage", "serves"), [(0.79, False), (0.8, True)])
+def test_a_codebook_that_is_hardly_used_does_not_serve(usage: float, serves: bool, tmp_path: Path) -> None:
+    project = smallest(tmp_path)
+    asked = project.model_copy(update={"tokenizer_bounds": {"semseg": TokenizerBounds(headline=0.5, min_usage=0.8)}})
+    report = {"headline": headline("miou", 0.9, 0.3, "higher"), "usage": usage}
+    ref = ModelRef(name="semseg", digest="", path="", report=report)
+    assert training.is_good_enough(asked, "semseg", ref) == serves

@@ -133,3 +133,22 @@ def test_a_tar_of_tokens_that_is_damaged_or_gone_is_a_problem(tmp_path: Any) -> 
     store.delete(place.tar)
     (problem,) = token_problems(store, "tiny", LAYOUT, "block_00", RGB)
     assert problem == f"{place.tar} is gone, though its receipt is there: materialize the block again"
+
+
+@pytest.mark.parametrize(("token", "is_one"), [(-1, False), (0, True), (511, True), (512, False)])
+def test_ids_of_no_codeword_are_a_problem(tmp_path: Any, token: int, is_one: bool) -> None:
+    store, tokens = LocalStore(tmp_path), np.zeros((1, 64), np.int16)
+    tokens[0, 7] = token
+    put(store, RGB, npy(tokens))
+    problems = token_problems(store, "tiny", LAYOUT, "block_00", RGB)
+    assert len(problems) == (0 if is_one else 4) and all("expected 0..511" in problem for problem in problems)
+
+
+def test_an_aligned_tar_of_other_samples_is_a_problem(store: LocalStore, tiny: Any, labels: object) -> None:
+    place = ShardPlace(tiny.dataset, "train", "tok_semseg@64", 1)
+    assert aligned_problems(store, tiny.dataset, tiny.layout, "block_00", PUBLIC) == []
+    (first, data), *others = read_members(store, place)
+    items = [Item(key, ext="npy", data=data) for key, data in [(sample_key(int(first) - 1), data), *others]]
+    write_shard(store, place, need(store, place, "tokens/shards").recipe, items, "run")
+    (problem,) = aligned_problems(store, tiny.dataset, tiny.layout, "block_00", PUBLIC)
+    assert "tok_semseg@64 has" in problem and "or in another order" in problem

@@ -169,3 +169,11 @@ def test_the_guard_counts_steps_in_a_row():
     assert again == replace(guard, in_row=0, rollbacks=1, moved_on=3)
     assert [again.advice(False, config) for _ in range(2)] == ["go on", "stop"]
     assert Guard.of(again.snapshot()) == again
+
+
+def test_what_the_guard_has_counted_is_kept_with_the_state(spec: Any, store: Store) -> None:
+    state, _ = _state(spec("clip"), store)
+    state.guard = Guard(skipped=3, in_row=2, rollbacks=1, moved_on=4)
+    fresh, _ = _state(spec("clip"), store)
+    fresh.restore(state.snapshot())
+    assert fresh.guard == state.guard and fresh.draw == state.draw

@@ -359,3 +359,15 @@ def test_features_on_a_device_that_do_not_fit_are_refused(found: torch.Tensor, r
         _tokenizer("clip").tokenize(found)
     with pytest.raises(LabelError, match="only features may be tensors"):
         _tokenizer("rgb").tokenize(found)
+
+
+def test_features_are_rounded_to_16_bits_wherever_they_are(monkeypatch: pytest.MonkeyPatch):
+    """As training sets hold them."""
+    tokenizer, features, crops = _tokenizer("clip"), _OnDevice(), _labels("rgb", 3)
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(tokenizer, "tokenize", lambda batch, precision: seen.append(np.asarray(batch)))
+    tokenizer.tokenize_features(features, crops)
+    tokenizer.tokenize_features(features.__call__, crops)
+    rounded = features.found.astype(np.float16).astype(np.float32)
+    assert not np.array_equal(rounded, features.found)
+    assert len(seen) == 2 and all(np.array_equal(one, rounded) for one in seen)

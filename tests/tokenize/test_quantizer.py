@@ -97,3 +97,17 @@ def test_the_codebook_stays_float32_under_autocast(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         found = _quantizer().train()(_latents(2, 4, 3, 3).to(dtype), torch.Generator().manual_seed(0))
     assert found.latent_BDhw.dtype == found.commitment.dtype == torch.float32
+
+
+def test_a_start_that_was_put_back_is_made_again():
+    quantizer = _quantizer(kmeans_init=True).train()
+    kept = quantizer.keep()
+    for seed in (1, 2):
+        latent = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+        quantizer(latent, torch.Generator().manual_seed(0))
+        directions = F.normalize(quantizer.codewords_KD, dim=1)
+        unit = F.normalize(latent, dim=1).movedim(1, -1).flatten(0, 2)
+        assert (unit @ directions.T).amax(1).min() > 0.5, "codewords are among the latents that it has seen"
+        seen = quantizer.codewords_KD.clone()
+        quantizer.put_back(kept)
+        assert not torch.equal(quantizer.codewords_KD, seen) and not quantizer._codebook.initted

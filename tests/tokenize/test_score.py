@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from fourmill.tokenize.score import baseline_map, class_ious, feature_cosine, feature_r2, figures, psnr_db, ssim
+from fourmill.tokenize.score import (
+    baseline_map,
+    class_ious,
+    feature_cosine,
+    feature_r2,
+    figures,
+    psnr_db,
+    score_model,
+    ssim,
+)
+from fourmill.tokenize.train_set import LabelArrays
 
 rng = np.random.default_rng(1)
 
@@ -87,3 +97,27 @@ def test_features_are_compared_by_direction_and_by_variance():
 def test_a_baseline_leaves_out_what_is_no_number():
     train = np.array([[[[1.0]]], [[[np.inf]]], [[[3.0]]]], np.float32)
     assert baseline_map("clip", train).tolist() == [[[2.0]]]
+
+
+def test_normals_are_also_scored_on_things_alone():
+    true = np.zeros((1, 16, 16, 3), np.float32)
+    true[..., 2] = 1
+    classes, predicted = np.full((1, 16, 16), 100, np.uint8), true.copy()
+    classes[0, :4] = 32  # a ball, on a quarter of the image
+    predicted[0, :4] = (0, 1, 0)
+    found = figures("normal", predicted, true, classes)
+    assert (found["degrees"], found["degrees_things"]) == (pytest.approx(22.5), pytest.approx(90))
+
+
+def test_a_tokenizer_is_scored_on_held_out_samples():
+    class Copies:
+        def tokenize(self, true: np.ndarray) -> np.ndarray:
+            self.seen = true
+            return np.zeros((len(true), 4), np.int16)
+
+        def detokenize(self, tokens: np.ndarray) -> np.ndarray:
+            return self.seen
+
+    train, held_out = (np.full((2, 16, 16, 3), value, np.uint8) for value in (1, 2))
+    scored = score_model(Copies(), LabelArrays(train, held_out, held_out[..., 0], 2), "rgb")  # type: ignore[arg-type]
+    assert np.array_equal(scored.true, held_out) and scored.figures["psnr_db"] == 100

@@ -227,3 +227,9 @@ def test_boxes_whose_tar_is_gone_say_what_to_make(store, tiny):
     store.delete(ShardPlace(tiny.dataset, "train", "boxes", 1).tar)
     with pytest.raises(MissingShardError, match="is gone, though its receipt is there"):
         _run(store, tiny.dataset, "det", path, digest)
+
+
+def test_tokens_of_features_depend_on_the_weights_that_made_them(store, tiny):
+    place = (store, tiny.dataset, "train", 0, "tok_clip@64", "t" * 64, 64)
+    first, other, again = (token_recipe(*place, features_digest=digest * 64) for digest in "aba")
+    assert first.digest != other.digest and first.digest == again.digest
