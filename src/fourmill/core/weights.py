@@ -15,6 +15,8 @@ class HasShape(Protocol):
 
 Shape = tuple[int, ...]
 
+_MOST_SHOWN = 8  # problems in an error
+
 
 def shapes(state: Mapping[str, HasShape]) -> dict[str, Shape]:
     """The shape of every tensor of a state dict."""
@@ -40,7 +42,7 @@ def weights_digest(weights: bytes, config: Mapping[str, Any]) -> str:
     return digest_json([digest_bytes(weights), config])
 
 
-def shown_problems(problems: list[str], most: int = 8) -> str:
+def shown_problems(problems: list[str]) -> str:
     """The first of them, and how many more there are."""
-    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + more
+    more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
+    return "; ".join(problems[:_MOST_SHOWN]) + more
