@@ -112,3 +112,9 @@ def test_a_file_with_another_layout_is_refused():
         TextTokenizer(_file(["[PAD]", "[UNK]", "[EOS]", "[SOS]", *special_tokens()[4:]]))
     with pytest.raises(SequenceError, match="not a tokenizer"):
         TextTokenizer(b"{}")
+
+
+@pytest.mark.parametrize(("score", "is_written"), [(0.6, True), (0.5999, False)])
+def test_boxes_from_the_papers_score_on_are_written(score: float, is_written: bool) -> None:
+    text = detection_text([Box(0.1, 0.1, 0.5, 0.5, score, "person")], 100, 100, (0, 0, 100, 100, 0))
+    assert bool(text) == is_written

@@ -27,7 +27,7 @@ from fourmill.core.shards import (
 from fourmill.core.store import Store
 from fourmill.core.work import ShardJob
 from fourmill.pseudolabel.canny import encode_edges
-from fourmill.pseudolabel.checks import check_block
+from fourmill.pseudolabel.checks import _compare_rows, check_block
 from fourmill.pseudolabel.choices import seeded_labellers
 from fourmill.pseudolabel.config import AnyLabellerConfig, DptConfig, SceneConfig
 from fourmill.pseudolabel.labeller import NotASceneError
@@ -391,3 +391,65 @@ def test_weights_that_changed_under_a_label_made_beside_another_are_refused(
         worker.run(job)
     assert not store.exists(ShardPlace(DATASET, "train", "normal", 0).receipt)
     worker.close()
+
+
+@pytest.mark.parametrize(
+    ("label", "figures", "problem"),
+    [
+        ("semseg", [("class_132", 1.0)], None),
+        ("semseg", [("class_200", 1.0)], "ids [200] are no classes"),
+        ("det", [("boxes", 1.0), ("person", 1.0)], None),
+        ("det", [("boxes", 1.0), ("unicorn", 1.0)], "boxes are called unicorn"),
+    ],
+)
+def test_a_check_looks_at_the_figures_of_every_row(
+    store: Store, layout: Layout, scenes: list[int], label: str, figures: list[tuple[str, float]], problem: str | None
+) -> None:
+    run(store, layout, label, SceneConfig())
+    place = ShardPlace(DATASET, "train", label_format(label).folder, 0)
+    extra = {"width": 32, "height": 32, "figures": figures}
+    items = [Item(key, ext=label_format(label).ext, data=data, extra=extra) for key, data in read_members(store, place)]
+    recipe = label_recipe(store, DATASET, "train", 0, label, SceneConfig())
+    write_shard(store, place, recipe, items, "run", ROW_EXTRA)
+    problems = check_block(store, DATASET, layout, "block_00", label).problems
+    assert problems == () if problem is None else problem in "".join(problems), problems
+
+
+def test_a_rejection_without_a_reason_is_a_problem(store: Store, layout: Layout, scenes: list[int]) -> None:
+    run(store, layout, "depth", SceneConfig())
+    place = ShardPlace(DATASET, "train", "depth", 0)
+    recipe = label_recipe(store, DATASET, "train", 0, "depth", SceneConfig())
+
+    def rewritten(reason: str) -> str:
+        (first, _), *others = read_members(store, place)
+        extra = {"width": 32, "height": 32, "figures": [("least", 0.0), ("most", 1.0), ("mean", 0.5), ("clamped", 0.0)]}
+        rest = [Item(key, ext="png", data=data, extra=extra) for key, data in others]
+        write_shard(store, place, recipe, [Item(first, "rejected", reason), *rest], "run", ROW_EXTRA)
+        return "".join(check_block(store, DATASET, layout, "block_00", "depth").problems)
+
+    whole = read_rows(store, place).num_rows
+    unexplained = rewritten("")
+    assert read_rows(store, place).num_rows == whole and "reason" in unexplained
+
+
+def test_rows_in_another_order_are_a_problem() -> None:
+    place = ShardPlace(DATASET, "train", "depth", 0)
+    images = [{"key": key, "status": "ok"} for key in ("000000001", "000000002")]
+    assert _compare_rows(images, images, place) == []
+    assert "another order" in _compare_rows(images, images[::-1], place)[0]
+
+
+def test_a_recipe_names_the_settings_that_change_labels(store: Store, scenes: list[int]) -> None:
+    """Beside the weights, whose digest says nothing of them once they are stored."""
+    small, large = (
+        label_recipe(store, DATASET, "train", 0, "depth", DptConfig(weights="seeded:0", longer_px=side))
+        for side in (64, 96)
+    )
+    assert small.config != large.config
+
+
+def test_weights_that_changed_since_the_work_was_planned_are_refused(store: Store, scenes: list[int]) -> None:
+    planned = label_recipe(store, DATASET, "train", 0, "depth", SceneConfig())
+    job = ShardJob("train", 0, planned.model_copy(update={"weights": "0" * 64}), "run")
+    with pytest.raises(ValueError, match="have changed since the work was planned"):
+        LabelWorker(store.root, DATASET, "depth", SceneConfig()).run(job)
