@@ -117,6 +117,14 @@ def test_other_errors_stay_what_they_are() -> None:
 
 
 def test_a_second_interrupt_does_not_cut_an_end_short() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored below a shell's background
+    try:
+        _interrupt_twice()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_twice() -> None:
     ended: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         try:
