@@ -20,7 +20,7 @@ from fourmill.runtime.project import Project, read_project
 from fourmill.runtime.session import Session
 
 
-def in_this_process(factory, arguments, jobs, config, progress, together=1):
+def in_this_process(factory, arguments, jobs, config, progress, pace=None, together=1):
     """In place of `run_shards`: no Ray, one worker."""
     worker = make_worker(factory, arguments)
     receipts = [worker.run(job) for job in jobs]
