@@ -84,9 +84,8 @@ def import_text_tokenizer(store: Store, source: Path, origin: Origin) -> Importe
     digest = digest_bytes(data)
     folder = f"models/{TEXT}/{digest}"
     card = f"{folder}/{CARD}"
-    if not (
-        store.exists(card) and is_of_fitted_text(store.read(card).decode())
-    ):  # one that was fitted here keeps its own
+    keeps_its_own = store.exists(card) and is_of_fitted_text(store.read(card).decode())  # it was fitted here
+    if not keeps_its_own:
         store.write(f"{folder}/{CARD}", imported_text_card(digest, size, _origin_lines(origin)).encode())
     store.write(f"{folder}/{TEXT_FILE}", data)
     _keep_origin(store, folder, origin)
