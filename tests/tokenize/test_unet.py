@@ -1,4 +1,4 @@
-"""The U-Net's norms and enlarging spelled out for a compiler: the kernels' numbers, and channels where they were."""
+"""The U-Net: its channels are where the public weights have them, and so they are when it is spelled out for a compiler."""
 
 import pytest
 import torch
@@ -77,3 +77,44 @@ def test_a_compiler_sees_no_interpolation_and_the_same_image():
         compiled = torch.compile(unet, backend=note)(*given)
         assert torch.allclose(compiled, unet(*given), atol=1e-5)
     assert seen and not any("interpolate" in target for target in seen)
+
+
+def _silent() -> PatchedUNet:
+    """Two levels of 32 channels in which every product is zero: what is in the image comes from what a test sets."""
+    torch.manual_seed(0)
+    config = DiffusionDecoderConfig(channels=32, multipliers=(1, 1), res_blocks=1, attention_levels=())
+    unet = PatchedUNet(config, image_channels=3, latent_dim=8)
+    for module in unet.modules():
+        if isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Linear)):
+            for parameter in module.parameters():
+                torch.nn.init.zeros_(parameter)
+    return unet
+
+
+@torch.no_grad()
+def test_the_last_layer_gives_a_patch_as_channels_of_rows_of_pixels():
+    """As the public network takes it apart: (c, py, px), c slowest."""
+    unet = _silent()
+    unet.get_parameter("out.2.bias").copy_(torch.arange(48))
+    image = unet(torch.randn(1, 3, 16, 16), torch.tensor([3]), torch.randn(1, 8, 2, 2))
+    for y, x in ((0, 0), (8, 4)):  # of every patch
+        assert image[0, 0, y, x : x + 4].tolist() == [0, 1, 2, 3]
+        assert image[0, 0, y : y + 4, x].tolist() == [0, 4, 8, 12]
+        assert image[0, :, y + 3, x + 3].tolist() == [15, 31, 47]
+
+
+@torch.no_grad()
+def test_the_first_layer_takes_a_patch_in_the_same_order_and_a_skips_channels_follow_those_from_below():
+    """A pattern of 1 and -1 goes over the upper skip: from below and over the other skip come zeros in its place."""
+    unet = _silent()
+    pattern = torch.tensor([1.0, -1.0]).repeat(8).view(4, 4)
+    noised = torch.zeros(1, 3, 16, 16)
+    noised[0, 2, 1::4, 3::4] = pattern  # blue, second row, last column of every patch
+    unet.get_parameter("input_blocks.0.0.weight")[0, 2 * 16 + 1 * 4 + 3, 1, 1] = 1
+    unet.get_parameter("output_blocks.2.0.skip_connection.weight")[1, 32 + 0] = 1  # after 32 channels from below
+    unet.get_parameter("output_blocks.3.0.skip_connection.weight")[2, 1] = 1
+    unet.get_parameter("out.2.weight")[0, 2, 1, 1] = 1
+    image = unet(noised, torch.tensor([3]), torch.randn(1, 8, 2, 2))
+    expected = torch.zeros(1, 3, 16, 16)
+    expected[0, 0, ::4, ::4] = torch.where(pattern > 0, 0.731059, -0.268941)  # SiLU of 1 and -1, their own norm
+    assert torch.allclose(image, expected, atol=1e-4)
