@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 
 from fourmill.core.labels import Picture
 from fourmill.core.safe_load import UnsafeFileError
@@ -175,3 +176,14 @@ def test_the_public_architecture_is_the_paper_codes() -> None:
     assert config.is_hybrid and config.layer_norm_eps == 1e-6
     assert (config.hidden_size, config.num_hidden_layers, config.backbone_out_indices) == (768, 12, [2, 5, 8, 11])
     assert config.backbone_config.depths == [3, 4, 9]
+
+
+def test_the_public_network_bends_as_timms_blocks_that_its_weights_were_trained_in() -> None:
+    """Exactly: GELU's approximations are 2e-4 and more away."""
+    config = omnidata.omnidata_config()
+    with torch.device("meta"):
+        network: Any = dpt.model_class(1)(config)
+        theirs: Any = Block(config.hidden_size, config.num_attention_heads).mlp.act
+    x = torch.linspace(-6, 6, 101)
+    for layer in network.dpt.encoder.layer:
+        assert torch.allclose(layer.intermediate.intermediate_act_fn(x), theirs(x), atol=1e-6)
