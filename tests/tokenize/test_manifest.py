@@ -6,8 +6,8 @@ import pytest
 
 from fourmill.core.ledger import ledger_path, write_ledger
 from fourmill.core.manifest import Manifest
-from fourmill.core.modality import modality_table
-from fourmill.core.names import SPLITS
+from fourmill.core.modality import CROPS, modality_table
+from fourmill.core.names import SPLITS, SampleKey
 from fourmill.core.shards import (
     Item,
     MissingShardError,
@@ -150,3 +150,20 @@ def test_a_manifest_never_takes_tokens_of_older_labels_or_labels_of_older_images
 def test_what_cannot_be_aligned_names_the_images_of_its_own_data_set(store: Store, tiny: Any) -> None:
     with pytest.raises(MissingShardError, match="materialize tiny/images"):
         align_recipe(store, tiny.dataset, "train", 9, ["tok_rgb@64"])
+
+
+@pytest.mark.parametrize("folder", ["tok_rgb@64", CROPS])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_manifest_never_takes_a_shard_with_fewer_or_more_samples_than_were_aligned(
+    store: Store, tiny: Any, chain: Any, folder: str, more: int
+) -> None:
+    made_by = chain.tokenizer("rgb")
+    all_aligned(chain, made_by)
+    place = ShardPlace(tiny.dataset, "train", folder, 1)
+    recipe = need(store, place, "tokens/shards").recipe
+    items = [Item(key, ext="npy", data=data) for key, data in read_members(store, place)]
+    odd = [*items, Item(SampleKey("000000999"), ext="npy", data=items[0].data)] if more > 0 else items[1:]
+    write_shard(store, place, recipe, odd, "r")
+    said = f"train {folder} shard 00001 holds {len(items) + more} samples, not {len(items)}"
+    with pytest.raises(ManifestError, match=said):
+        manifest(chain, made_by[1])
