@@ -228,3 +228,11 @@ def test_a_corpus_that_is_large_enough_fills_the_vocabulary_exactly() -> None:
         CLASS_NAMES
     )
     assert TextTokenizerConfig().vocab_size == 30_000
+
+
+@pytest.mark.parametrize(("least", "words"), [(0, {"sunny", "rock"}), (2, {"sunny"}), (3, {"sunny"}), (4, set())])
+def test_a_piece_that_occurs_less_often_than_is_asked_for_is_not_made(least: int, words: set[str]) -> None:
+    captions = ["sunny", "sunny sunny", "rock"]
+    config = TextTokenizerConfig(vocab_size=4400, min_frequency=least)
+    tokenizer = TextTokenizer(train_wordpiece(captions, config))
+    assert {word for word in ("sunny", "rock") if len(tokenizer.encode(word)) == 2} == words  # and [EOS]
