@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from timm.layers.attention import Attention
+from torch.nn.modules.module import register_module_forward_hook
 
 from fourmill.core.crops import CropConfig
 from fourmill.core.labels import encode_semseg
@@ -152,3 +155,26 @@ def test_a_stream_is_taken_part_by_part_and_parts_may_be_empty() -> None:
     parts = InParts(iter([(0, "a"), (0, "b"), (2, "c"), (3, "d")]))
     assert [list(parts.take(i)) for i in range(5)] == [["a", "b"], [], ["c"], ["d"], []]
     assert list(InParts(iter(())).take(0)) == []
+
+
+@pytest.mark.parametrize("label", ["rgb", "clip"])
+@pytest.mark.parametrize(
+    ("precision", "products"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_the_network_multiplies_in_the_precision_that_the_tokens_recipe_names(
+    store: Store, tiny: Any, chain: Any, label: str, precision: Any, products: torch.dtype
+) -> None:
+    path, digest = chain.tokenizer(label)
+    config, modality = TokenizingConfig(precision=precision), f"tok_{label}@64"
+    seen: set[torch.dtype] = set()
+
+    def note(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if isinstance(module, Attention):
+            seen.add(output.dtype)
+
+    features = tiny.features if label == "clip" else None
+    worker = TokenWorker(store.root, tiny.dataset, modality, path, 64, features, config)
+    with register_module_forward_hook(note):
+        worker.run(chain.job(modality, digest, config, 0, "val"))
+    worker.close()
+    assert seen == {products}
