@@ -121,3 +121,10 @@ def test_a_tokenizer_is_scored_on_held_out_samples():
     train, held_out = (np.full((2, 16, 16, 3), value, np.uint8) for value in (1, 2))
     scored = score_model(Copies(), LabelArrays(train, held_out, held_out[..., 0], 2), "rgb")  # type: ignore[arg-type]
     assert np.array_equal(scored.true, held_out) and scored.figures["psnr_db"] == 100
+
+
+def test_a_channel_counts_in_r2_by_its_own_variance() -> None:
+    """Squares around their own means are 18 and 2, and the 2 are left; R2 of the channels, 1 and 0, has a mean of 0.5."""
+    true = np.array([[13.0, 1], [7, -1]])
+    predicted = np.array([[13.0, 0], [7, 0]])
+    assert feature_r2(predicted, true) == pytest.approx(0.9)
