@@ -63,3 +63,28 @@ def test_baselines_are_per_pixel():
     assert mean_map(np.array([[[0.0, 1.0]], [[1.0, 1.0]]])).tolist() == [[0.5, 1.0]]
     with pytest.raises(ValueError, match="no valid pixel"):
         most_common_map(np.full((2, 1, 1), 255, np.uint8))
+
+
+def test_a_depth_error_is_of_the_counted_pixels_of_maps_standardised_as_a_whole():
+    true = np.arange(100.0).reshape(1, 10, 10)
+    predicted = true.copy()
+    predicted[0, 2, 0], predicted[0, 8, 0] = 80, 20  # changed places: mean and deviation stay
+    counted = np.zeros((1, 10, 10), bool)
+    counted[0, 2, :4] = True
+    deviation = np.sqrt(80 * 81 / 12)  # of the 80 numbers from 10 to 89
+    assert depth_error(predicted, true, counted) == pytest.approx(60 / deviation / 4)
+    assert depth_error(predicted, true) == pytest.approx(2 * 60 / deviation / 100)
+    assert depth_error(predicted, true, true < 20) == 0
+    with pytest.raises(ValueError, match="no pixel to count"):
+        depth_error(predicted, true, true < 0)
+
+
+def test_an_angle_counts_where_it_is_asked_for_and_the_true_normal_is_known():
+    up, right, away, none = (0, 0, 1), (1, 0, 0), (1, 0, -1), (0, 0, 0)
+    true = np.array([[[up, up, none, up]]], np.float32)
+    predicted = np.array([[[up, right, right, away]]], np.float32)
+    asked = np.array([[[True, True, True, False]]])
+    assert normal_error_degrees(predicted, true, asked) == pytest.approx(45, abs=0.1)  # of 0 and 90
+    assert normal_error_degrees(predicted, true) == pytest.approx(75, abs=0.1)  # of 0, 90 and 135
+    with pytest.raises(ValueError, match="undefined"):
+        normal_error_degrees(predicted, true, np.array([[[False, False, True, False]]]))
