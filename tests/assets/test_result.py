@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fourmill.assets.result import picture
+from fourmill.assets.result import Verdict, data_version, picture
 from fourmill.tokenize.preview import preview_png
 
 LIMIT = 200_000
@@ -54,3 +54,20 @@ def test_a_small_picture_is_as_it_was_made() -> None:
     flat: Any = np.full((2, 64, 64, 3), 9, np.uint8)
     sheet = preview_png("rgb", flat, flat)
     assert shown(picture(sheet, "flat")) == ("image/png", sheet)
+
+
+@pytest.mark.parametrize(("blocking", "version"), [(True, "failed-"), (False, "abc")])
+def test_what_fails_a_blocking_check_has_the_data_version_of_nothing_else(blocking: bool, version: str) -> None:
+    verdict = Verdict("large_enough", False, blocking=blocking)
+
+    @dg.asset(check_specs=[dg.AssetCheckSpec("large_enough", asset="model", blocking=blocking)])
+    def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        return dg.MaterializeResult(
+            data_version=data_version(context, "abc", [verdict]), check_results=[verdict.result(context.asset_key)]
+        )
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        results = [dg.materialize([model], instance=instance, raise_on_error=False) for _ in range(2)]
+    events = [event for result in results for event in result.get_asset_materialization_events()]
+    found = [(event.materialization.tags or {})["dagster/data_version"] for event in events]
+    assert all(one.startswith(version) for one in found) and len(set(found)) == (2 if blocking else 1)

@@ -36,6 +36,9 @@ def test_a_vocabulary_that_loses_captions_fails_its_check_although_it_knows_thei
     (check,) = result.get_asset_check_evaluations()
     assert (check.check_name, check.passed, result.success) == ("round_trip", passes, passes)
     assert check.metadata["round_trip_share"].value == share
+    (made,) = result.get_asset_materialization_events()
+    version = (made.materialization.tags or {})["dagster/data_version"]
+    assert version == "0" if passes else version.startswith("failed-")
 
 
 def versions_of_sets(project: Project) -> set[str | None]:

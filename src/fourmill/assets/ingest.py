@@ -3,7 +3,7 @@
 import dagster as dg
 from pydantic import Field
 
-from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, picture, table
+from fourmill.assets.result import Inspection, Verdict, check_spec, data_version, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config
 from fourmill.ingest import preview
@@ -48,6 +48,7 @@ def ingest_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.
         progress = session.progress(f"{project.dataset}/source_index")
         index = build_source_index(session.store, project.dataset, project.source, project.layout, progress)
         good = index.num_rows - index.num_bad_rows
+        verdict = Verdict("list_has_rows", good > 0, metadata={"rows": good})
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": index.num_rows,
@@ -58,8 +59,8 @@ def ingest_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.
                 "digest": index.digest,
                 "domains": table(["domain", "rows"], preview.domain_table(session.store, project.dataset)),
             },
-            data_version=dg.DataVersion(index.digest),
-            check_results=[Verdict("list_has_rows", good > 0, metadata={"rows": good}).result(index_key)],
+            data_version=data_version(context, index.digest, [verdict]),
+            check_results=[verdict.result(index_key)],
         )
 
     @dg.asset(

@@ -15,6 +15,8 @@ from fourmill.core.ledger import BlockReport
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import BlockStage, publish_ledger, run_block, withdraw_ledger
 
+FAILED = "failed-"
+"""What the data version of an asset that failed a blocking check begins with."""
 _MAX_PICTURE_BYTES = 200_000  # metadata is copied into event rows; larger pictures are whole in the store only
 _QUALITIES = (90, 80, 65, 50)  # of a JPEG in their place; where the worst is too large, its sides are halved
 
@@ -34,6 +36,19 @@ class Verdict:
         return dg.AssetCheckResult(
             asset_key=asset, check_name=self.check, passed=self.passed, severity=severity, metadata=dict(self.metadata)
         )
+
+
+def data_version(context: dg.AssetExecutionContext, digest: str, verdicts: Sequence[Verdict]) -> dg.DataVersion:
+    """The digest of what was made; if it failed a blocking check, a version that only this run has.
+
+    What fails is not passed on, whatever is made of it now is made of an earlier one, and whatever is made next is another.
+    """
+    return dg.DataVersion(digest if passed_on(verdicts) else f"{FAILED}{context.run.run_id}")
+
+
+def passed_on(verdicts: Sequence[Verdict]) -> bool:
+    """Whether nothing blocking failed."""
+    return all(v.passed or not v.blocking for v in verdicts)
 
 
 Inspection: TypeAlias = tuple[Sequence[Verdict], Mapping[str, Any]]
@@ -61,15 +76,15 @@ def materialize_block(
     except Exception:
         withdraw_ledger(session, stage, block)  # of an earlier run: what cannot be read is not passed on
         raise
-    if all(v.passed or not v.blocking for v in verdicts):
+    if passed_on(verdicts):
         report = publish_ledger(session, stage, block, made)
-        version, facts = report.digest, block_metadata(report)
+        digest, facts = report.digest, block_metadata(report)
     else:
         withdraw_ledger(session, stage, block)
-        version, facts = f"failed-{context.run.run_id}", {}
+        digest, facts = "", {}
     return dg.MaterializeResult(
         metadata={**facts, "seconds": seconds(), **shown},
-        data_version=dg.DataVersion(version),
+        data_version=data_version(context, digest, verdicts),
         check_results=[v.result(context.asset_key) for v in verdicts],
     )
 

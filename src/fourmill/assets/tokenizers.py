@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from fourmill.assets.labels import label_key
-from fourmill.assets.result import Verdict, check_spec, picture, table, timed
+from fourmill.assets.result import Verdict, check_spec, data_version, picture, table, timed
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config, digest_json
 from fourmill.core.modality import IMAGE_TOKENS, LABELS
@@ -101,6 +101,7 @@ def _image_tokenizers(project: Project) -> dg.AssetsDefinition:
         chosen = [name for name, key in keys.items() if key in context.selected_asset_keys]
         for name, ref, seconds in train_tokenizers(session, chosen):
             preview = session.store.read(ref.report["preview"])
+            verdicts = _verdicts(project, name, ref)
             yield dg.MaterializeResult(
                 asset_key=keys[name],
                 metadata={
@@ -109,8 +110,8 @@ def _image_tokenizers(project: Project) -> dg.AssetsDefinition:
                     "seconds": seconds,
                     "preview": picture(preview, f"{name}: held-out input above, reconstruction below"),
                 },
-                data_version=dg.DataVersion(ref.digest),
-                check_results=[verdict.result(keys[name]) for verdict in _verdicts(project, name, ref)],
+                data_version=data_version(context, ref.digest, verdicts),
+                check_results=[verdict.result(keys[name]) for verdict in verdicts],
             )
 
     return image_tokenizers
@@ -188,10 +189,11 @@ def _text(project: Project) -> dg.AssetsDefinition:
     def text(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         with timed() as seconds:
             ref = fit_text(workshop.session(context))
+        verdict = _round_trip(ref)
         return dg.MaterializeResult(
             metadata={**model_metadata(ref), "seconds": seconds()},
-            data_version=dg.DataVersion(ref.digest),
-            check_results=[_round_trip(ref).result(key)],
+            data_version=data_version(context, ref.digest, [verdict]),
+            check_results=[verdict.result(key)],
         )
 
     return text

@@ -4,7 +4,7 @@ from typing import Any
 
 import dagster as dg
 
-from fourmill.assets.result import Inspection, Verdict, check_spec, materialize_block, picture, table
+from fourmill.assets.result import Inspection, Verdict, check_spec, data_version, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_json
 from fourmill.core.manifest import write_manifest
@@ -145,6 +145,7 @@ def _manifest() -> dg.AssetsDefinition:
         path = write_manifest(session.store, made)
         samples = sum(made.num_samples(split) for split in made.splits)
         share = samples / max(made.rows, 1)
+        verdict = Verdict("coverage", share >= MIN_COVERAGE, metadata={"share": round(share, 4)})
         digests = [[name, entry.tokenizer or "pixels"] for name, entry in made.modalities.items()]
         return dg.MaterializeResult(
             metadata={
@@ -157,8 +158,8 @@ def _manifest() -> dg.AssetsDefinition:
                 "manifest": path,
                 "digest": made.digest,
             },
-            data_version=dg.DataVersion(made.digest),
-            check_results=[Verdict("coverage", share >= MIN_COVERAGE, metadata={"share": round(share, 4)}).result(key)],
+            data_version=data_version(context, made.digest, [verdict]),
+            check_results=[verdict.result(key)],
         )
 
     return manifest

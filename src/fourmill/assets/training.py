@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from fourmill.assets.result import Verdict, check_spec, picture, table, timed
+from fourmill.assets.result import Verdict, check_spec, data_version, picture, table, timed
 from fourmill.assets.tokenizers import model_metadata
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_config
@@ -48,7 +48,7 @@ def _pretrain(project: Project) -> dg.AssetsDefinition:
     def pretrain(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         with timed() as seconds:
             ref = train_fourm(workshop.session(context), "fourm")
-        return _trained(PRETRAIN, ref, seconds())
+        return _trained(context, PRETRAIN, ref, seconds())
 
     return pretrain
 
@@ -84,7 +84,7 @@ def _fine_tunes(project: Project) -> dg.AssetsDefinition:
         keys = {key.path[-1]: key for key in trainings if key in context.selected_asset_keys}
         works = {name: partial(trainings[key], session) for name, key in keys.items()}
         for name, ref, seconds in train_several(works, project.fine_tunes_at_once):
-            yield _trained(keys[name], ref, seconds)
+            yield _trained(context, keys[name], ref, seconds)
 
     return fine_tunes
 
@@ -109,9 +109,12 @@ def _loss_holds(key: dg.AssetKey) -> dg.AssetCheckSpec:
     return check_spec(key, "loss_holds", "The last loss is finite and less than 1.1 times the first.")
 
 
-def _trained(key: dg.AssetKey, ref: ModelRef, seconds: float) -> dg.MaterializeResult:
+def _trained(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, ref: ModelRef, seconds: float
+) -> dg.MaterializeResult:
     curve = ref.report["loss_curve"]
     first, last = curve[0][1], curve[-1][1]
+    verdict = Verdict("loss_holds", loss_holds(ref), metadata={"first": first, "last": last})
     return dg.MaterializeResult(
         asset_key=key,
         metadata={
@@ -122,8 +125,8 @@ def _trained(key: dg.AssetKey, ref: ModelRef, seconds: float) -> dg.MaterializeR
             "loss_curve": table(["step", "loss"], curve),
             "seconds": seconds,
         },
-        data_version=dg.DataVersion(ref.digest),
-        check_results=[Verdict("loss_holds", loss_holds(ref), metadata={"first": first, "last": last}).result(key)],
+        data_version=data_version(context, ref.digest, [verdict]),
+        check_results=[verdict.result(key)],
     )
 
 

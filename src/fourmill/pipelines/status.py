@@ -13,13 +13,15 @@ from dagster._core.definitions.assets.graph.asset_graph import (
     AssetGraph,
 )  # what Definitions.resolve_asset_graph returns
 
-from fourmill.core.digest import digest_bytes
+from fourmill.assets.result import FAILED
 from fourmill.core.store import Store
 
 State = Literal["ok", "missing", "failed", "stale", "waiting"]
 Place = tuple[dg.AssetKey, str | None]
 """An asset, or one block of it."""
-_INPUT_VERSION = "dagster/input_data_version/"
+DATA_VERSION, INPUT_VERSION = "dagster/data_version", "dagster/input_data_version/"
+"""Tags of a materialization; the second one ends with the name of an input."""
+_INPUT_EVENT = "dagster/input_event_pointer/"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Node:
     partition: str | None
     state: State
     reason: str = ""
+    behind: tuple[Place, ...] = ()  # what it is made of that is not "ok"
 
     @property
     def name(self) -> str:
@@ -39,10 +42,15 @@ class Node:
 
 @dataclass(frozen=True)
 class _Made:
+    """A latest materialization: `inputs` are asset names to the data version and the storage id of the event that it saw.
+
+    Of a parent with partitions the id is that of the last event of any of them.
+    """
+
     storage_id: int
     version: str
     code_version: str
-    inputs: Mapping[str, str]
+    inputs: Mapping[str, tuple[str, int]]
     files: tuple[str, ...]
 
 
@@ -58,30 +66,33 @@ def read_status(
     """
     outside = changed or {}
     made: dict[Place, _Made | None] = {}
-    states: dict[Place, Node] = {}
+    nodes: dict[Place, Node] = {}
     for key in graph.toposorted_asset_keys:
         partitions_def = graph.get(key).partitions_def
         for partition in partitions_def.get_partition_keys() if partitions_def else [None]:
-            made[key, partition] = _latest(instance, key, partition)
+            place = key, partition
+            made[place] = _latest(instance, key, partition)
             parents = list(_parents(graph, key, partition))
-            code = graph.get(key).code_version
-            node = _judge(key, partition, code, made, states, parents, store)
-            if node.state in ("ok", "waiting") and (key, partition) in outside:
-                node = Node(key, partition, "stale", outside[key, partition])
-            states[key, partition] = node
-    return list(states.values())
+            behind = tuple(parent for parent in parents if nodes[parent].state != "ok")
+            state, reason = _judge(made[place], graph.get(key).code_version, store)
+            if state == "ok" and (why := _changed_parent(instance, made, place, parents)):
+                state, reason = "stale", why
+            if state == "ok" and place in outside:
+                state, reason = "stale", outside[place]
+            if state == "ok" and behind:
+                state, reason = "waiting", f"behind {_spoken(behind[0])}"
+            nodes[place] = Node(key, partition, state, reason, behind)
+    return list(nodes.values())
 
 
 def _parents(graph: AssetGraph, key: dg.AssetKey, partition: str | None) -> Iterator[Place]:
-    """Upstream nodes: the same block, or all blocks where an unpartitioned asset gathers them."""
+    """Upstream places: the same block, or those that an unpartitioned asset gathers, as its mapping says."""
     for parent in sorted(graph.get(key).parent_keys):
-        partitions_def = graph.get(parent).partitions_def
-        if partitions_def is None:
+        if graph.get(parent).partitions_def is None:
             yield parent, None
-        elif partition is not None:
-            yield parent, partition
         else:
-            yield from ((parent, p) for p in partitions_def.get_partition_keys())
+            mapped = graph.get_parent_partition_keys_for_child(partition, parent, key)
+            yield from ((parent, p) for p in sorted(mapped.partitions_subset.get_partition_keys()))
 
 
 def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> _Made | None:
@@ -90,50 +101,63 @@ def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | Non
         return None
     event = record.asset_materialization
     tags = event.tags or {}
-    inputs = {k.removeprefix(_INPUT_VERSION): v for k, v in tags.items() if k.startswith(_INPUT_VERSION)}
+    names = [tag.removeprefix(INPUT_VERSION) for tag in tags if tag.startswith(INPUT_VERSION)]
+    inputs = {name: (tags[INPUT_VERSION + name], _event_id(tags.get(_INPUT_EVENT + name))) for name in names}
     ledger = event.metadata.get("ledger")
     files = tuple(str(ledger.value).split(", ")) if ledger else ()
-    version, code = tags.get("dagster/data_version", ""), tags.get("dagster/code_version", "")
-    return _Made(record.storage_id, version, code, inputs, files)
+    return _Made(record.storage_id, tags.get(DATA_VERSION, ""), tags.get("dagster/code_version", ""), inputs, files)
 
 
-def _was_input(recorded: str | None, version: str) -> bool:
-    """Whether a recorded input version is this one; Dagster keeps a partition's as a hash over the partitions read."""
-    return recorded is None or recorded in (version, digest_bytes(version.encode()))
+def _event_id(pointer: str | None) -> int:
+    """The storage id in a tag; 0 where there was no event yet, which Dagster writes as a word."""
+    return int(pointer) if pointer and pointer.isdecimal() else 0
 
 
-def _judge(
-    key: dg.AssetKey,
-    partition: str | None,
-    code_version: str | None,
-    made: Mapping[Place, _Made | None],
-    states: Mapping[Place, Node],
-    parents: list[Place],
-    store: Store,
-) -> Node:
-    mine = made[key, partition]
+def _judge(mine: _Made | None, code_version: str | None, store: Store) -> tuple[State, str]:
+    """State and reason of a place as far as they do not depend on others."""
     if mine is None:
-        return Node(key, partition, "missing")
-    if mine.version.startswith("failed-"):
-        return Node(key, partition, "failed", "a blocking check failed")
+        return "missing", ""
+    if mine.version.startswith(FAILED):
+        return "failed", "a blocking check failed"
     gone = [file for file in mine.files if not store.exists(file)]
     if gone:
-        return Node(key, partition, "missing", f"{gone[0]} is gone from the store")
+        return "missing", f"{gone[0]} is gone from the store"
     if code_version and mine.code_version != code_version:
-        return Node(key, partition, "stale", f"code version {mine.code_version} is now {code_version}")
-    for parent, parent_partition in parents:
-        theirs = made[parent, parent_partition]
-        fan_in = partition is None and parent_partition is not None
-        name = parent.to_user_string()
-        # Dagster keeps one version of a fan-in's many inputs; the order of events tells whether one of them is newer.
-        if theirs is None:
-            continue
-        changed = (
-            theirs.storage_id > mine.storage_id if fan_in else not _was_input(mine.inputs.get(name), theirs.version)
-        )
-        if changed:
-            return Node(key, partition, "stale", f"{name} {parent_partition or ''} has changed".replace("  ", " "))
+        return "stale", f"code version {mine.code_version} is now {code_version}"
+    return "ok", ""
+
+
+def _changed_parent(
+    instance: dg.DagsterInstance, made: Mapping[Place, _Made | None], place: Place, parents: list[Place]
+) -> str:
+    """What has happened to the first parent that is not what a place was made of; empty where all are."""
+    mine = made[place]
     for parent in parents:
-        if parent in states and states[parent].state != "ok":
-            return Node(key, partition, "waiting", f"behind {states[parent].name} {parent[1] or ''}".rstrip())
-    return Node(key, partition, "ok")
+        theirs = made[parent]
+        if mine is None or theirs is None:
+            continue
+        seen = mine.inputs.get(parent[0].to_user_string())
+        if seen is None:
+            return f"{_spoken(parent)} is a new input"
+        if theirs.version != _seen_version(instance, parent, theirs, *seen):
+            return f"{_spoken(parent)} has changed"
+    return ""
+
+
+def _seen_version(instance: dg.DagsterInstance, parent: Place, now: _Made, version: str, event_id: int) -> str:
+    """The data version that a parent had for whoever saw these.
+
+    Of a block, what it had after the last event then: what is recorded is one hash over all blocks that were read.
+    """
+    key, partition = parent
+    if partition is None:
+        return version
+    if now.storage_id <= event_id:
+        return now.version
+    record = instance.get_latest_data_version_record(key, partition_key=partition, before_cursor=event_id + 1)
+    event = record.asset_materialization if record else None
+    return (event.tags or {}).get(DATA_VERSION, "") if event else ""
+
+
+def _spoken(place: Place) -> str:
+    return " ".join(filter(None, [place[0].to_user_string(), place[1]]))
