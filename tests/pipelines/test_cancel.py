@@ -1,11 +1,11 @@
-"""A run that is ended by the UI's button: its Ray work stops, and what it had begun can be begun again."""
+"""A run that is ended by the UI's button, or by `kill -9`: its Ray work stops, and what it had begun can be begun again."""
 
+import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import dagster as dg
@@ -13,44 +13,16 @@ import psutil
 import pytest
 from dagster import DagsterRunStatus
 from dagster_graphql import DagsterGraphQLClient
+from typer.testing import CliRunner
 
-from fourmill.core.store import open_store
-from fourmill.ingest.config import IngestConfig
-from fourmill.ingest.source import build_source_index
-from fourmill.pipelines.profiles import smallest
+from fourmill.pipelines.cli import app
 from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.config import DptConfig
+from fourmill.runtime.run_process import pid_of
 
 DEADLINE_S = 300
 ServeUi = Callable[[Path], AbstractContextManager[int]]
-
-
-class Silence(BaseHTTPRequestHandler):
-    """Takes requests and never answers; says when somebody waits, and when nobody does any more."""
-
-    asked, left = threading.Event(), threading.Event()
-
-    def do_GET(self) -> None:
-        self.asked.set()
-        self.connection.settimeout(DEADLINE_S)
-        if not self.connection.recv(1):
-            self.left.set()
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
-@pytest.fixture
-def silent_server() -> Iterator[str]:
-    """Its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Silence)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+SilentList = tuple[Workspace, threading.Event, threading.Event]
 
 
 def wait_until(client: DagsterGraphQLClient, run_id: str, *ends: DagsterRunStatus) -> DagsterRunStatus:
@@ -63,24 +35,44 @@ def wait_until(client: DagsterGraphQLClient, run_id: str, *ends: DagsterRunStatu
 
 @pytest.mark.servers
 @pytest.mark.ray
-def test_ending_a_run_in_the_ui_ends_its_actors(silent_server: str, serve_ui: ServeUi, tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path / "out")
-    rows = "".join(f"http://{silent_server}/{row}.jpg\tcaption {row}\n" for row in range(20))
-    (tmp_path / "list.tsv").write_text(rows)
-    base = smallest(workspace.out)
-    source = base.source.model_copy(update={"list": str(tmp_path / "list.tsv")})
-    ingest = IngestConfig(allow_hosts=("127.0.0.1",), first_byte_timeout_s=3600, total_timeout_s=3600)
-    project = base.model_copy(update={"source": source, "ingest": ingest})
-    workspace.keep(project)
-    build_source_index(open_store(project.store), project.dataset, project.source, project.layout)
+def test_ending_a_run_in_the_ui_ends_its_actors(silent_list: SilentList, serve_ui: ServeUi) -> None:
+    workspace, asked, left = silent_list
     with serve_ui(workspace.out) as port:
         client = DagsterGraphQLClient("127.0.0.1", port_number=port)
         run_id = client.submit_job_execution("label_block", tags={"dagster/partition": "block_00"})
-        assert Silence.asked.wait(DEADLINE_S), client.get_run_status(run_id)
+        assert asked.wait(DEADLINE_S), client.get_run_status(run_id)
         client.terminate_run(run_id)  # what the button sends
-        assert Silence.left.wait(DEADLINE_S)
+        assert left.wait(DEADLINE_S)
         assert wait_until(client, run_id, DagsterRunStatus.CANCELED) == DagsterRunStatus.CANCELED
-    assert not [path for path in tmp_path.rglob("*.tar*") if "images" in str(path)]
+    assert not [path for path in workspace.out.rglob("*.tar*") if "images" in str(path)]
+
+
+@pytest.mark.servers
+@pytest.mark.ray
+def test_a_run_whose_process_is_killed_fails_by_itself_and_holds_nobody_up(
+    silent_list: SilentList, serve_ui: ServeUi
+) -> None:
+    workspace, asked, left = silent_list
+    with serve_ui(workspace.out) as port:
+        client = DagsterGraphQLClient("127.0.0.1", port_number=port)
+        run_id = client.submit_job_execution("label_block", tags={"dagster/partition": "block_00"})
+        assert asked.wait(DEADLINE_S), client.get_run_status(run_id)
+        assert runs_at("images", workspace) == [{"id": run_id, "state": "running"}]
+        with dg.DagsterInstance.get() as instance:
+            run = instance.get_run_by_id(run_id)
+        assert run is not None
+        psutil.Process(pid_of(run_id, run.tags)).kill()
+        assert runs_at("images", workspace) in ([{"id": run_id, "state": "killed"}], [])
+        assert left.wait(DEADLINE_S)
+        assert wait_until(client, run_id, DagsterRunStatus.FAILURE) == DagsterRunStatus.FAILURE
+    assert runs_at("images", workspace) == []
+
+
+def runs_at(asset: str, workspace: Workspace) -> object:
+    """What `fourmill status` says of the runs that are at the first block of an asset."""
+    done = CliRunner().invoke(app, ["status", "--out", str(workspace.out), "--json"], catch_exceptions=False)
+    rows = {(row["asset"], row["block"]): row["runs"] for row in json.loads(done.output)}
+    return rows[f"cc12m/{asset}", "block_00"]
 
 
 @pytest.mark.servers

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fourmill.pipelines import cli
+from fourmill.pipelines import ui_cli
 
 DEADLINE_S = 300
 ServeUi = Callable[[Path], AbstractContextManager[int]]
@@ -32,7 +32,7 @@ def test_the_webserver_answers(ui: str) -> None:
         assert b"dagster_version" in answer.read()
 
 
-@pytest.mark.parametrize(("start", "is_said"), [(("-m", "dagster"), True), (("-c", cli._DAGSTER), False)])
+@pytest.mark.parametrize(("start", "is_said"), [(("-m", "dagster"), True), (("-c", ui_cli._DAGSTER), False)])
 def test_the_ui_starts_without_dagsters_warnings(start: tuple[str, str], is_said: bool, tmp_path: Path) -> None:
     """In a folder whose dagster.yaml is not the project's; a home that is not there ends it before any server starts."""
     (tmp_path / "dagster.yaml").touch()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import dagster as dg
 
 from fourmill.runtime.project import Project
+from fourmill.runtime.run_process import process_tags
 from fourmill.runtime.session import Listener, Session
 
 OWNERS = ["team:fourmill"]
@@ -22,7 +23,8 @@ class Workshop:
     listener: Listener | None = None  # none: progress goes to the run's log
 
     def session(self, context: dg.AssetExecutionContext) -> Session:
-        """The session of one step."""
+        """The session of one step; its run is marked as being in this process, so that it is known when that is killed."""
+        context.instance.add_run_tags(context.run.run_id, process_tags(context.run.run_id))
         listener = self.listener or _to_log(context.log.info)
         return Session(self.project, context.run.run_id, self.connect_to, listener)
 

@@ -8,8 +8,6 @@ Exit codes: 0 done, 1 failed, 2 misused.
 
 import json
 import logging
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +15,13 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
-from fourmill.pipelines import environment, preflight, weights_cli
+from fourmill.pipelines import environment, weights_cli
 from fourmill.pipelines.doctor import doctor
 from fourmill.pipelines.profiles import PROFILES
-from fourmill.pipelines.workspace import Workspace, routes
+from fourmill.pipelines.status_cli import status
+from fourmill.pipelines.ui_cli import ui
+from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.choices import Detector
 from fourmill.pseudolabel.members import OWN
 from fourmill.runtime.project import problems_of
@@ -32,22 +31,12 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 app.add_typer(weights_cli.app, name="weights")
-app.command()(doctor)
 _console = Console()
 Out = Annotated[Path, typer.Option("--out", help="Folder of the project: store, Dagster's state, pictures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 _INTERRUPTED = 130  # as typer ends a program after Ctrl-C
 _DEMO_OUT = Path("out/demo")
 _RUN_MINUTES = 0.5  # of 4M's training on a list
-# Dagster's own command line, without two warnings that ask nothing of the reader: that another command exists, and that
-# the dagster.yaml of the current folder, as at this repository's root, does not serve. A project's own does.
-_DAGSTER = """
-import logging, warnings
-warnings.filterwarnings("ignore", "Function `dev_command` is superseded")
-logging.getLogger("dagster").addFilter(lambda record: "in the current folder" not in record.getMessage())
-from dagster._cli import main
-main()
-"""
 
 
 @app.command()
@@ -180,31 +169,6 @@ def run(
 
 
 @app.command()
-def status(out: Out = _DEMO_OUT, as_json: AsJson = False) -> None:
-    """Every asset and block: ok, missing, failed, stale, or waiting for something upstream."""
-    from fourmill.pipelines.definitions import build_definitions
-    from fourmill.pipelines.outside import changed_outside
-    from fourmill.pipelines.runner import open_instance
-    from fourmill.pipelines.status import read_status
-    from fourmill.runtime.session import Session
-
-    workspace = Workspace(out.resolve())
-    project = workspace.project()
-    graph = build_definitions(project).resolve_asset_graph()
-    store = Session(project).store
-    nodes = read_status(graph, open_instance(workspace.home), store, changed_outside(project, store))
-    if as_json:
-        rows = [{"asset": n.name, "block": n.partition, "state": n.state, "reason": n.reason} for n in nodes]
-        typer.echo(json.dumps(rows, indent=1))
-        return
-    table = Table("asset", "block", "state", "why")
-    colours = {"ok": "green", "missing": "yellow", "failed": "red", "stale": "yellow", "waiting": "dim"}
-    for node in nodes:
-        table.add_row(node.name, node.partition or "", f"[{colours[node.state]}]{node.state}", node.reason)
-    _console.print(table)
-
-
-@app.command()
 def trace(
     what: Annotated[
         str, typer.Argument(help="A model (fourm, text2im, superres, a digest) or a sample, by its row number.")
@@ -238,36 +202,8 @@ def export_model(
     typer.echo(f"{name} written to {target}")
 
 
-@app.command()
-def ui(
-    out: Out = _DEMO_OUT,
-    port: Annotated[
-        int,
-        typer.Option(min=1, max=65535, help="Port on 127.0.0.1; the UI has no password, so it stays on loopback."),
-    ] = 3000,
-) -> None:
-    """Dagster's UI over a project's state; the demo's pictures are served while it runs, so blocks can be rebuilt."""
-    from fourmill.pipelines.runner import open_instance
-
-    workspace = Workspace(out.resolve())
-    workspace.project()
-    preflight.check_port(port)
-    open_instance(workspace.home)
-    with routes(workspace, environment.connect_to()) as connect_to:
-        variables = environment.child_environment(workspace.home, workspace.project_file, connect_to)
-        command = [sys.executable, "-c", _DAGSTER, "dev", "-m", "fourmill.pipelines.definitions"]
-        _console.print(f"the UI will be at http://127.0.0.1:{port} in about half a minute; Ctrl-C ends it")
-        # Begun by a shell's `&`, this program ignores interrupts, which is right; its servers must not, or nothing ends them.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        process = subprocess.Popen([*command, "-h", "127.0.0.1", "-p", str(port)], env=variables)
-        signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely, it ends its servers too
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            code = process.wait()
-    raise typer.Exit(code if code > 0 else 0)
+for command in (status, ui, doctor):
+    app.command()(command)
 
 
 def _check_minutes(train_minutes: float | None, profile: str) -> None:

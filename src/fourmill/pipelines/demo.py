@@ -11,7 +11,8 @@ from fourmill.pipelines.definitions import build_definitions
 from fourmill.pipelines.edits import with_settings
 from fourmill.pipelines.lists import Choice, list_project
 from fourmill.pipelines.live import live_progress
-from fourmill.pipelines.runner import close_orphans, materialize_all, open_instance
+from fourmill.pipelines.open_runs import close_killed
+from fourmill.pipelines.runner import materialize_all, open_instance
 from fourmill.pipelines.status import Node
 from fourmill.pipelines.summary import print_summary
 from fourmill.pipelines.workspace import Workspace, routes
@@ -130,9 +131,8 @@ def still_served(workspace: Workspace, project: Project) -> Project:
 
 def _materialize(workspace: Workspace, project: Project, console: Console, retry_failed: bool = False) -> None:
     instance = open_instance(workspace.home)
-    orphans = close_orphans(instance)
-    if orphans:
-        console.print(f"{orphans} earlier run(s) ended without a word; continuing from what they finished")
+    if killed := close_killed(instance):
+        console.print(f"{killed} earlier run(s) ended without a word; continuing from what they finished")
     try:
         with routes(workspace, environment.connect_to()) as connect_to, live_progress(console) as listener:
             defs = build_definitions(project, connect_to, listener)

@@ -9,19 +9,20 @@ import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import dagster as dg
-import psutil
 
 from fourmill.pipelines.findings import blocks_with_copies, warnings_of
+from fourmill.pipelines.open_runs import wait_for_others
 from fourmill.pipelines.outside import changed_outside
 from fourmill.pipelines.status import Node, Place, read_status
 from fourmill.runtime.launch import warm_up
 from fourmill.runtime.project import DatasetConfig, Project
 from fourmill.runtime.ray_session import stop_ray
+from fourmill.runtime.run_process import process_tags
 from fourmill.runtime.session import Session
 
-_PID_TAG = "fourmill/pid"
 _CHECK_FAILED = "DagsterAssetCheckFailedError"  # which Dagster does not export
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -42,19 +43,6 @@ def open_instance(home: Path) -> dg.DagsterInstance:
     return dg.DagsterInstance.get()
 
 
-def close_orphans(instance: dg.DagsterInstance) -> int:
-    """Mark runs failed whose process is gone (`kill -9` leaves them "started"); return how many."""
-    open_states = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED]
-    orphans = [
-        run
-        for run in instance.get_runs(dg.RunsFilter(statuses=open_states))
-        if _PID_TAG in run.tags and not psutil.pid_exists(int(run.tags[_PID_TAG]))
-    ]
-    for run in orphans:
-        instance.report_run_failed(run, "its process is gone; the next run continues from the shards that are done")
-    return len(orphans)
-
-
 def materialize_all(
     defs: dg.Definitions,
     project: Project,
@@ -65,9 +53,11 @@ def materialize_all(
 ) -> int:
     """Bring every asset of the project up to date; return the number of runs that were needed.
 
+    What a run of the UI is making is waited for, and then looked at again.
+
     Args:
         retry_failed: ask again for images whose failure may have passed; blocks that gain none stay as they are.
-        warn: is told of checks that failed without blocking.
+        warn: is told of checks that failed without blocking, and of runs that are waited for.
 
     Raises:
         RunFailedError: a run failed; what was finished before stays finished.
@@ -87,7 +77,9 @@ def materialize_all(
             for node in read_status(defs.resolve_asset_graph(), instance, store, changed)
             if node.state != "ok" and node.partition == partition and node.key in job.asset_layer.executable_asset_keys
         ]
-        if wanted:
+        if wanted and wait_for_others(instance, defs, {(node.key, node.partition) for node in wanted}, warn):
+            steps.appendleft((job_name, partition))
+        elif wanted:
             if runs == 0:
                 warm_up()  # most of what follows is training, and the libraries take a quarter of a minute to load
             if job_name == "train_4m":
@@ -141,13 +133,15 @@ def _execute(
 ) -> dg.ExecuteInProcessResult:
     images = [key for key in keys if retry_failed and key.path[-1] == "images"]
     ops = {key.to_python_identifier(): {"config": {"retry_failed": True}} for key in images}
+    run_id = str(uuid4())
     result = job.execute_in_process(
         run_config={**_QUIET, "ops": ops},
         instance=instance,
         partition_key=partition,
         asset_selection=keys,
         raise_on_error=False,
-        tags={_PID_TAG: str(os.getpid())},
+        run_id=run_id,
+        tags=process_tags(run_id),
     )
     if not result.success:
         raise RunFailedError(first_error(result, job.name, partition))
