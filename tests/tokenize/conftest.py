@@ -29,10 +29,11 @@ from fourmill.core.shards import Item, Recipe, ShardPlace, read_members, write_s
 from fourmill.core.store import LocalStore, Store
 from fourmill.core.work import Progress, ShardJob
 from fourmill.tokenize.align import AlignWorker, align_recipe, token_folder
-from fourmill.tokenize.config import ImageTokenizerConfig, TokenizerSpec, TokenizingConfig, TrainSetConfig
+from fourmill.tokenize.config import ImageTokenizerConfig, TokenizingConfig, TrainSetConfig
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import save_image_tokenizer
 from fourmill.tokenize.presets import smallest_tokenizers
+from fourmill.tokenize.spec import TokenizerSpec
 from fourmill.tokenize.train_set import TrainSet, build_train_set
 from fourmill.tokenize.worker import TokenWorker, token_recipe
 

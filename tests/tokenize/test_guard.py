@@ -17,8 +17,9 @@ from fourmill.core.store import LocalStore, Store
 from fourmill.core.work import no_progress
 from fourmill.tokenize import journal, train
 from fourmill.tokenize.batches import Batches
-from fourmill.tokenize.config import GuardConfig, TokenizerSpec
+from fourmill.tokenize.config import GuardConfig
 from fourmill.tokenize.guard import Guard, TrainingError
+from fourmill.tokenize.spec import TokenizerSpec
 from fourmill.tokenize.state import State, start
 from fourmill.tokenize.train import train_step, train_tokenizer
 from fourmill.tokenize.train_set import TrainSet, read_label

@@ -20,8 +20,9 @@ from fourmill.core.store import LocalStore
 from fourmill.core.work import no_progress
 from fourmill.runtime.launch import ProgramError, run_program
 from fourmill.tokenize.batches import Batches
-from fourmill.tokenize.config import TokenizerSpec, TrainSetConfig
+from fourmill.tokenize.config import TrainSetConfig
 from fourmill.tokenize.load import load_image_tokenizer
+from fourmill.tokenize.spec import TokenizerSpec
 from fourmill.tokenize.state import start
 from fourmill.tokenize.train import train_tokenizer
 from fourmill.tokenize.train_set import build_train_set, read_label

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fourmill.core.store import Store
-from fourmill.tokenize.load import ModelError, load_image_tokenizer
+from fourmill.tokenize.load import ModelError, load_image_tokenizer, read_config
 from fourmill.tokenize.served import report_tokenizer
 
 
@@ -27,3 +27,12 @@ def test_a_tokenizer_of_another_vocabulary_width_or_patch_than_the_projects_is_r
         with pytest.raises(ModelError, match=f"{folder} has {field} {has}, the project's clip tokenizer {other}"):
             report_tokenizer(store, "tokenizer_clip", folder, wanted, tiny.train_set.path, tiny.train_set.digest)
     assert not store.list("models/tokenizer_clip/served")
+
+
+def test_it_is_refused_although_it_was_scored_for_a_project_that_it_fitted(store: Store, tiny: Any, chain: Any) -> None:
+    folder, _ = chain.tokenizer("clip")
+    config = read_config(store, folder)
+    place = (tiny.train_set.path, tiny.train_set.digest)
+    report_tokenizer(store, "tokenizer_clip", folder, config, *place)
+    with pytest.raises(ModelError, match="feature_dim 12"):
+        report_tokenizer(store, "tokenizer_clip", folder, config.model_copy(update={"feature_dim": 8}), *place)

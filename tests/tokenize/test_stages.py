@@ -17,9 +17,10 @@ from fourmill.runtime.session import Session
 from fourmill.runtime.training import train_tokenizer as train_tokenizer_of
 from fourmill.tokenize import train
 from fourmill.tokenize.bounds import TokenizerBounds
-from fourmill.tokenize.config import StageRecord, TrainSetConfig
+from fourmill.tokenize.config import TrainSetConfig
 from fourmill.tokenize.load import ModelError, load_image_tokenizer
 from fourmill.tokenize.presets import paper_tokenizers
+from fourmill.tokenize.spec import StageRecord
 from fourmill.tokenize.state import start
 from fourmill.tokenize.train import train_tokenizer
 from fourmill.tokenize.train_set import build_train_set, read_label

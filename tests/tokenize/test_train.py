@@ -20,10 +20,11 @@ from fourmill.tokenize import train
 from fourmill.tokenize import train_set as train_module
 from fourmill.tokenize.__main__ import main
 from fourmill.tokenize.batches import batch_flips
-from fourmill.tokenize.config import TokenizerSpec, TrainingConfig
+from fourmill.tokenize.config import TrainingConfig
 from fourmill.tokenize.conversions import mirror
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.load import ModelError, load_image_tokenizer
+from fourmill.tokenize.spec import TokenizerSpec
 from fourmill.tokenize.state import cosine
 from fourmill.tokenize.train import train_tokenizer
 from fourmill.tokenize.train_set import TrainSetError

@@ -165,7 +165,7 @@ def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSp
         kinds={"torch", "safetensors"},
         owners=OWNERS,
         tags={"modality": name, "stage": "tokenizer"},
-        code_version=f"served-{served[:12]}" if served else trained,
+        code_version=f"served-{served[:12]}-{digest_json(config.kind)[:8]}" if served else trained,
         description=f"Imported VQ-VAE of {what} Scored here, not trained." if served else f"VQ-VAE of {what}",
     )
 

@@ -21,9 +21,10 @@ from fourmill.runtime.stages import BlockNotReadyError
 from fourmill.runtime.token_assets import token_assets
 from fourmill.runtime.tokenizer_weights import score_tokenizer
 from fourmill.runtime.workers import clip_features
-from fourmill.tokenize.config import StageRecord, TokenizerSpec, TrainingConfig
+from fourmill.tokenize.config import TrainingConfig
 from fourmill.tokenize.manifest import build_manifest
 from fourmill.tokenize.released import TEXT_FILE
+from fourmill.tokenize.spec import StageRecord, TokenizerSpec
 from fourmill.train.config import TrainSpec
 
 FourmName = Literal["fourm", "text2im", "superres"]

@@ -4,7 +4,7 @@ import sys
 
 from fourmill.core.program import run_spec_program
 from fourmill.core.work import Progress
-from fourmill.tokenize.config import TokenizerSpec
+from fourmill.tokenize.spec import TokenizerSpec
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,7 +5,8 @@ from typing import Any
 
 from fourmill.core.modality import TEXT_MAX_TOKENS
 from fourmill.core.sequences import FIRST_CLASS, FIRST_COORDINATE, FIRST_SENTINEL, FIRST_WORD_PIECE
-from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TextTokenizerConfig, TokenizerSpec
+from fourmill.tokenize.config import ImageLabel, ImageTokenizerConfig, TextTokenizerConfig
+from fourmill.tokenize.spec import TokenizerSpec
 
 _EATS: dict[ImageLabel, str] = {
     "rgb": "8-bit RGB images (B, S, S, 3)",

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fourmill.core.crops import CropConfig
-from fourmill.core.digest import digest_json
 from fourmill.core.modality import NUM_SEMSEG_CLASSES
 
 TRAIN_VERSION = "4"  # of the networks and their training: raise it when equal inputs give other weights
@@ -216,6 +215,16 @@ class ImageTokenizerConfig(_Config):
         return self.model_dump(mode="json", exclude={"training": _TOLD_ONLY, "earlier_stages": stages})
 
     @property
+    def kind(self) -> dict[str, str | int | None]:
+        """What others rely on: a tokenizer of another kind cannot take its place."""
+        return {
+            "label": self.label,
+            "patch_px": self.patch_px,
+            "codebook_size": self.codebook_size,
+            "feature_dim": self.feature_dim,
+        }
+
+    @property
     def grid(self) -> int:
         """Tokens along a side."""
         return self.input_px // self.patch_px
@@ -387,40 +396,3 @@ class TextTokenizerConfig(_Config):
     min_frequency: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Occurrences below which a piece is not made."
     )
-
-
-class StageRecord(_Config):
-    """A stage that was trained: what reports and cards of the later ones say of it."""
-
-    name: str
-    digest: str = Field(description="Of its weights and config.")
-    path: str = Field(description="Store path of its model.")
-    train_set: str = Field(description="Digest of the packed set that it saw.")
-    steps: int
-    skipped_steps: int
-    headline: str = Field(description="Name of its headline figure.")
-    value: float = Field(description="Its headline figure on the held-out samples.")
-
-
-class TokenizerSpec(_Config):
-    """All that `python -m fourmill.tokenize --spec FILE` needs to train one image tokenizer."""
-
-    store: str = Field(description="Root of the store.")
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_@]*$")] = Field(
-        description="Model name: models/{name}/{digest}/."
-    )
-    config: ImageTokenizerConfig
-    train_set: str = Field(description="Store path of the packed training set.")
-    train_set_digest: str = Field(description="Digest of its content; training stops when the file has another.")
-    earlier: tuple[StageRecord, ...] = Field(
-        default=(), description="Stages before this one; it begins with the weights of the last of them."
-    )
-    run_folder: str = Field(description="Local folder for checkpoints, so that a killed training resumes.")
-    threads: Positive = Field(default=2, description="CPU threads of each process.")
-    processes: Positive = Field(default=1, description="Processes that share every batch, as torchrun starts them.")
-
-    @property
-    def input_digest(self) -> str:
-        """Digest of all that the weights depend on: equal inputs, equal tokenizer."""
-        config, begun = self.config.weights_depend_on, [stage.digest for stage in self.earlier[-1:]]
-        return digest_json([TRAIN_VERSION, config, self.train_set_digest, self.threads, self.processes, begun])

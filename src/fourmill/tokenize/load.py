@@ -72,6 +72,11 @@ def load_image_tokenizer(store: Store, folder: str, device: str = "cpu", with_de
     return model.to_device(torch.device(device)).eval()
 
 
+def read_config(store: Store, folder: str) -> ImageTokenizerConfig:
+    """What a stored tokenizer is; its weights are not read. Raises ModelError."""
+    return _read_config(store, folder)[0].tokenizer
+
+
 def _read_config(store: Store, folder: str) -> tuple[StoredConfig, dict[str, Any]]:
     """A config, and its values as the file has them, which the digest is of."""
     text = _read(store, folder, "config.json")

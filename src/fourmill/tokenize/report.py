@@ -5,11 +5,11 @@ from typing import Any
 
 from fourmill.core.store import Store
 from fourmill.tokenize.card import card
-from fourmill.tokenize.config import TokenizerSpec
 from fourmill.tokenize.journal import Journal
 from fourmill.tokenize.load import save_image_tokenizer
 from fourmill.tokenize.preview import preview_png
 from fourmill.tokenize.score import score_model, scored_report
+from fourmill.tokenize.spec import TokenizerSpec
 from fourmill.tokenize.state import State, uncompiled
 from fourmill.tokenize.train_set import LabelArrays
 

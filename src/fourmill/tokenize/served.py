@@ -10,7 +10,7 @@ from fourmill.core.store import Store
 from fourmill.tokenize.card import with_figures
 from fourmill.tokenize.config import TRAIN_VERSION, ImageTokenizerConfig
 from fourmill.tokenize.exchange import Origin, read_origin
-from fourmill.tokenize.load import ModelError, load_image_tokenizer
+from fourmill.tokenize.load import ModelError, load_image_tokenizer, read_config
 from fourmill.tokenize.preview import preview_png
 from fourmill.tokenize.score import score_model, scored_report
 from fourmill.tokenize.train_set import read_label
@@ -33,6 +33,7 @@ def report_tokenizer(
         TrainSetError: the training set is not the one that is named.
         LabelError: its crops do not fit the tokenizer.
     """
+    _check_fits(read_config(store, folder), wanted, folder)
     digest = folder.rpartition("/")[2]
     made_of = digest_json([TRAIN_VERSION, digest, train_set_digest, wanted.input_px])
     report_path = f"models/{name}/served/{made_of}/report.json"
@@ -41,7 +42,6 @@ def report_tokenizer(
         _keep_on_card(store, folder, origin, json.loads(store.read(report_path)))
         return report_path
     model = load_image_tokenizer(store, folder, "cuda" if torch.cuda.is_available() else "cpu")
-    _check_fits(model.config, wanted, folder)
     labels = read_label(store, train_set, train_set_digest, wanted.label)
     label = wanted.label
     scored = score_model(model, labels, label)
@@ -71,9 +71,9 @@ def _keep_on_card(store: Store, folder: str, origin: Origin | None, report: dict
 
 
 def _check_fits(found: ImageTokenizerConfig, wanted: ImageTokenizerConfig, folder: str) -> None:
-    for field in ("label", "patch_px", "codebook_size", "feature_dim"):
-        if getattr(found, field) != getattr(wanted, field):
+    for field, value in found.kind.items():
+        if value != wanted.kind[field]:
             raise ModelError(
-                f"{folder} has {field} {getattr(found, field)}, the project's {wanted.label} tokenizer {getattr(wanted, field)}: "
+                f"{folder} has {field} {value}, the project's {wanted.label} tokenizer {wanted.kind[field]}: "
                 "add it to the project with `fourmill weights add`"
             )

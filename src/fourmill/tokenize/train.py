@@ -16,13 +16,14 @@ from fourmill.core.ranks import ALONE, Ranks, join_ranks, require_ranks
 from fourmill.core.store import Store, open_store
 from fourmill.core.work import Progress, no_progress
 from fourmill.tokenize.batches import Ahead, Batches
-from fourmill.tokenize.config import ImageTokenizerConfig, TokenizerSpec
+from fourmill.tokenize.config import ImageTokenizerConfig
 from fourmill.tokenize.guard import TrainingError
 from fourmill.tokenize.image_tokenizer import ImageTokenizer
 from fourmill.tokenize.journal import Journal
 from fourmill.tokenize.load import load_image_tokenizer
 from fourmill.tokenize.report import publish, report_path
 from fourmill.tokenize.score import score_model
+from fourmill.tokenize.spec import TokenizerSpec
 from fourmill.tokenize.state import State, depth_span, start, uncompiled
 from fourmill.tokenize.train_set import LabelArrays, read_label
 
