@@ -1,6 +1,7 @@
 """Profiles over other sources: blocks that hold the rows, and labellers in the environments that they need."""
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fourmill.core.store import open_store
 from fourmill.ingest.source import build_source_index
 from fourmill.pipelines import lists
 from fourmill.pipelines.edits import with_settings
-from fourmill.pipelines.lists import Choice, list_project
+from fourmill.pipelines.lists import Choice, list_project, with_grown_list
 from fourmill.pipelines.profiles import DETECTRON2_PYTHON, cc12m_4m7, demo, smallest
 from fourmill.pseudolabel.config import DetectorConfig, DptConfig, VitDetConfig
 from fourmill.runtime.project import Project, ProjectError
@@ -51,6 +52,20 @@ def test_a_list_that_grows_gets_more_blocks_and_keeps_those_it_has(tmp_path: Pat
     grown = list_project(over(demo(tmp_path), 1001, tmp_path), SEEDED, before)
     assert grown.layout == before.layout.model_copy(update={"num_blocks": 2})
     assert grown.train_set == before.train_set  # frozen: tokenizers are not trained anew for a row
+
+
+def test_a_kept_project_gets_more_blocks_for_a_list_that_has_grown_and_for_no_other(tmp_path: Path) -> None:
+    before = list_project(over(demo(tmp_path), 1000, tmp_path), SEEDED)
+    assert with_grown_list(before) == before
+    over(demo(tmp_path), 1001, tmp_path)
+    grown = with_grown_list(before)
+    assert grown == before.model_copy(update={"layout": before.layout.model_copy(update={"num_blocks": 2})})
+    over(demo(tmp_path), 10, tmp_path)
+    assert with_grown_list(grown) == grown
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        away = with_settings(before, [f"source.list=http://127.0.0.1:{closed.getsockname()[1]}/list.tsv"])
+        assert with_grown_list(away) == away
 
 
 def test_another_list_is_cut_anew(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import signal
 
 import dagster as dg
 
+from fourmill.assets.result import table
 from fourmill.core.store import StoreFullError
+from fourmill.pipelines.findings import spoken
 from fourmill.pipelines.runner import first_error
 from fourmill.runtime.pool import ShardError
 
@@ -60,3 +62,13 @@ def test_a_check_that_blocks_is_told_with_what_it_found() -> None:
         result = job.execute_in_process(instance=instance, raise_on_error=False)
     told = first_error(result, "train", None)
     assert "text fails its check round_trip (round_trip_share 0.25, asked 0.99)" in told and "fourmill ui" in told
+
+
+def test_tables_in_what_a_check_found_are_told_by_their_first_rows() -> None:
+    problems = table(["problem"], [[f"000000{i}: id 70 of 64"] for i in range(5)])
+    found = {"block": dg.MetadataValue.text("block_00"), "num_problems": dg.MetadataValue.int(5), "problems": problems}
+    rows = "0000000: id 70 of 64; 0000001: id 70 of 64; 0000002: id 70 of 64; and 2 more"
+    assert spoken(found) == f"num_problems 5, problems: {rows}"
+    assert spoken({"statuses": table(["status", "rows"], [["ok", 3]]), "none": table(["a"], [])}) == (
+        "statuses: ok 3, none none"
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fourmill.runtime.interrupts import interruptible, uninterrupted
+from fourmill.runtime.interrupts import interruptible, sigterm_kept, uninterrupted
 
 DEADLINE_S = 180
 
@@ -136,3 +136,17 @@ def _interrupt_twice() -> None:
     assert ended == ["whole"]
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_sigterm_while_ray_starts_does_what_it_would_have_done_otherwise() -> None:
+    def end(number: int, frame: Any) -> None:
+        raise RunEndedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(RunEndedError), sigterm_kept():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -232,7 +232,8 @@ def _check_length(config: SourceConfig, layout: Layout, num_rows: int) -> None:
         raise ValueError(
             f"the {config.kind} {config.where!r} has {num_rows} rows, the layout holds {layout.num_rows} "
             f"({layout.num_blocks} blocks of {layout.shards_per_block} shards of {layout.rows_per_shard} rows); "
-            "raise num_blocks or shards_per_block, or cut the list"
+            "`fourmill run` gives the project's list the blocks it needs; another data set's num_blocks is raised by hand, or its "
+            "list cut"
         )
 
 

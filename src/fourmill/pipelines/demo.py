@@ -9,7 +9,7 @@ from fourmill.ingest.demo_source import DEMO_HOST, write_demo_list
 from fourmill.pipelines import environment, preflight, profiles
 from fourmill.pipelines.definitions import build_definitions
 from fourmill.pipelines.edits import with_settings
-from fourmill.pipelines.lists import Choice, list_project
+from fourmill.pipelines.lists import Choice, list_project, with_grown_list
 from fourmill.pipelines.live import live_progress
 from fourmill.pipelines.open_runs import close_killed
 from fourmill.pipelines.runner import materialize_all, open_instance
@@ -104,13 +104,17 @@ def run_kept(
     with preflight.only_one(workspace.out):
         kept = workspace.project()
         named = with_settings(kept, settings) if settings else kept
-        project = pinned_labellers(named)  # weights may have come into the store since the project was made
+        preflight.check_source(named.source)
+        # weights may have come into the store since the project was made, and rows into its list
+        project = with_grown_list(pinned_labellers(named))
         preflight.check_machine(project)
         if project != kept:
             workspace.change(project)
         for label, config in project.labellers.items():
             if config != named.labellers[label]:
                 console.print(f"{label}: made with {getattr(config, 'weights', '')} from now on", soft_wrap=True)
+        if (now := project.layout.num_blocks) != (then := named.layout.num_blocks):
+            console.print(f"the list has grown: {now} blocks from now on, {then} until now", soft_wrap=True)
         _materialize(workspace, project, console, retry_failed)
 
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from fourmill.core.names import MAX_BLOCKS, Layout
 from fourmill.core.store import open_store
+from fourmill.ingest.list_file import list_stamp
 from fourmill.ingest.source import count_rows, numbered_rows
 from fourmill.pipelines.profiles import DETECTRON2_PYTHON
 from fourmill.pseudolabel.choices import Detector, labellers_from
@@ -58,6 +59,18 @@ def list_project(base: Project, choice: Choice, before: Project | None = None) -
         }
     )
     return _with_a_place_for_detectors(_labelled(project, choice), base)
+
+
+def with_grown_list(project: Project) -> Project:
+    """A project with more blocks where its list has more rows than it holds; else, or where nobody can be asked, as it is.
+
+    Raises:
+        ValueError: the source cannot be read, or is too long.
+    """
+    if project.source.kind == "list" and list_stamp(project.source) is None:
+        return project
+    layout = _layout(project.source.where, Choice(), project, _rows_of(project))
+    return project if layout == project.layout else project.model_copy(update={"layout": layout})
 
 
 def _rows_of(base: Project) -> int:

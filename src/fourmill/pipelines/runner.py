@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import dagster as dg
 
-from fourmill.pipelines.findings import blocks_with_copies, warnings_of
+from fourmill.pipelines.findings import blocks_with_copies, spoken, warnings_of
 from fourmill.pipelines.open_runs import wait_for_others
 from fourmill.pipelines.outside import changed_outside
 from fourmill.pipelines.status import Node, Place, read_status
@@ -155,7 +155,7 @@ def _failed_checks(result: dg.ExecuteInProcessResult, step: str | None) -> str:
         if event.step_key == step and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             one = event.asset_check_evaluation_data
             if not one.passed and one.severity == dg.AssetCheckSeverity.ERROR:
-                found = ", ".join(f"{name} {value.value}" for name, value in one.metadata.items())
+                found = spoken(one.metadata)
                 said.append(
                     f"{one.asset_key.to_user_string()} fails its check {one.check_name}"
                     + (f" ({found})" if found else "")

@@ -27,11 +27,16 @@ def interruptible() -> Iterator[None]:
 def sigterm_kept() -> Iterator[None]:
     """Around Ray's start, which makes SIGTERM end the program by SystemExit; a step of Dagster's would take that for its failure.
 
-    Where somebody, such as Dagster, has said before what SIGTERM does, that holds again afterwards.
+    Where somebody, such as Dagster, has said before what SIGTERM does, that holds again afterwards, and is done for a SIGTERM that
+    came meanwhile.
     """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:
+        if callable(before):
+            before(signal.SIGTERM, None)
+        raise
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)

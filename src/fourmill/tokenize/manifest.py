@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from fourmill.core.ledger import read_ledger
 from fourmill.core.manifest import Manifest, ModalityEntry, ShardEntry
-from fourmill.core.modality import CROPS, IMAGES, Modality
+from fourmill.core.modality import CROPS, IMAGES, Modality, tokens_asset
 from fourmill.core.names import SPLITS, Layout, Split
 from fourmill.core.shards import Receipt, Recipe, ShardPlace, need
 from fourmill.core.store import Store
-from fourmill.tokenize.align import FOLDER, source_asset, source_folders, token_folder
+from fourmill.tokenize.align import FOLDER, source_folders, token_folder
 from fourmill.tokenize.freshness import StaleLabelsError, check_fresh
 from fourmill.tokenize.worker import asset_of, label_of, source_folder
 
@@ -52,7 +52,7 @@ def build_manifest(
     settings: dict[str, _Settings] = {}
     for split in SPLITS:
         shards = [shard for block in blocks for shard in layout.shards_of(block)]
-        receipts = (_Receipts(store, dataset, split, shard) for shard in shards)
+        receipts = (_Receipts(store, dataset, split, shard, input_px) for shard in shards)
         entries = [_entry(of_shard, table, tokenizers, settings) for of_shard in receipts]
         splits[split] = [entry for entry in entries if entry.count]
     if not splits["train"]:
@@ -92,14 +92,18 @@ class _Settings:
 class _Receipts:
     """The receipts of all folders of one shard, each read once: a manifest takes some twenty for each of thousands of shards."""
 
-    def __init__(self, store: Store, dataset: str, split: Split, shard: int) -> None:
-        self._store, self.dataset, self.shard = store, dataset, shard
+    def __init__(self, store: Store, dataset: str, split: Split, shard: int, input_px: int) -> None:
+        self._store, self.dataset, self.shard, self._input_px = store, dataset, shard, input_px
         self.split: Split = split
         self._read: dict[str, Receipt] = {}
 
     def place(self, folder: str) -> ShardPlace:
         """Where the shard of a folder is."""
         return ShardPlace(self.dataset, self.split, folder, self.shard)
+
+    def asset(self, public: str) -> str:
+        """The asset that makes what a public folder is copied from."""
+        return f"{self.dataset}/images" if public == "rgb" else tokens_asset(public, self._input_px)
 
     def of(self, folder: str, asset: str) -> Receipt:
         """A folder's, made by an asset. Raises MissingShardError."""
@@ -123,11 +127,12 @@ def _entry(
         if receipt.tar_sha256 is not None:
             tars[folder] = receipt.tar_sha256
     for modality, digest in tokenizers.items():
-        made_by = receipts.of(token_folder(modality), f"tokens/{modality}").recipe
+        asset = receipts.asset(modality)
+        made_by = receipts.of(token_folder(modality), asset).recipe
         if made_by.weights != digest:
             raise ManifestError(
                 f"{split} {modality} shard {shard:05d} was made by tokenizer {made_by.weights[:12]}, the current one is "
-                f"{digest[:12]}: materialize tokens/{modality} and tokens/shards for its block again"
+                f"{digest[:12]}: materialize {asset} and tokens/shards for its block again"
             )
         _check_alike(modality, made_by, receipts, settings)
         _check_label(modality, made_by, receipts)
@@ -143,7 +148,8 @@ def _check_alike(modality: str, made_by: Recipe, receipts: _Receipts, settings: 
     if found != first.digests:
         raise ManifestError(
             f"{receipts.split} {modality} shard {receipts.shard:05d} was made with other settings (crops, precision, side or CLIP's "
-            f"weights) than shard {first.shard:05d}: materialize tokens/{modality} and tokens/shards for the older one's block again"
+            f"weights) than shard {first.shard:05d}: materialize {receipts.asset(modality)} and tokens/shards for the older one's "
+            "block again"
         )
 
 
@@ -155,19 +161,19 @@ def _check_label(modality: str, made_by: Recipe, receipts: _Receipts) -> None:
     try:
         check_fresh(receipts.place(folder), asset, labels, images)
     except StaleLabelsError as error:
-        raise ManifestError(f"{error}, and then tokens/{modality} and tokens/shards") from error
+        raise ManifestError(f"{error}, and then {receipts.asset(modality)} and tokens/shards") from error
     then, now = made_by.inputs.get(folder), labels.content
     if then != now:
         raise ManifestError(
             f"{receipts.split} {modality} shard {receipts.shard:05d} was made of {asset} {(then or 'nothing')[:12]}, which is "
-            f"{now[:12]} now; materialize tokens/{modality} and tokens/shards for its block again"
+            f"{now[:12]} now; materialize {receipts.asset(modality)} and tokens/shards for its block again"
         )
 
 
 def _check_fresh(aligned: Receipt, receipts: _Receipts, folders: Mapping[str, str]) -> None:
     """Training reads the aligned tars: they must be of what their sources hold now, not of what these held once."""
     for public, folder in folders.items():
-        asset = source_asset(receipts.dataset, public)
+        asset = receipts.asset(public)
         now, then = receipts.of(folder, asset).content, aligned.recipe.inputs.get(folder)
         if then != now:
             raise ManifestError(
