@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from fourmill.core.work import no_progress
 from fourmill.pipelines.profiles import smallest
-from fourmill.runtime.launch import ProgramError, run_program, run_warm_parts
+from fourmill.runtime.launch import ProgramError, run_program, run_warm, run_warm_parts
 from fourmill.runtime.models import ModelRef
 from fourmill.runtime.session import Session
 from fourmill.runtime.training import train_several
@@ -67,6 +67,13 @@ def main(arguments):
 """
 
 
+_PACKING = """
+def pack(session):
+    progress = session.progress("tokenizers/train_set")
+    for done in (1, 2):
+        progress(done, 2, "samples")
+    return "packed"
+"""
 _FATAL = """
 import os
 
@@ -116,6 +123,14 @@ def test_a_function_whose_process_dies_is_named_and_not_its_arguments(
     module = importlib.import_module(_program(tmp_path, "fatal", _FATAL, monkeypatch, "__init__.py"))
     with pytest.raises(ProgramError, match=r"^generate ended with code 9 before it was done$"):
         run_warm_parts(partial(module.generate, ["of", "a gigabyte"]), Session(smallest(tmp_path)), 2)
+
+
+def test_what_a_function_tells_of_its_progress_is_heard_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(_program(tmp_path, "packing", _PACKING, monkeypatch, "__init__.py"))
+    heard: list[tuple[str, int, int, str]] = []
+    session = Session(smallest(tmp_path), listener=lambda *event: heard.append(event))
+    assert run_warm(module.pack, session) == "packed"
+    assert heard == [("tokenizers/train_set", done, 2, "samples") for done in (1, 2)]
 
 
 def test_an_interrupt_ends_the_programs_that_run_and_begins_no_other(

@@ -137,6 +137,22 @@ def test_batches_are_crops_at_the_drawn_side_and_equal_for_every_process(spec, s
         assert torch.equal(batches(5), batches(5)) and batches(5).shape[-1] == parts[0].shape[-1]
 
 
+def test_packing_tells_how_far_it_is(store, tiny):
+    config = TrainSetConfig(num_samples=20, num_eval=4, blocks=BOTH, side_px=72, clip_crops=3)
+    heard: list[tuple[int, int, str]] = []
+
+    def hear(done: int, total: int, note: str) -> None:
+        heard.append((done, total, note))
+
+    build_train_set(
+        store, tiny.dataset, tiny.layout, config, 64, tiny.features, progress=hear
+    )
+    total = 20 + 4 + 3 * 20 + 4
+    assert {event[1] for event in heard} == {total} and heard[-1] == (total, total, "published")
+    assert [event[0] for event in heard] == sorted(event[0] for event in heard)
+    assert {event[2].split()[0] for event in heard} == {"train", "eval", "crops", "published"}
+
+
 def test_all_labels_of_a_sample_are_cropped_alike(spec, store, tiny):
     packed = TrainSetConfig(num_samples=20, num_eval=4, blocks=BOTH, side_px=72)
     made = build_train_set(store, tiny.dataset, tiny.layout, packed, 64, tiny.features)

@@ -1,14 +1,13 @@
 """The one resource of every asset: the project, and what this deployment adds to it."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import dagster as dg
 
 from fourmill.runtime.project import Project
 from fourmill.runtime.run_process import process_tags
-from fourmill.runtime.session import Listener, Session
+from fourmill.runtime.session import Listener, Session, lines
 
 OWNERS = ["team:fourmill"]
 _LOG_EVERY_S = 5.0
@@ -25,22 +24,9 @@ class Workshop:
     def session(self, context: dg.AssetExecutionContext) -> Session:
         """The session of one step; its run is marked as being in this process, so that it is known when that is killed."""
         context.instance.add_run_tags(context.run.run_id, process_tags(context.run.run_id))
-        listener = self.listener or _to_log(context.log.info)
+        listener = self.listener or lines(context.log.info, _LOG_EVERY_S)
         return Session(self.project, context.run.run_id, self.connect_to, listener)
 
     def for_dataset(self, name: str) -> "Workshop":
         """The workshop of one of the project's data sets: its sessions see that set alone."""
         return replace(self, project=self.project.for_dataset(name))
-
-
-def _to_log(say: Callable[[str], None]) -> Listener:
-    """Progress as log lines, one every few seconds and one at the end."""
-    spoken = {"at": 0.0}
-
-    def listen(stage: str, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        if done >= total or now - spoken["at"] >= _LOG_EVERY_S:
-            spoken["at"] = now
-            say(f"{stage}: {done} of {total} {note}".rstrip())
-
-    return listen

@@ -1,13 +1,13 @@
 """Progress for people: bars on a terminal, a line now and then in a log."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from fourmill.runtime.session import Listener
+from fourmill.runtime.session import Listener, lines
 
 _LINE_EVERY_S = 10.0
 
@@ -16,7 +16,7 @@ _LINE_EVERY_S = 10.0
 def live_progress(console: Console) -> Iterator[Listener]:
     """A listener that shows every stage that has begun; finished ones stay on the screen."""
     if not console.is_terminal:
-        yield _lines(console)
+        yield lines(partial(console.print, highlight=False), _LINE_EVERY_S)
         return
     columns = (
         TextColumn("{task.description:<24}"),
@@ -36,17 +36,5 @@ def _bars(progress: Progress) -> Listener:
         if stage not in tasks:
             tasks[stage] = progress.add_task(stage, total=total, note=note)
         progress.update(tasks[stage], completed=done, total=total, note=note)
-
-    return listen
-
-
-def _lines(console: Console) -> Listener:
-    spoken: dict[str, float] = {}
-
-    def listen(stage: str, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        if done >= total or now - spoken.get(stage, -_LINE_EVERY_S) >= _LINE_EVERY_S:
-            spoken[stage] = now
-            console.print(f"{stage}: {done}/{total} {note}".rstrip(), highlight=False)
 
     return listen

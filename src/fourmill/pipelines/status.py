@@ -121,7 +121,7 @@ def _judge(mine: _Made | None, code_version: str | None, store: Store) -> tuple[
         return "failed", "a blocking check failed"
     gone = [file for file in mine.files if not store.exists(file)]
     if gone:
-        return "missing", f"{gone[0]} is gone from the store"
+        return "missing", f"{gone[0]} is not there: a run that makes it anew has not come to its end, or it was deleted"
     if code_version and mine.code_version != code_version:
         return "stale", f"code version {mine.code_version} is now {code_version}"
     return "ok", ""

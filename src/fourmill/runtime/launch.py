@@ -104,18 +104,21 @@ def run_warm(work: Callable[[Session], Result], session: Session) -> Result:
     """Call a function of a session in a forked process, which has torch and the networks' libraries at once.
 
     Args:
-        work: a function of a module; what it returns and raises is pickled.
+        work: a function of a module; what it returns and raises is pickled. What it tells of its progress, from one thread, the
+            session's listener hears.
 
     Raises:
         ProgramError: the process was killed. What the function raises is raised here.
     """
     with _forked(_call, (work, replace(session, listener=silent))) as (process, said):
         try:
-            is_done, result = said.recv()
+            while (heard := said.recv())[0] == "progress":
+                session.listener(*heard[1])
         except EOFError:
             _reap(process)
             raise ProgramError(f"{_name_of(work)} ended with code {process.exitcode} before it was done") from None
-    if not is_done:
+    how, result = heard
+    if how == "failed":
         raise result
     return result
 
@@ -169,10 +172,14 @@ def _name_of(work: Callable[..., Any]) -> str:
 
 def _call(work: Callable[[Session], Any], session: Session, saying: Connection) -> None:
     _die_with_parent()
+
+    def tell(stage: str, done: int, total: int, note: str) -> None:
+        saying.send(("progress", (stage, done, total, note)))
+
     try:
-        saying.send((True, work(session)))
+        saying.send(("done", work(replace(session, listener=tell))))
     except Exception as error:
-        saying.send((False, error))
+        saying.send(("failed", error))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a stage is given at run time beside its inputs: the project, the store, who runs it, who listens."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,19 @@ Listener = Callable[[str, int, int, str], None]
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """A listener that says nothing."""
+
+
+def lines(say: Callable[[str], None], every_s: float) -> Listener:
+    """A listener that says a line of each stage every so many seconds, and one when it is done."""
+    spoken: dict[str, float] = {}
+
+    def listen(stage: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if done >= total or now - spoken.get(stage, -every_s) >= every_s:
+            spoken[stage] = now
+            say(f"{stage}: {done} of {total} {note}".rstrip())
+
+    return listen
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def make_train_set(session: Session, name: str | None = None) -> ModelRef:
                 )
     features_at = partial(clip_features, whole) if config.clip_px else None
     features, scratch = clip_features(whole), session.folder("train_set")
-    made = build_train_set(store, p.dataset, p.layout, config, p.input_px, features, features_at, scratch, labels)
+    progress, place = session.progress(train_set_asset(name)), (store, p.dataset, p.layout)
+    made = build_train_set(*place, config, p.input_px, features, features_at, scratch, labels, progress)
     report = {"num_train": made.num_train, "num_eval": made.num_eval}
     ref = ModelRef(name=_train_set_model(name), digest=made.digest, path=made.path, report=report)
     set_current(store, whole.dataset, ref)

@@ -24,6 +24,7 @@ from fourmill.core.names import Layout, SampleKey, Split
 from fourmill.core.once import checked_once
 from fourmill.core.shards import ShardPlace, need, needed_members
 from fourmill.core.store import Store
+from fourmill.core.work import Progress, no_progress
 from fourmill.tokenize.config import ImageLabel, TrainSetConfig
 from fourmill.tokenize.freshness import check_fresh, image_sizes
 from fourmill.tokenize.packed import PackWriter, local_file, map_arrays
@@ -64,6 +65,7 @@ def build_train_set(
     features_at: Callable[[int], Features] | None = None,
     scratch: Path | None = None,
     labels: str = "labels",
+    progress: Progress = no_progress,
 ) -> TrainSet:
     """Pack the first samples of the blocks that have every label; publish under the digest of the content.
 
@@ -73,6 +75,7 @@ def build_train_set(
         features_at: makes them of crops of a side in pixels, where the config names CLIP's sides; `features` by default.
         scratch: local folder that arrays grow in; the system's temporary one by default.
         labels: the assets that make the labels lie under it, which errors name: `labels`, or `imagenet/labels`.
+        progress: is told of samples packed and of crops that CLIP has seen.
 
     Raises:
         MissingShardError: a shard of the blocks is not labelled yet.
@@ -81,13 +84,14 @@ def build_train_set(
     """
     counts: dict[str, int] = {}
     wanted_of: dict[Split, int] = {"train": config.num_samples, "val": config.num_eval}
+    told = _Told(progress, config, input_px, with_features=features is not None)
     with PackWriter(scratch) as writer:
         for split, wanted in wanted_of.items():
             part = "train" if split == "train" else "eval"
             squeezed_px = config.side_px if split == "train" else None
             place, side_px = (whole_image, squeezed_px) if squeezed_px else (centre_crop, input_px)
             samples = _samples(store, dataset, layout, config.blocks, split, place, side_px, labels)
-            counts[part] = _append(writer, part, islice(samples, wanted), with_sizes=squeezed_px is not None)
+            counts[part] = _append(writer, part, islice(samples, wanted), told, with_sizes=squeezed_px is not None)
             if not counts[part]:
                 raise TrainSetError(
                     f"no {split} sample of {dataset} in {', '.join(config.blocks)} has an image and all of "
@@ -95,12 +99,31 @@ def build_train_set(
                     "all rows of a short list may be in one split (source.val_fraction)"
                 )
             if features is not None and split == "train":
-                _append_crop_features(writer, features_at or (lambda _: features), config, input_px)
+                _append_crop_features(writer, features_at or (lambda _: features), config, input_px, told)
             elif features is not None:
-                _append_features(writer, part, features, iter(writer.rows(f"{part}/rgb")))
+                _append_features(writer, part, features, iter(writer.rows(f"{part}/rgb")), told)
             _log.info("train set: %d of %d %s samples", counts[part], wanted, split)
         digest, path = writer.publish(store, f"{dataset}/train_sets")
+    told.end()
     return TrainSet(digest, path, counts["train"], counts["eval"])
+
+
+class _Told:
+    """Progress over all that is packed, in samples and crops; what is not found counts as done at the end."""
+
+    def __init__(self, progress: Progress, config: TrainSetConfig, input_px: int, with_features: bool) -> None:
+        samples = config.num_samples + config.num_eval
+        crops = config.num_samples * config.clip_crops * len(config.clip_sides(input_px)) + config.num_eval
+        self._progress, self._total, self._done = progress, samples + (crops if with_features else 0), 0
+
+    def add(self, num: int, note: str) -> None:
+        """So many more are done."""
+        self._done += num
+        self._progress(self._done, self._total, note)
+
+    def end(self) -> None:
+        """All is published."""
+        self._progress(self._total, self._total, "published")
 
 
 @dataclass(frozen=True)
@@ -246,7 +269,7 @@ def _members(store: Store, images: ShardPlace, labels: str) -> dict[str, dict[Sa
     return members
 
 
-def _append(writer: PackWriter, part: str, samples: Iterator[_Sample], with_sizes: bool) -> int:
+def _append(writer: PackWriter, part: str, samples: Iterator[_Sample], told: _Told, with_sizes: bool) -> int:
     """Pack samples; how many there were."""
     count = 0
     for some in _parts(samples, _PACKED_AT_ONCE):
@@ -255,6 +278,7 @@ def _append(writer: PackWriter, part: str, samples: Iterator[_Sample], with_size
         if with_sizes:
             writer.append(f"{part}/size", np.array([sample.size[::-1] for sample in some], np.int64))
         count += len(some)
+        told.add(len(some), f"{part} samples packed")
     return count
 
 
@@ -271,7 +295,7 @@ def _pack(found: list[_Sample]) -> dict[str, NDArray[Any]]:
 
 
 def _append_crop_features(
-    writer: PackWriter, features_at: Callable[[int], Features], config: TrainSetConfig, input_px: int
+    writer: PackWriter, features_at: Callable[[int], Features], config: TrainSetConfig, input_px: int, told: _Told
 ) -> None:
     """Features of every sample's centre square, then of every sample's second crop, and so on; of further crops at further sides."""
     rgb, keys, sides = writer.rows("train/rgb"), writer.rows("train/keys"), config.clip_sides(input_px)
@@ -283,7 +307,7 @@ def _append_crop_features(
                 crop_squeezed("rgb", square, _clip_crop(int(key), number, width, height, config), width, height, px)
                 for square, key, (height, width) in zip(rgb, keys, sizes.tolist(), strict=True)
             )
-            _append_features(writer, "train", features, crops, f"_{px}" if len(sides) > 1 else "")
+            _append_features(writer, "train", features, crops, told, f"_{px}" if len(sides) > 1 else "")
 
 
 def _clip_crop(key: int, number: int, width: int, height: int, config: TrainSetConfig) -> CropRow:
@@ -298,12 +322,13 @@ def _clip_crop(key: int, number: int, width: int, height: int, config: TrainSetC
 
 
 def _append_features(
-    writer: PackWriter, part: str, features: Features, crops: Iterator[NDArray[np.uint8]], at: str = ""
+    writer: PackWriter, part: str, features: Features, crops: Iterator[NDArray[np.uint8]], told: _Told, at: str = ""
 ) -> None:
     """Features of all crops, the last batch filled up so that a sample's do not depend on how many there are."""
     for some in _parts(crops, _FEATURES_BATCH):
         filled = np.stack(some + some[:1] * (_FEATURES_BATCH - len(some)))
         writer.append(f"{part}/clip{at}", features(filled)[: len(some)].astype(np.float16))
+        told.add(len(some), f"crops of {part} samples through CLIP")
 
 
 def _parts(items: Iterator[T], size: int) -> Iterator[list[T]]:
