@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from dagster_graphql import DagsterGraphQLClient
 from typer.testing import CliRunner
 
 from fourmill.pipelines.cli import app
+from fourmill.pipelines.runner import open_instance
 from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.config import DptConfig
 from fourmill.runtime.run_process import pid_of
@@ -66,6 +69,25 @@ def test_a_run_whose_process_is_killed_fails_by_itself_and_holds_nobody_up(
         assert left.wait(DEADLINE_S)
         assert wait_until(client, run_id, DagsterRunStatus.FAILURE) == DagsterRunStatus.FAILURE
     assert runs_at("images", workspace) == []
+
+
+@pytest.mark.ray
+def test_a_run_of_the_command_line_can_be_ended_from_the_ui_too(silent_list: SilentList) -> None:
+    workspace, asked, left = silent_list
+    command = [sys.executable, "-m", "fourmill.pipelines.cli", "run", "--out", str(workspace.out)]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        open_instance(workspace.home) as instance,
+    ):
+        assert asked.wait(DEADLINE_S), process.poll()
+        (run,) = instance.get_runs(dg.RunsFilter(statuses=[DagsterRunStatus.STARTED]))
+        assert instance.run_launcher.terminate(run.run_id)  # what the button asks for
+        said = process.stderr.read() if process.stderr else ""
+        assert process.wait(DEADLINE_S) == 1 and "ended by a signal; the same command goes on" in said
+        assert left.wait(DEADLINE_S)
+        ended = instance.get_run_by_id(run.run_id)
+        assert ended is not None and ended.status == DagsterRunStatus.CANCELED
+        assert not instance.run_launcher.terminate(run.run_id)
 
 
 def runs_at(asset: str, workspace: Workspace) -> object:

@@ -144,9 +144,7 @@ def test_packing_tells_how_far_it_is(store, tiny):
     def hear(done: int, total: int, note: str) -> None:
         heard.append((done, total, note))
 
-    build_train_set(
-        store, tiny.dataset, tiny.layout, config, 64, tiny.features, progress=hear
-    )
+    build_train_set(store, tiny.dataset, tiny.layout, config, 64, tiny.features, progress=hear)
     total = 20 + 4 + 3 * 20 + 4
     assert {event[1] for event in heard} == {total} and heard[-1] == (total, total, "published")
     assert [event[0] for event in heard] == sorted(event[0] for event in heard)

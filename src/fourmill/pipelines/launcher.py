@@ -1,19 +1,26 @@
 """How runs of the UI, of schedules and of sensors are started: as Dagster does it, and their processes are looked after.
 
 Dagster's own launcher cannot tell whether a run's process still lives. One that was killed would stay "started", with its
-slots in the pools, until somebody ends it by hand.
+slots in the pools, until somebody ends it by hand. Nor can it end a run that it has not started.
 """
+
+import os
+import signal
 
 import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus  # what a launcher answers the daemon with
+from dagster._core.storage.tags import GRPC_INFO_TAG  # which only runs have that Dagster's launcher started
 
-from fourmill.runtime.run_process import is_killed
+from fourmill.runtime.run_process import is_killed, pid_of
 
 KILLED = "its process is gone; the next run continues from what it had finished"
 
 
 class WatchedRunLauncher(dg.DefaultRunLauncher):
-    """Dagster's launcher on this machine; its daemon marks runs failed whose process is gone (`run_monitoring`)."""
+    """Dagster's launcher on this machine; its daemon marks runs failed whose process is gone (`run_monitoring`).
+
+    Runs of `fourmill run` can be ended in the UI too: the command is interrupted, as by Ctrl-C.
+    """
 
     @property
     def supports_check_run_worker_health(self) -> bool:
@@ -25,3 +32,18 @@ class WatchedRunLauncher(dg.DefaultRunLauncher):
         if is_killed(run.run_id, run.tags):
             return CheckRunHealthResult(WorkerStatus.FAILED, KILLED)
         return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+    def terminate(self, run_id: str) -> bool:
+        """End a run; false where that is not possible from here."""
+        run = self._instance.get_run_by_id(run_id)
+        pid = pid_of(run_id, run.tags) if run is not None and GRPC_INFO_TAG not in run.tags else None
+        if run is None or run.is_finished or pid is None or is_killed(run_id, run.tags):
+            return super().terminate(run_id)
+        self._instance.report_run_canceling(run)
+        try:
+            os.kill(pid, signal.SIGINT)
+        except PermissionError:
+            return False
+        except ProcessLookupError:  # it has just ended by itself
+            pass
+        return True
