@@ -12,10 +12,10 @@ import pytest
 from fourmill.core.names import SampleKey
 from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.heldout import read_heldout
+from fourmill.runtime.manifests import current_manifest
 from fourmill.runtime.page import PATH, _project_folder, _trace_command, write_page
 from fourmill.runtime.session import Session
 from fourmill.runtime.trace import trace_anything
-from fourmill.runtime.training import make_manifest
 
 
 @pytest.mark.ray
@@ -23,7 +23,9 @@ def test_the_command_at_the_end_follows_a_sample_that_is_shown(smallest_demo: Pa
     session = Session(Workspace(smallest_demo).project())
     words = shlex.split(trace_command((smallest_demo / "store/cc12m/runs" / PATH).read_text()))
     assert words[:-1] == ["fourmill", "trace", "fourm", "--out", str(smallest_demo), "--sample"]
-    assert words[-1] in read_heldout(session.store, make_manifest(session), session.project.samples.num_shown).keys
+    assert (
+        words[-1] in read_heldout(session.store, current_manifest(session)[0], session.project.samples.num_shown).keys
+    )
     assert trace_anything(session, "fourm", words[-1])[f"sample {words[-1]}"]["split"] == "val"
 
 
@@ -33,7 +35,7 @@ def test_a_page_says_what_to_fill_in_where_the_projects_folder_is_unknown(smalle
     shutil.copytree(project.store, tmp_path / "moved")
     moved = Session(project.model_copy(update={"store": str(tmp_path / "moved")}))
     figures = json.loads(moved.store.read(moved.project.runs_path("evaluation/figures.json")))
-    write_page(moved, make_manifest(moved), {}, figures, SampleKey("000000019"))
+    write_page(moved, current_manifest(moved)[0], {}, figures, SampleKey("000000019"))
     page = (tmp_path / "moved/cc12m/runs" / PATH).read_text()
     assert "--out FOLDER" in trace_command(page) and "</code>, where FOLDER is the project's</p>" in page
 

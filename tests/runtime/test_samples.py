@@ -10,9 +10,10 @@ import pytest
 from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.generation import Generator, joined
 from fourmill.runtime.heldout import read_heldout
+from fourmill.runtime.manifests import current_manifest
 from fourmill.runtime.samples import evaluate, make_samples
 from fourmill.runtime.session import Session
-from fourmill.runtime.training import make_manifest, make_train_set
+from fourmill.runtime.training import make_train_set
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def session(smallest_demo: Path, tmp_path: Path) -> Session:
 
 @pytest.mark.ray
 def test_what_parts_make_is_what_all_make_at_once(session: Session) -> None:
-    rgb = read_heldout(session.store, make_manifest(session), 3).maps["rgb"]
+    rgb = read_heldout(session.store, current_manifest(session)[0], 3).maps["rgb"]
     generator = Generator(session)
     whole = generator.from_rgb(rgb)
     parts = joined([generator.from_rgb(rgb[:1]), generator.from_rgb(rgb[1:], 1)])

@@ -9,10 +9,11 @@ import pytest
 from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.generation import Generator
 from fourmill.runtime.heldout import HeldOut, read_heldout
+from fourmill.runtime.manifests import current_manifest
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
 from fourmill.runtime.superres import WAYS, enlarge, score_superres, superres_picture
-from fourmill.runtime.training import make_manifest, train_fourm
+from fourmill.runtime.training import train_fourm
 from fourmill.tokenize.score import psnr_db
 
 
@@ -31,7 +32,7 @@ def session(smallest_demo: Path) -> Session:
 
 
 def heldout_of(session: Session) -> HeldOut:
-    return read_heldout(session.store, make_manifest(session), 4)
+    return read_heldout(session.store, current_manifest(session)[0], 4)
 
 
 @pytest.mark.ray
@@ -59,7 +60,7 @@ def test_a_small_picture_and_its_tokens_give_the_same_large_picture(session: Ses
 @pytest.mark.ray
 def test_the_figures_are_those_of_the_asset_and_of_the_page(session: Session, smallest_demo: Path) -> None:
     report = current(session.store, "cc12m", "superres", "fourm/superres").report
-    heldout = read_heldout(session.store, make_manifest(session), session.project.samples.num_scored)
+    heldout = read_heldout(session.store, current_manifest(session)[0], session.project.samples.num_scored)
     found = score_superres(Generator(session), heldout)
     scored, close = found["psnr_db"], found["psnr_to_tokenizer_db"]
     assert report["scored"] == {**found, "samples": len(heldout)} and set(scored) == set(WAYS)

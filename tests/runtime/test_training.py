@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -88,7 +87,7 @@ def test_4m_whose_loss_does_not_hold_does_not_serve_and_the_one_before_it_does(
     session = Session(smallest(tmp_path))
     for one in get_args(FourmName):
         set_current(session.store, "cc12m", ModelRef(name=one, digest="before", path=f"models/{one}/before"))
-    monkeypatch.setattr(training, "make_manifest", lambda session: SimpleNamespace(digest="0" * 64))
+    monkeypatch.setattr(training, "current_manifest", lambda session: (None, "cc12m/manifests/0.json"))
 
     def trained(loss: float) -> ModelRef:
         curve = {"loss_curve": [[1, 1.0], [2, loss]], "figures": {}, "baseline": {}}

@@ -7,21 +7,18 @@ import dagster as dg
 from fourmill.assets.result import Inspection, Verdict, check_spec, data_version, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_json
-from fourmill.core.manifest import write_manifest
 from fourmill.core.modality import LABELS, TEXTS
+from fourmill.runtime.manifests import MIN_COVERAGE, coverage, publish_manifest
 from fourmill.runtime.models import current
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import align_stage, features_digest, token_stage
 from fourmill.runtime.token_assets import TokenAsset
 from fourmill.runtime.token_assets import token_assets as list_token_assets
-from fourmill.runtime.training import make_manifest
 from fourmill.runtime.workers import token_modalities
 from fourmill.tokenize import align
 from fourmill.tokenize.checks import aligned_problems, token_figures, token_preview, token_problems
 from fourmill.tokenize.config import TOKENS_VERSION
-
-MIN_COVERAGE = 0.2
 
 
 def token_assets(project: Project, blocks: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -135,21 +132,19 @@ def _manifest() -> dg.AssetsDefinition:
         group_name="tokens",
         kinds={"python", "json"},
         owners=OWNERS,
-        code_version="1",
+        code_version="2",
         description="Every shard digest, tokenizer digest, count and gap of the token dataset: what a training run is made from.",
         check_specs=[check_spec(key, "coverage", f"At least {MIN_COVERAGE:.0%} of the rows are in the shards.")],
     )
     def manifest(context: dg.AssetExecutionContext, workshop: dg.ResourceParam[Workshop]) -> dg.MaterializeResult:
         session = workshop.session(context)
-        made = make_manifest(session)
-        path = write_manifest(session.store, made)
-        samples = sum(made.num_samples(split) for split in made.splits)
-        share = samples / max(made.rows, 1)
+        made, path = publish_manifest(session)
+        share = coverage(made)
         verdict = Verdict("coverage", share >= MIN_COVERAGE, metadata={"share": round(share, 4)})
         digests = [[name, entry.tokenizer or "pixels"] for name, entry in made.modalities.items()]
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": samples,
+                "dagster/row_count": sum(made.num_samples(split) for split in made.splits),
                 "train_samples": made.num_samples("train"),
                 "val_samples": made.num_samples("val"),
                 "rows": made.rows,

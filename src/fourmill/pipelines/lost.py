@@ -1,16 +1,18 @@
-"""What was made and is gone from the store since: numbered lists, receipts and tars that somebody deleted."""
+"""What was made and is gone from the store since: numbered lists, receipts, tars and manifests that somebody deleted."""
 
 from collections.abc import Iterator
 
 import dagster as dg
 
 from fourmill.assets.labels import label_key
+from fourmill.assets.training import MANIFEST
 from fourmill.core.names import SPLITS
 from fourmill.core.shards import places_of, read_receipt
 from fourmill.core.store import Store
 from fourmill.ingest.source import read_source
 from fourmill.pipelines.status import Place
 from fourmill.pseudolabel.members import label_format
+from fourmill.runtime.manifests import manifest_is_there
 from fourmill.runtime.project import DatasetConfig, Project
 from fourmill.runtime.token_assets import token_assets
 from fourmill.tokenize.align import FOLDER as ALIGNED
@@ -25,6 +27,8 @@ def lost_files(project: Project, store: Store) -> dict[Place, str]:
             lost[dg.AssetKey([dataset.name, "source_index"]), None] = "its numbered list is gone from the store"
         for key, folder in _folders(project, dataset):
             lost |= {(key, block): why for block, why in _lost_of_folder(store, dataset, folder)}
+    if not manifest_is_there(store, project.dataset):
+        lost[MANIFEST, None] = "its file is gone from the store"
     return lost
 
 

@@ -44,4 +44,4 @@ def current(store: Store, dataset: str, name: str, asset: str) -> ModelRef:
     try:
         return ModelRef.model_validate_json(store.read(pointer_path(dataset, name)))
     except FileNotFoundError:
-        raise ModelMissingError(f"{dataset} has no {name} model yet: materialize {asset} first") from None
+        raise ModelMissingError(f"{dataset} has no {name} that serves yet: materialize {asset} first") from None

@@ -18,11 +18,11 @@ from fourmill.runtime.generation import Generated, Generator, joined
 from fourmill.runtime.heldout import HeldOut, read_heldout
 from fourmill.runtime.labeller_weights import require_labellers
 from fourmill.runtime.launch import run_warm, run_warm_parts
+from fourmill.runtime.manifests import current_manifest
 from fourmill.runtime.models import current
 from fourmill.runtime.session import Session
 from fourmill.runtime.sheets import caption_sheet, modality_sheets, overview
 from fourmill.runtime.superres import superres_picture
-from fourmill.runtime.training import make_manifest
 from fourmill.runtime.workers import clip_features
 
 _NUM_THINGS = len(COCO_THINGS)  # raw ids below are things, from it on stuff
@@ -54,7 +54,7 @@ class Samples:
 
 def evaluate(session: Session) -> Evaluation:
     """Score what 4M generates from the pixels of held-out samples; keep the figures beside the model's runs."""
-    manifest = make_manifest(session)
+    manifest, _ = current_manifest(session)
     heldout = read_heldout(session.store, manifest, session.project.samples.num_scored)
     generated = joined(run_warm_parts(_generate_part, session, min(len(heldout), session.project.fourm_processes)))
     # Not here: this process would load torch and torchmetrics for it, which takes longer than all the scoring.
@@ -70,7 +70,7 @@ def _generate_part(session: Session, part: int, parts: int) -> Generated:
     import torch
 
     torch.set_num_threads(session.project.fourm_threads)
-    heldout = read_heldout(session.store, make_manifest(session), session.project.samples.num_scored)
+    heldout = read_heldout(session.store, current_manifest(session)[0], session.project.samples.num_scored)
     first, end = (len(heldout) * edge // parts for edge in (part, part + 1))
     return Generator(session).from_rgb(heldout.maps["rgb"][first:end], first)
 
@@ -152,7 +152,7 @@ def make_samples(session: Session) -> Samples:
     from fourmill.runtime.page import GRID_PATH, write_page
 
     require_labellers(session.project, ["clip"])
-    manifest = make_manifest(session)
+    manifest, _ = current_manifest(session)
     figures = _figures(session, manifest)
     heldout = read_heldout(session.store, manifest, session.project.samples.num_shown)
     generator = Generator(session)

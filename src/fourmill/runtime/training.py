@@ -1,4 +1,4 @@
-"""Everything that is fitted: the training set, the tokenizers, the vocabulary, the manifest, 4M. Puts rooms together."""
+"""Everything that is fitted: the training set, the tokenizers, the vocabulary, 4M. Puts rooms together."""
 
 import json
 import math
@@ -10,20 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fourmill.core.ledger import ledger_path, read_ledger
-from fourmill.core.manifest import Manifest, manifest_path
-from fourmill.core.modality import IMAGE_TOKENS, IMAGES, LABEL_FOLDERS
-from fourmill.ingest.source import read_source
+from fourmill.core.modality import IMAGES, LABEL_FOLDERS
 from fourmill.runtime.launch import program_threads, run_program
+from fourmill.runtime.manifests import current_manifest
 from fourmill.runtime.models import FOURM_ASSETS, ModelRef, current, set_current
 from fourmill.runtime.project import Project
 from fourmill.runtime.session import Session
 from fourmill.runtime.stages import BlockNotReadyError
-from fourmill.runtime.token_assets import token_assets
 from fourmill.runtime.tokenizer_weights import score_tokenizer
 from fourmill.runtime.workers import clip_features
 from fourmill.tokenize.config import TrainingConfig
-from fourmill.tokenize.manifest import build_manifest
-from fourmill.tokenize.released import TEXT_FILE
 from fourmill.tokenize.spec import StageRecord, TokenizerSpec
 from fourmill.train.config import TrainSpec
 
@@ -196,25 +192,6 @@ def captions_come_back(ref: ModelRef) -> bool:
     return ref.report["figures"]["round_trip_share"] >= MIN_ROUND_TRIPS
 
 
-def make_manifest(session: Session) -> Manifest:
-    """Gather every block into one training set."""
-    p, store = session.project, session.store
-    refs = {name: current(store, p.dataset, name, f"tokenizers/{name}") for name in (*IMAGE_TOKENS, "text")}
-    tokenizers = {asset.modality: refs[asset.tokenizer].digest for asset in token_assets(p).values()}
-    return build_manifest(
-        store,
-        p.dataset,
-        p.layout,
-        p.layout.block_keys(),
-        p.modalities(),
-        tokenizers,
-        f"{refs['text'].path}/{TEXT_FILE}",
-        p.input_px,
-        p.patch_px,
-        read_source(store, p.dataset).digest,
-    )
-
-
 def train_fourm(session: Session, name: FourmName) -> ModelRef:
     """Train 4M, or fine-tune it from the one that serves, as a program of its own.
 
@@ -232,7 +209,7 @@ def train_fourm(session: Session, name: FourmName) -> ModelRef:
     folder = session.folder(name)
     spec = TrainSpec(
         store=p.store,
-        manifest=manifest_path(p.dataset, make_manifest(session).digest),
+        manifest=current_manifest(session)[1],
         name=name,
         config=config,
         init_from=start,
