@@ -55,4 +55,21 @@ def ui(
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
             code = process.wait()
+    _say_what_goes_on(workspace, console)
     raise typer.Exit(code if code > 0 else 0)
+
+
+def _say_what_goes_on(workspace: Workspace, console: Console) -> None:
+    """Runs are processes of their own, which Dagster leaves alone when its UI ends."""
+    from fourmill.pipelines.definitions import build_definitions
+    from fourmill.pipelines.open_runs import open_runs
+    from fourmill.pipelines.runner import open_instance
+
+    with open_instance(workspace.home) as instance:
+        runs = open_runs(instance, build_definitions(workspace.project()))
+    for one in runs:
+        if one.state == "running":
+            what = "goes on; `fourmill status` shows it, and `fourmill ui`, started again, can end it"
+            console.print(f"{one.name} {what}", soft_wrap=True)
+        elif one.state == "queued":
+            console.print(f"{one.name} waits until `fourmill ui` is started again", soft_wrap=True)
