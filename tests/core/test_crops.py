@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from fourmill.core.crops import (
@@ -15,6 +16,7 @@ from fourmill.core.crops import (
     crop_semseg,
     random_crop,
 )
+from fourmill.core.labels import pack_normal, unpack_normal
 from fourmill.core.names import sample_key
 
 rng = np.random.default_rng(0)
@@ -54,17 +56,36 @@ def test_resizing_keeps_each_kind_a_label_of_its_kind():
     assert set(np.unique(crop_semseg(ids, row, 8))) <= {0, 28, 132, 255}
 
 
-def test_resized_normals_are_unit_others_as_they_were_and_mirroring_turns_their_x():
+def test_depth_beside_an_edge_stays_depth():
+    depth = np.repeat([[0.0] * 12 + [1.0] * 12], 24, 0).astype(np.float32)
+    small = crop_depth(depth, (0, 0, 24, 24, 0), 16)
+    assert small.min() == 0 and small.max() == 1
+    assert np.abs(small.mean() - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("size_px", [8, 20, 40])
+def test_normals_and_depth_are_resized_as_pictures_are(size_px):
+    """PIL's default, which the public code resizes them by before they reach a tokenizer."""
+    normal = unpack_normal(rng.integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    place = (3, 2, 24, 22)  # left, top, right, bottom
+    picture = Image.fromarray(pack_normal(normal)).crop(place).resize((size_px, size_px))
+    assert np.array_equal(crop_normal(normal, (2, 3, 20, 21, 0), size_px), unpack_normal(np.asarray(picture)))
+    mirrored = crop_normal(normal, (2, 3, 20, 21, 1), size_px)
+    wanted = np.asarray(picture)[:, ::-1].copy()
+    wanted[..., 0] = 255 - wanted[..., 0]
+    assert np.abs(mirrored - unpack_normal(wanted)).max() < 1.01 / 127.5  # one step: PIL rounds after it mirrors
+    depth = rng.random((24, 30)).astype(np.float32)
+    whole = np.asarray(Image.fromarray(depth).crop(place).resize((size_px, size_px)))
+    assert np.array_equal(crop_depth(depth, (2, 3, 20, 21, 0), size_px), np.clip(whole, 0, 1))
+
+
+def test_normals_that_are_not_resized_are_as_they_were_and_mirroring_turns_their_x():
     normal = rng.normal(size=(24, 30, 3)).astype(np.float32)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-    small = crop_normal(normal, centre_crop(30, 24), 8)
-    assert np.allclose(np.linalg.norm(small, axis=-1), 1, atol=1e-5)
     flipped = crop_normal(normal, (0, 0, 24, 24, 1), 24)
     assert np.allclose(flipped[:, ::-1] * [-1, 1, 1], normal[:, :24])
     short = crop_normal(normal / 2, (0, 0, 24, 24, 0), 24)
     assert np.array_equal(short, normal[:, :24] / 2)
-    zero = crop_normal(np.zeros((24, 24, 3), np.float32), (0, 0, 24, 24, 0), 8)
-    assert not zero.any()
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0, 1]))

@@ -2,7 +2,8 @@
 
 A crop is a row (top, left, height, width, hflip) in pixels of the full image; row 0 of a sample's settings is the
 centre square. Labels have their image's pixel size, so one row serves all modalities. Mirroring a normal map also turns its
-x axis round.
+x axis round. Images, depth and normals are resized as the public code's tokenizers have seen them, by PIL's default for pictures (bicubic
+with antialiasing); classes by the nearest pixel.
 """
 
 import math
@@ -15,6 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fourmill.core.digest import digest_config
+from fourmill.core.labels import pack_normal, unpack_normal
 from fourmill.core.names import SampleKey
 
 CropRow = tuple[int, int, int, int, int]
@@ -122,22 +124,21 @@ def crop_rgb(rgb_HWC: NDArray[np.uint8], row: CropBox, size_px: int) -> NDArray[
 
 
 def crop_depth(depth_HW: NDArray[np.float32], row: CropBox, size_px: int) -> NDArray[np.float32]:
-    """Crop and resize a depth map, (H, W) float32 to (S, S) float32, bilinear with antialiasing."""
+    """Crop and resize a depth map, (H, W) float32 to (S, S) float32, both in [0, 1]; as an image is, bicubic with antialiasing."""
     part, edges = _cut(depth_HW, row)
-    return _bilinear(part, edges, size_px)
+    resized = _resized(np.asarray(part, np.float32), edges, size_px, Image.Resampling.BICUBIC)
+    return np.clip(resized, 0, 1)  # which bicubic leaves beside an edge
 
 
 def crop_normal(normal_HWC: NDArray[np.float32], row: CropBox, size_px: int) -> NDArray[np.float32]:
-    """Crop and resize a normal map, (H, W, 3) float32 to (S, S, 3) float32.
+    """Crop and resize a normal map, (H, W, 3) float32 to (S, S, 3) float32, both in [-1, 1].
 
-    Bilinear, then of unit length, since what was averaged is shorter (zero vectors stay zero). A crop of that size already is
-    passed on in the lengths that it has: labels keep those of their network. A mirrored map's x component changes sign.
+    Resized as the 8-bit image that files hold, bicubic with antialiasing: lengths are what becomes of them, as they are those of the
+    network where nothing is resized. A mirrored map's x component changes sign.
     """
     part, edges = _cut(normal_HWC, row)
     if not _fits(part, edges, size_px):
-        part = np.stack([_bilinear(part[..., axis], edges, size_px) for axis in range(3)], -1)
-        length = np.linalg.norm(part, axis=-1, keepdims=True)
-        part = part / np.where(length > 1e-6, length, 1)
+        part = unpack_normal(_resized(pack_normal(part), edges, size_px, Image.Resampling.BICUBIC))
     if row[4]:
         part = part * np.array([-1, 1, 1], np.float32)
     return np.ascontiguousarray(part, np.float32)
@@ -186,7 +187,3 @@ def _resized(part: NDArray[Any], edges: _Edges, size_px: int, how: Image.Resampl
     if _fits(part, edges, size_px):
         return part
     return np.asarray(Image.fromarray(part).resize((size_px, size_px), how, edges))
-
-
-def _bilinear(plane_HW: NDArray[Any], edges: _Edges, size_px: int) -> NDArray[np.float32]:
-    return _resized(np.asarray(plane_HW, np.float32), edges, size_px, Image.Resampling.BILINEAR)
