@@ -205,7 +205,7 @@ def test_a_kill_while_a_tar_is_linked_leaves_no_old_receipt_beside_a_new_tar(
 
     monkeypatch.setattr(LocalStore, "copy", killed)
     modalities = token_modalities(project)
-    recipe = align_recipe(store, project.dataset, "val", 0, modalities)
+    recipe = align_recipe(store, project.dataset, "val", 0, modalities, project.input_px)
     with pytest.raises(KeyboardInterrupt):
-        AlignWorker(store.root, project.dataset, modalities).run(ShardJob("val", 0, recipe, "run"))
+        AlignWorker(store.root, project.dataset, modalities, project.input_px).run(ShardJob("val", 0, recipe, "run"))
     assert store.read(place.tar) != old and read_receipt(store, place) is None

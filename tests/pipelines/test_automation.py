@@ -1,12 +1,14 @@
 """The weekly rebuild asks for stale blocks and no others; a new manifest starts training once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.schedule_definition import ScheduleExecutionData  # what evaluate_tick returns
+from dagster._core.test_utils import create_run_for_test
 
-from fourmill.assets.training import MANIFEST, PRETRAIN
+from fourmill.assets.training import MANIFEST
 from fourmill.pipelines import automation
 from fourmill.pipelines.automation import rebuild_requests
 from fourmill.pipelines.definitions import build_definitions
@@ -87,7 +89,7 @@ def test_the_schedule_rebuilds_what_it_can_and_says_what_it_waits_for(
         ready = tick_of(definitions, instance)
         pretend(definitions, instance)
         done = tick_of(definitions, instance)
-    assert not waiting.run_requests and "waits for cc12m/images block_00" in str(waiting.skip_message)
+    assert not waiting.run_requests and "cc12m/source_index is missing" in str(waiting.skip_message)
     assert not gone.run_requests
     assert [request.partition_key for request in ready.run_requests or []] == BLOCKS
     assert not done.run_requests and done.skip_message == "every token block is up to date"
@@ -109,7 +111,7 @@ def test_a_new_manifest_starts_training_once(tmp_path: Path) -> None:
         context = dg.build_sensor_context(instance, repository_def=definitions.get_repository_def())
         first = sensor.evaluate_tick(context)
         (request,) = first.run_requests or []
-        assert request.run_key == "abc"
+        assert str(request.run_key).startswith("abc:")
         names = {key.to_user_string() for key in request.asset_selection or []}
         assert names == {f"fourm/{n}" for n in ("pretrain", "text2im", "superres", "evaluation", "samples")}
         later = dg.build_sensor_context(instance, cursor=first.cursor, repository_def=definitions.get_repository_def())
@@ -117,18 +119,49 @@ def test_a_new_manifest_starts_training_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "why"), [("failed-run", "the manifest failed its check"), ("abc", "was trained on this manifest")]
+    ("version", "why"),
+    [("failed-run", "the manifest failed its check"), ("abc", "all of fourm/* was made of this manifest")],
 )
 def test_a_manifest_that_failed_or_was_trained_on_starts_nothing(tmp_path: Path, version: str, why: str) -> None:
     definitions = build_definitions(smallest(tmp_path))
     sensor = definitions.resolve_sensor_def("train_on_new_manifest")
 
-    @dg.asset(key=PRETRAIN, deps=[MANIFEST])
-    def pretrain() -> None: ...
+    names = ("pretrain", "text2im", "superres", "evaluation", "samples")
 
-    manifest = manifest_of(version)
+    @dg.multi_asset(specs=[dg.AssetSpec(["fourm", name], deps=[MANIFEST]) for name in names])
+    def models() -> Iterator[dg.MaterializeResult]:
+        for name in names:
+            yield dg.MaterializeResult(asset_key=["fourm", name])
+
     with dg.DagsterInstance.ephemeral() as instance:
-        assert dg.materialize([manifest, pretrain], instance=instance).success
+        assert dg.materialize([manifest_of(version), models], instance=instance).success
         context = dg.build_sensor_context(instance, repository_def=definitions.get_repository_def())
         tick = sensor.evaluate_tick(context)
     assert not tick.run_requests and why in str(tick.skip_message)
+
+
+def test_a_manifest_that_a_run_trains_on_already_starts_nothing(tmp_path: Path) -> None:
+    definitions = build_definitions(smallest(tmp_path))
+    sensor = definitions.resolve_sensor_def("train_on_new_manifest")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert dg.materialize([manifest_of("abc")], instance=instance).success
+        run = create_run_for_test(instance, job_name="train_4m", status=dg.DagsterRunStatus.STARTED)
+        context = dg.build_sensor_context(instance, repository_def=definitions.get_repository_def())
+        tick = sensor.evaluate_tick(context)
+    assert not tick.run_requests and f"run {run.run_id[:8]} (train_4m) trains already" in str(tick.skip_message)
+
+
+def test_tokens_of_a_tokenizer_that_waits_and_serves_are_rebuilt_and_no_others() -> None:
+    tokenizer = (dg.AssetKey(["tokenizers", "depth"]), None)
+    nodes = [
+        node("labels/depth", "block_01", "stale", "a tar is gone"),
+        Node(*tokenizer, "waiting"),
+        Node(dg.AssetKey(["tokens", "depth"]), "block_00", "missing", "", (tokenizer,)),
+        Node(dg.AssetKey(["tokens", "rgb"]), "block_00", "waiting", "", (tokenizer,)),
+        node("tokens/shards", "block_00", "waiting", behind="tokens/depth"),
+        node("tokens/depth", "block_01", "missing", behind="labels/depth"),
+        node("tokens/shards", "block_01", "waiting", behind="tokens/depth"),
+    ]
+    (request,) = rebuild_requests(nodes, BLOCKS)
+    assert request.partition_key == "block_00"
+    assert request.asset_selection == [dg.AssetKey(["tokens", "depth"]), dg.AssetKey(["tokens", "shards"])]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from uuid import uuid4
@@ -10,7 +11,8 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test  # a run as the UI's launcher makes it
 
-from fourmill.pipelines.launcher import WatchedRunLauncher
+from fourmill.pipelines import launcher
+from fourmill.pipelines.launcher import WatchedRunLauncher, is_lost
 from fourmill.pipelines.open_runs import close_killed, open_runs, wait_for_others
 from fourmill.runtime.run_process import process_tags
 
@@ -34,14 +36,14 @@ def worker() -> Iterator[Worker]:
         yield start
 
 
-def definitions() -> dg.Definitions:
+def jobs() -> dg.RepositoryDefinition:
     @dg.asset(key=IMAGES, partitions_def=BLOCKS)
     def images() -> None: ...
 
     @dg.asset(key=DEPTH, deps=[images], partitions_def=BLOCKS)
     def depth() -> None: ...
 
-    return dg.Definitions(assets=[images, depth], jobs=[dg.define_asset_job("label_block", "*")])
+    return dg.Definitions(assets=[images, depth], jobs=[dg.define_asset_job("label_block", "*")]).get_repository_def()
 
 
 def run_of(
@@ -63,14 +65,18 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def test_a_run_makes_what_it_was_asked_for_or_all_of_its_job(worker: Worker) -> None:
-    process, defs = worker(), definitions()
+    process = worker()
     with dg.DagsterInstance.ephemeral() as instance:
         run_of(instance, process, None)
-        run_of(instance, process, {DEPTH}, dg.DagsterRunStatus.STARTING)
+        run_of(instance, process, {DEPTH}, dg.DagsterRunStatus.NOT_STARTED)
         run_of(instance, process, {DEPTH}, dg.DagsterRunStatus.SUCCESS)
-        part, whole = open_runs(instance, defs)
+        part, whole = open_runs(instance, jobs())
         create_run_for_test(instance, job_name="of_an_older_project", status=Started)
-        assert open_runs(instance, defs)[0].keys == frozenset()
+        assert open_runs(instance, jobs())[0].keys == frozenset()
+        chosen = create_run_for_test(
+            instance, job_name="__ASSET_JOB", status=Started, asset_selection=frozenset({DEPTH, IMAGES})
+        )
+        assert open_runs(instance, jobs())[0].name == f"run {chosen.run_id[:8]} (cc12m/images, labels/depth)"
     assert (whole.state, part.state) == ("running", "queued")
     assert whole.makes((IMAGES, "block_00")) and whole.makes((DEPTH, "block_00"))
     assert part.makes((DEPTH, "block_00")) and not part.makes((IMAGES, "block_00"))
@@ -84,14 +90,14 @@ def test_killed_runs_are_marked_failed_and_no_others(worker: Worker) -> None:
         going, gone = run_of(instance, alive, None), run_of(instance, dead, None)
         again = create_run_for_test(instance, job_name="label_block", status=Started, tags=gone.tags)
         kill(dead)
-        assert {one.run_id: one.state for one in open_runs(instance, definitions())}[gone.run_id] == "killed"
+        assert {one.run_id: one.state for one in open_runs(instance, jobs())}[gone.run_id] == "killed"
         assert close_killed(instance) == 1 and close_killed(instance) == 0
         found = {run.run_id: run.status for run in instance.get_runs()}
     assert found == {going.run_id: Started, again.run_id: Started, gone.run_id: dg.DagsterRunStatus.FAILURE}
 
 
 def test_a_run_that_makes_the_same_is_waited_for_until_it_ends_or_is_killed(worker: Worker) -> None:
-    first, other, told = worker(), worker(), list[str]()
+    first, other, told, pauses = worker(), worker(), list[str](), list[float]()
     with dg.DagsterInstance.ephemeral() as instance:
         same, _ = run_of(instance, first, {DEPTH}), run_of(instance, other, {IMAGES})
 
@@ -99,8 +105,9 @@ def test_a_run_that_makes_the_same_is_waited_for_until_it_ends_or_is_killed(work
             told.append(text)
             kill(first)
 
-        assert wait_for_others(instance, definitions(), {(DEPTH, "block_00")}, tell)
-        assert not wait_for_others(instance, definitions(), {(DEPTH, "block_00"), (IMAGES, "block_01")}, tell)
+        assert wait_for_others(instance, jobs(), {(DEPTH, "block_00")}, tell, pauses.append)
+        assert not wait_for_others(instance, jobs(), {(DEPTH, "block_00"), (IMAGES, "block_01")}, tell, pauses.append)
+    assert len(pauses) == 1
     assert told == [
         f"run {same.run_id[:8]} (label_block block_00) is making the same; "
         "waiting until it ends (it can be ended in `fourmill ui`)"
@@ -109,16 +116,63 @@ def test_a_run_that_makes_the_same_is_waited_for_until_it_ends_or_is_killed(work
 
 def test_a_run_that_has_not_begun_is_not_waited_for(worker: Worker) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        run_of(instance, worker(), {DEPTH}, dg.DagsterRunStatus.STARTING)
-        assert not wait_for_others(instance, definitions(), {(DEPTH, "block_00")}, lambda text: None)
+        run_of(instance, worker(), {DEPTH}, dg.DagsterRunStatus.NOT_STARTED)
+        assert not wait_for_others(instance, jobs(), {(DEPTH, "block_00")}, lambda text: None)
+
+
+def test_who_is_alone_knows_that_runs_of_other_commands_are_dead(worker: Worker) -> None:
+    """As after a container that was replaced: its name and its process ids are others."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        of_launcher = create_run_for_test(
+            instance, job_name="label_block", status=Started, tags={".dagster/grpc_info": '{"host": "localhost"}'}
+        )
+        living = run_of(instance, worker(), None)
+        elsewhere, unmarked = run_of(instance, worker(), None), create_run_for_test(instance, status=Started)
+        (tag,) = process_tags(elsewhere.run_id)
+        _, _, *others = elsewhere.tags[tag].split(" ")
+        instance.add_run_tags(elsewhere.run_id, {tag: " ".join([elsewhere.run_id, "another-host", *others])})
+        assert close_killed(instance) == 0
+        assert close_killed(instance, alone=True) == 2
+        failed = {run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))}
+    assert failed == {elsewhere.run_id, unmarked.run_id} and {of_launcher.run_id, living.run_id}.isdisjoint(failed)
+
+
+def test_a_run_that_never_says_where_it_is_is_lost_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = create_run_for_test(instance, job_name="label_block", status=Started)
+        assert not is_lost(instance, run)
+        now = time.time()
+        monkeypatch.setattr(launcher.time, "time", lambda: now + 700)
+        assert is_lost(instance, run) and open_runs(instance, jobs())[0].state == "killed"
+
+
+def watched(instance: dg.DagsterInstance) -> WatchedRunLauncher:
+    made = WatchedRunLauncher()
+    made.register_instance(instance)
+    return made
 
 
 def test_the_launcher_knows_whether_a_process_lives(worker: Worker) -> None:
-    launcher, process = WatchedRunLauncher(), worker()
+    process = worker()
     with dg.DagsterInstance.ephemeral() as instance:
         run = run_of(instance, process, None)
-    alive = launcher.check_run_worker_health(run).status.value
-    kill(process)
-    gone = launcher.check_run_worker_health(run)
-    assert (alive, gone.status.value) == ("RUNNING", "FAILED") and "its process is gone" in str(gone.msg)
-    assert launcher.supports_check_run_worker_health
+        assert watched(instance).check_run_worker_health(run).status.value == "RUNNING"
+        kill(process)
+        gone = watched(instance).check_run_worker_health(run)
+        assert gone.status.value == "FAILED" and "its process is gone" in str(gone.msg)
+        assert watched(instance).supports_check_run_worker_health
+
+
+def test_a_run_that_cannot_be_ended_from_here_goes_on_as_it_was(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = run_of(instance, worker(), None)
+        monkeypatch.setattr(launcher.os, "kill", refuse)
+        assert not watched(instance).terminate(run.run_id)
+        monkeypatch.undo()
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None and found.status == Started

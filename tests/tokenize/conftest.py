@@ -190,8 +190,8 @@ class Chain:
         self.tokenized(config, labels, shard)
         modalities = [f"tok_{label}@64" for label in labels]
         for split in SPLITS:
-            recipe = align_recipe(self.store, self.tiny.dataset, split, shard, modalities, config.crops)
-            worker = AlignWorker(self.store.root, self.tiny.dataset, modalities, config.crops)
+            recipe = align_recipe(self.store, self.tiny.dataset, split, shard, modalities, 64, config.crops)
+            worker = AlignWorker(self.store.root, self.tiny.dataset, modalities, 64, config.crops)
             worker.run(ShardJob(split, shard, recipe, "run"))
 
     def decode(self, label: str, data: bytes) -> np.ndarray:

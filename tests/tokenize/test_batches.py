@@ -145,8 +145,9 @@ def test_packing_tells_how_far_it_is(store, tiny):
         heard.append((done, total, note))
 
     build_train_set(store, tiny.dataset, tiny.layout, config, 64, tiny.features, progress=hear)
-    total = 20 + 4 + 3 * 20 + 4
+    total = 20 + 4 + 3 * 20 + 4 + 1
     assert {event[1] for event in heard} == {total} and heard[-1] == (total, total, "published")
+    assert [event[0] for event in heard].count(total) == 1
     assert [event[0] for event in heard] == sorted(event[0] for event in heard)
     assert {event[2].split()[0] for event in heard} == {"train", "eval", "crops", "published"}
 

@@ -46,7 +46,7 @@ def labels(chain: Any) -> dict[str, tuple[str, str]]:
 def test_an_aligned_tar_that_is_damaged_or_gone_is_a_problem(
     store: LocalStore, tiny: Any, labels: object, folder: str
 ) -> None:
-    block = (store, tiny.dataset, tiny.layout, "block_00", PUBLIC)
+    block = (store, tiny.dataset, tiny.layout, "block_00", PUBLIC, 64)
     assert aligned_problems(*block) == []
     damaged, gone = (ShardPlace(tiny.dataset, split, folder, 1) for split in SPLITS)
     damage(store, damaged.tar)
@@ -66,7 +66,7 @@ def test_a_damaged_tar_that_is_linked_names_what_comes_first(
 ) -> None:
     public, made_of = (ShardPlace(tiny.dataset, "train", name, 1) for name in (folder, source))
     damage(store, public.tar, linked=True)
-    (problem,) = aligned_problems(store, tiny.dataset, tiny.layout, "block_00", PUBLIC)
+    (problem,) = aligned_problems(store, tiny.dataset, tiny.layout, "block_00", PUBLIC, 64)
     assert problem.startswith(public.tar) and f"It is made of {asset}, which comes first: {made_of.tar} does" in problem
 
 
@@ -83,11 +83,11 @@ def test_a_source_that_is_damaged_or_gone_stops_the_aligning_and_says_what_to_ma
     store: LocalStore, tiny: Any, labels: object, source: str, asset: str, is_copied: bool
 ) -> None:
     modalities = ["tok_rgb@64", "tok_semseg@64"]
-    worker = AlignWorker(store.root, tiny.dataset, modalities)
+    worker = AlignWorker(store.root, tiny.dataset, modalities, 64)
     place = ShardPlace(tiny.dataset, "train", source, 1)
     if is_copied:
         reject_first(store, replace(place, folder=token_folder("tok_semseg@64")))
-    job = ShardJob("train", 1, align_recipe(store, tiny.dataset, "train", 1, modalities), "run")
+    job = ShardJob("train", 1, align_recipe(store, tiny.dataset, "train", 1, modalities, 64), "run")
     again = f"materialize {asset} for its block again"
     if is_copied:
         damage(store, place.tar)
@@ -146,9 +146,9 @@ def test_ids_of_no_codeword_are_a_problem(tmp_path: Any, token: int, is_one: boo
 
 def test_an_aligned_tar_of_other_samples_is_a_problem(store: LocalStore, tiny: Any, labels: object) -> None:
     place = ShardPlace(tiny.dataset, "train", "tok_semseg@64", 1)
-    assert aligned_problems(store, tiny.dataset, tiny.layout, "block_00", PUBLIC) == []
+    assert aligned_problems(store, tiny.dataset, tiny.layout, "block_00", PUBLIC, 64) == []
     (first, data), *others = read_members(store, place)
     items = [Item(key, ext="npy", data=data) for key, data in [(sample_key(int(first) - 1), data), *others]]
     write_shard(store, place, need(store, place, "tokens/shards").recipe, items, "run")
-    (problem,) = aligned_problems(store, tiny.dataset, tiny.layout, "block_00", PUBLIC)
+    (problem,) = aligned_problems(store, tiny.dataset, tiny.layout, "block_00", PUBLIC, 64)
     assert "tok_semseg@64 has" in problem and "or in another order" in problem

@@ -160,7 +160,7 @@ def test_crop_settings_of_other_crops_or_images_and_damaged_ones_are_written_aga
 def test_tokens_of_other_crops_are_not_aligned(store: Store, tiny: Any, chain: Any) -> None:
     labels = {label: chain.tokenizer(label) for label in ("rgb", "semseg")}
     chain.aligned(PLAIN, labels, 1)
-    recipe = align_recipe(store, tiny.dataset, "train", 1, ["tok_rgb@64", "tok_semseg@64"], CROPS.crops)
-    worker = AlignWorker(store.root, tiny.dataset, ["tok_rgb@64", "tok_semseg@64"], CROPS.crops)
+    recipe = align_recipe(store, tiny.dataset, "train", 1, ["tok_rgb@64", "tok_semseg@64"], 64, CROPS.crops)
+    worker = AlignWorker(store.root, tiny.dataset, ["tok_rgb@64", "tok_semseg@64"], 64, CROPS.crops)
     with pytest.raises(ValueError, match=r"tok_rgb@64 of .* was made of other crops than the project's 3"):
         worker.run(ShardJob("train", 1, recipe, "run"))

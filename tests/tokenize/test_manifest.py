@@ -149,7 +149,7 @@ def test_a_manifest_never_takes_tokens_of_older_labels_or_labels_of_older_images
 
 def test_what_cannot_be_aligned_names_the_images_of_its_own_data_set(store: Store, tiny: Any) -> None:
     with pytest.raises(MissingShardError, match="materialize tiny/images"):
-        align_recipe(store, tiny.dataset, "train", 9, ["tok_rgb@64"])
+        align_recipe(store, tiny.dataset, "train", 9, ["tok_rgb@64"], 64)
 
 
 @pytest.mark.parametrize("folder", ["tok_rgb@64", CROPS])

@@ -157,6 +157,7 @@ def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSp
     imported: dict[str, str] = {**project.served_tokenizers}
     config, served = project.tokenizers[name], imported.get(name)
     trained = f"{TRAIN_VERSION}-{digest_json(config.weights_depend_on)[:8]}"
+    made = f"served-{served[:12]}-{digest_json(config.interface)[:8]}" if served else trained
     what = f"{name}: {config.codebook_size} codes, {config.decoder.kind} decoder."
     return dg.AssetSpec(
         key,
@@ -165,7 +166,7 @@ def _tokenizer_spec(project: Project, name: str, key: dg.AssetKey) -> dg.AssetSp
         kinds={"torch", "safetensors"},
         owners=OWNERS,
         tags={"modality": name, "stage": "tokenizer"},
-        code_version=f"served-{served[:12]}-{digest_json(config.kind)[:8]}" if served else trained,
+        code_version=f"{made}-{digest_config(project.bounds_of(name))[:8]}",  # other bounds judge again what is there
         description=f"Imported VQ-VAE of {what} Scored here, not trained." if served else f"VQ-VAE of {what}",
     )
 

@@ -7,7 +7,7 @@ import dagster as dg
 from fourmill.assets.result import Inspection, Verdict, check_spec, data_version, materialize_block, picture, table
 from fourmill.assets.workshop import OWNERS, Workshop
 from fourmill.core.digest import digest_json
-from fourmill.core.modality import LABELS, TEXTS
+from fourmill.core.modality import IMAGE_TOKENS, LABELS, TEXTS
 from fourmill.runtime.manifests import MIN_COVERAGE, coverage, publish_manifest
 from fourmill.runtime.models import current
 from fourmill.runtime.project import Project
@@ -96,7 +96,7 @@ def _shards_asset(project: Project, blocks: dg.PartitionsDefinition) -> dg.Asset
     folders = align.public_folders(token_modalities(project))
 
     def inspect(session: Session, block: str) -> Inspection:
-        problems = aligned_problems(session.store, project.dataset, project.layout, block, folders)
+        problems = aligned_problems(session.store, project.dataset, project.layout, block, folders, project.input_px)
         found = {"block": block, "problems": table(["problem"], [[p] for p in problems[:20]])}
         return [Verdict("keys_aligned", not problems, metadata=found)], {}
 
@@ -128,7 +128,12 @@ def _manifest() -> dg.AssetsDefinition:
 
     @dg.asset(
         key=key,
-        deps=[dg.AssetDep(dg.AssetKey(["tokens", "shards"]), partition_mapping=dg.AllPartitionMapping())],
+        deps=[
+            dg.AssetDep(dg.AssetKey(["tokens", "shards"]), partition_mapping=dg.AllPartitionMapping()),
+            *(
+                dg.AssetKey(["tokenizers", name]) for name in (*IMAGE_TOKENS, "text")
+            ),  # it names each, shards may be the same
+        ],
         group_name="tokens",
         kinds={"python", "json"},
         owners=OWNERS,

@@ -62,14 +62,14 @@ def tokens_name(label: str, input_px: int) -> str:
     return f"tok_{label}@{input_px}"
 
 
-def tokens_asset(modality: str, input_px: int) -> str:
+def tokens_asset(modality: str, base_px: int) -> str:
     """The asset that makes a modality of tokens or texts: `tokens/depth` of `tok_depth@224`, `tokens/depth_448` of `tok_depth@448`.
 
     Args:
-        input_px: side of the crops of the base resolution.
+        base_px: side of the crops of the base resolution.
     """
     label, _, px = modality.removeprefix("tok_").partition("@")
-    return f"tokens/{label}" if px in ("", str(input_px)) else f"tokens/{label}_{px}"
+    return f"tokens/{label}" if px in ("", str(base_px)) else f"tokens/{label}_{px}"
 
 
 def modality_table(

@@ -9,11 +9,13 @@ from fourmill.assets.result import FAILED
 from fourmill.assets.training import MANIFEST, PRETRAIN
 from fourmill.core.digest import digest_json
 from fourmill.core.store import open_store
+from fourmill.pipelines.open_runs import open_runs
 from fourmill.pipelines.outside import changed_outside
 from fourmill.pipelines.status import DATA_VERSION, INPUT_VERSION, Node, Place, read_status
 from fourmill.runtime.project import Project
 
 _TOKENS = "tokens/"
+_TO_DO = ("missing", "failed", "stale")
 
 
 def schedules(project: Project, jobs: Sequence[Any]) -> list[dg.ScheduleDefinition]:
@@ -38,17 +40,21 @@ def schedules(project: Project, jobs: Sequence[Any]) -> list[dg.ScheduleDefiniti
 def rebuild_requests(nodes: Sequence[Node], blocks: Sequence[str]) -> Iterator[dg.RunRequest]:
     """One run a block that has tokens to redo and all that they are made of.
 
-    The run key names what made it stale, so that a tick twice runs once.
+    What only waits for something else is as it should be, and will do. The run key names what made it stale, so that a tick twice
+    runs once.
 
     Args:
         nodes: in topological order.
     """
+    to_do = {(node.key, node.partition) for node in nodes if node.state in _TO_DO}
     for block in blocks:
-        tokens = [n for n in nodes if n.partition == block and n.name.startswith(_TOKENS)]
         redone: dict[Place, Node] = {}
-        for node in tokens:
-            if node.state != "ok" and all(place in redone for place in node.behind):
-                redone[node.key, node.partition] = node
+        for node in nodes:
+            place = node.key, node.partition
+            is_tokens, behind = node.partition == block and node.name.startswith(_TOKENS), set(node.behind)
+            is_wanted = place in to_do or behind & redone.keys()
+            if is_tokens and is_wanted and not (to_do & behind) - redone.keys():
+                redone[place] = node
         if redone:
             why = digest_json([[n.name, n.state, n.reason] for n in redone.values()])[:12]
             keys = [n.key for n in redone.values()]
@@ -56,12 +62,11 @@ def rebuild_requests(nodes: Sequence[Node], blocks: Sequence[str]) -> Iterator[d
 
 
 def _nothing_to_do(nodes: Sequence[Node]) -> str:
-    tokens = [n for n in nodes if n.partition is not None and n.name.startswith(_TOKENS) and n.state != "ok"]
-    if not tokens:
+    if all(n.state == "ok" for n in nodes if n.partition is not None and n.name.startswith(_TOKENS)):
         return "every token block is up to date"
-    first = tokens[0]
-    behind = ", ".join(" ".join(filter(None, [key.to_user_string(), block])) for key, block in first.behind)
-    return f"nothing can be rebuilt yet: {first.name} {first.partition} waits for {behind}"
+    first = next(n for n in nodes if n.state in _TO_DO)
+    place = " ".join(filter(None, [first.name, first.partition]))
+    return f"nothing can be rebuilt yet: {place} is {first.state}" + (f", {first.reason}" if first.reason else "")
 
 
 def sensors(project: Project, jobs: Sequence[Any]) -> list[dg.SensorDefinition]:
@@ -72,25 +77,30 @@ def sensors(project: Project, jobs: Sequence[Any]) -> list[dg.SensorDefinition]:
     def train_on_new_manifest(
         context: dg.SensorEvaluationContext, event: dg.EventLogEntry
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        """Train 4M on a manifest that nobody trained on yet."""
-        made = event.asset_materialization
+        """Train 4M on a manifest that nobody trained or trains on yet."""
+        made, jobs = event.asset_materialization, context.repository_def
         version = (made.tags or {}).get(DATA_VERSION) if made else None
-        if version is None or version.startswith(FAILED):
+        if version is None or version.startswith(FAILED) or jobs is None:
             yield dg.SkipReason("the manifest failed its check" if version else "the manifest carries no data version")
             return
-        if _trained_on(context.instance) == version:
-            yield dg.SkipReason("fourm/pretrain was trained on this manifest")
+        at_it = [one.name for one in open_runs(context.instance, jobs) if one.makes((PRETRAIN, None))]
+        if at_it:
+            yield dg.SkipReason(f"{at_it[0]} trains already")
             return
         fine_tunes = ["text2im"] if project.superres is None else ["text2im", "superres"]
         models = [dg.AssetKey(["fourm", name]) for name in ("pretrain", *fine_tunes, "evaluation", "samples")]
-        yield dg.RunRequest(run_key=version, asset_selection=models)
+        left = [key for key in models if _made_of(context.instance, key) != version]
+        if not left:
+            yield dg.SkipReason("all of fourm/* was made of this manifest")
+            return
+        yield dg.RunRequest(run_key=f"{version}:{event.run_id}", asset_selection=left)
 
     return [train_on_new_manifest]
 
 
-def _trained_on(instance: dg.DagsterInstance) -> str | None:
-    """Data version of the manifest that the latest pretraining is of."""
-    event = instance.get_latest_materialization_event(PRETRAIN)
+def _made_of(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
+    """Data version of the manifest that the latest of an asset was made of."""
+    event = instance.get_latest_materialization_event(key)
     made = event.asset_materialization if event else None
     return (made.tags or {}).get(f"{INPUT_VERSION}{MANIFEST.to_user_string()}") if made else None
 

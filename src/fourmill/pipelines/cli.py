@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 misused.
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -232,6 +233,7 @@ def main() -> None:
     from fourmill.pipelines.runner import RunFailedError
 
     environment.calm_threads()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely, it ends as by Ctrl-C
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     try:
         app()

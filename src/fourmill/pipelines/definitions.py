@@ -19,7 +19,8 @@ from fourmill.assets.workshop import Workshop
 from fourmill.pipelines import environment
 from fourmill.pipelines.automation import schedules, sensors
 from fourmill.pipelines.profiles import demo
-from fourmill.runtime.project import Project, read_project
+from fourmill.pipelines.workspace import project_at
+from fourmill.runtime.project import Project
 from fourmill.runtime.session import Listener
 
 
@@ -116,5 +117,5 @@ def _ingest_jobs(dataset: str) -> list[UnresolvedAssetJobDefinition]:
 def defs() -> dg.Definitions:
     """The project named by FOURMILL_PROJECT; without one, the demo's, so that the graph can always be looked at."""
     path = environment.project_file()
-    project = read_project(path) if path else demo(Path("out/demo"))
+    project = project_at(path) if path else demo(Path("out/demo"))
     return build_definitions(project, environment.connect_to())

@@ -104,10 +104,9 @@ def run_kept(
     with preflight.only_one(workspace.out):
         kept = workspace.project()
         named = with_settings(kept, settings) if settings else kept
-        preflight.check_source(named.source)
-        # weights may have come into the store since the project was made, and rows into its list
-        project = with_grown_list(pinned_labellers(named))
-        preflight.check_machine(project)
+        pinned = pinned_labellers(named)  # weights may have come into the store since the project was made
+        preflight.check_machine(pinned)
+        project = with_grown_list(pinned)  # and rows into its list
         if project != kept:
             workspace.change(project)
         for label, config in project.labellers.items():
@@ -135,7 +134,7 @@ def still_served(workspace: Workspace, project: Project) -> Project:
 
 def _materialize(workspace: Workspace, project: Project, console: Console, retry_failed: bool = False) -> None:
     instance = open_instance(workspace.home)
-    if killed := close_killed(instance):
+    if killed := close_killed(instance, alone=True):
         console.print(f"{killed} earlier run(s) ended without a word; continuing from what they finished")
     try:
         with routes(workspace, environment.connect_to()) as connect_to, live_progress(console) as listener:

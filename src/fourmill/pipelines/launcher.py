@@ -6,14 +6,16 @@ slots in the pools, until somebody ends it by hand. Nor can it end a run that it
 
 import os
 import signal
+import time
 
 import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus  # what a launcher answers the daemon with
 from dagster._core.storage.tags import GRPC_INFO_TAG  # which only runs have that Dagster's launcher started
 
-from fourmill.runtime.run_process import is_killed, pid_of
+from fourmill.runtime.run_process import is_killed, is_marked, pid_of
 
 KILLED = "its process is gone; the next run continues from what it had finished"
+_UNMARKED_S = 600.0  # a run says which process it is in with its first asset, some seconds after its start
 
 
 class WatchedRunLauncher(dg.DefaultRunLauncher):
@@ -29,21 +31,39 @@ class WatchedRunLauncher(dg.DefaultRunLauncher):
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Whether a run's process lives, as far as this machine can tell."""
-        if is_killed(run.run_id, run.tags):
+        if is_lost(self._instance, run):
             return CheckRunHealthResult(WorkerStatus.FAILED, KILLED)
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
     def terminate(self, run_id: str) -> bool:
         """End a run; false where that is not possible from here."""
         run = self._instance.get_run_by_id(run_id)
-        pid = pid_of(run_id, run.tags) if run is not None and GRPC_INFO_TAG not in run.tags else None
-        if run is None or run.is_finished or pid is None or is_killed(run_id, run.tags):
+        if run is None or run.is_finished or not is_of_command_line(run) or is_killed(run_id, run.tags):
             return super().terminate(run_id)
-        self._instance.report_run_canceling(run)
-        try:
-            os.kill(pid, signal.SIGINT)
-        except PermissionError:
+        pid = pid_of(run_id, run.tags)
+        if pid is None or not _may_signal(pid):
             return False
-        except ProcessLookupError:  # it has just ended by itself
-            pass
+        self._instance.report_run_canceling(run)
+        os.kill(pid, signal.SIGINT)
         return True
+
+
+def is_of_command_line(run: dg.DagsterRun) -> bool:
+    """Whether a run that has begun is in the process of a command, and not in one that a launcher started."""
+    return GRPC_INFO_TAG not in run.tags
+
+
+def is_lost(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether the process of a run that has begun is gone, or it has not said for ten minutes which one it is in."""
+    if is_marked(run.run_id, run.tags):
+        return is_killed(run.run_id, run.tags)
+    record = instance.get_run_record_by_id(run.run_id)
+    return record is not None and time.time() - record.update_timestamp.timestamp() > _UNMARKED_S
+
+
+def _may_signal(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (PermissionError, ProcessLookupError):
+        return False
+    return True

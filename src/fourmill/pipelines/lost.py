@@ -6,15 +6,18 @@ import dagster as dg
 
 from fourmill.assets.labels import label_key
 from fourmill.assets.training import MANIFEST
+from fourmill.core.modality import IMAGE_TOKENS
 from fourmill.core.names import SPLITS
 from fourmill.core.shards import places_of, read_receipt
 from fourmill.core.store import Store
 from fourmill.ingest.source import read_source
 from fourmill.pipelines.status import Place
 from fourmill.pseudolabel.members import label_format
-from fourmill.runtime.manifests import manifest_is_there
+from fourmill.runtime.manifests import manifest_is_whole
+from fourmill.runtime.models import FOURM_ASSETS, ModelMissingError, current, pointer_path
 from fourmill.runtime.project import DatasetConfig, Project
 from fourmill.runtime.token_assets import token_assets
+from fourmill.runtime.training import train_set_asset
 from fourmill.tokenize.align import FOLDER as ALIGNED
 from fourmill.tokenize.align import token_folder
 
@@ -27,9 +30,29 @@ def lost_files(project: Project, store: Store) -> dict[Place, str]:
             lost[dg.AssetKey([dataset.name, "source_index"]), None] = "its numbered list is gone from the store"
         for key, folder in _folders(project, dataset):
             lost |= {(key, block): why for block, why in _lost_of_folder(store, dataset, folder)}
-    if not manifest_is_there(store, project.dataset):
-        lost[MANIFEST, None] = "its file is gone from the store"
+    if not manifest_is_whole(store, project.dataset):
+        lost[MANIFEST, None] = "its file is gone from the store, or is not what its name says"
+    for name, asset in _models(project):
+        if not _serves(store, project.dataset, name):
+            lost[dg.AssetKey(asset.split("/")), None] = f"{pointer_path(project.dataset, name)} is gone or damaged"
     return lost
+
+
+def _models(project: Project) -> Iterator[tuple[str, str]]:
+    """What is kept under its digest, with a file that names the one that serves; and the asset that writes this file."""
+    for name in (None, *project.more_train_sets):
+        asset = train_set_asset(name)
+        yield asset.rpartition("/")[2], asset
+    yield from ((name, f"tokenizers/{name}") for name in (*IMAGE_TOKENS, "text"))
+    yield from ((name, asset) for name, asset in FOURM_ASSETS.items() if name != "superres" or project.superres)
+
+
+def _serves(store: Store, dataset: str, name: str) -> bool:
+    try:
+        current(store, dataset, name, "")
+    except ModelMissingError:
+        return False
+    return True
 
 
 def is_numbered(store: Store, dataset: DatasetConfig) -> bool:

@@ -104,7 +104,8 @@ def check_port(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             raise NotReadyError(
-                f"port {port} cannot be used ({error.strerror}); choose another, for instance {port + 1}"
+                f"port {port} cannot be used ({error.strerror}): is it a `fourmill ui` that is still running? Else choose another, for "
+                f"instance {port + 1}"
             ) from error
 
 

@@ -63,9 +63,11 @@ def materialize_all(
         RunFailedError: a run failed; what was finished before stays finished.
     """
     store = Session(project).store
-    changed = changed_outside(project, store)
-    if retry_failed:
-        changed |= _failed_images(project)
+    outside = changed_outside(project, store)
+    asked = (
+        _failed_images(project) if retry_failed else {}
+    )  # of blocks that are as they should be, to be made nevertheless
+    jobs = defs.get_repository_def()
     runs = 0
     cleared: set[Place] = set()  # of copies, once a block: two that name each other would never end
     steps = deque(_steps(project))
@@ -74,10 +76,11 @@ def materialize_all(
         job = defs.resolve_job_def(job_name)
         wanted = [
             node
-            for node in read_status(defs.resolve_asset_graph(), instance, store, changed)
+            for node in read_status(defs.resolve_asset_graph(), instance, store, outside | asked)
             if node.state != "ok" and node.partition == partition and node.key in job.asset_layer.executable_asset_keys
         ]
-        if wanted and wait_for_others(instance, defs, {(node.key, node.partition) for node in wanted}, warn):
+        if wanted and wait_for_others(instance, jobs, {(node.key, node.partition) for node in wanted}, warn):
+            outside = changed_outside(project, store)
             steps.appendleft((job_name, partition))
         elif wanted:
             if runs == 0:
@@ -88,12 +91,13 @@ def materialize_all(
             result = _execute(job, [n.key for n in wanted], partition, instance, retry_failed)
             runs += 1
             for node in wanted:
-                changed.pop((node.key, node.partition), None)
+                outside.pop((node.key, node.partition), None)
+                asked.pop((node.key, node.partition), None)
             for warning in warnings_of(result):
                 warn(f"{partition or job_name}: {warning}")
             again = {place: why for place, why in blocks_with_copies(result).items() if place not in cleared}
             cleared |= again.keys()
-            changed |= again
+            asked |= again
             steps.extendleft((job_name, block) for _, block in again if (job_name, block) not in steps)
     return runs
 

@@ -134,8 +134,8 @@ def _changed_parent(
     mine = made[place]
     for parent in parents:
         theirs = made[parent]
-        if mine is None or theirs is None:
-            continue
+        if mine is None or theirs is None or theirs.version.startswith(FAILED):
+            continue  # of what failed nothing is made: the one before it goes on serving
         seen = mine.inputs.get(parent[0].to_user_string())
         if seen is None:
             return f"{_spoken(parent)} is a new input"

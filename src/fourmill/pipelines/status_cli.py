@@ -34,7 +34,7 @@ def status(
     project = workspace.project()
     defs, store, instance = build_definitions(project), Session(project).store, open_instance(workspace.home)
     nodes = read_status(defs.resolve_asset_graph(), instance, store, changed_outside(project, store))
-    runs = open_runs(instance, defs)
+    runs = open_runs(instance, defs.get_repository_def())
     if as_json:
         typer.echo(json.dumps([_row(node, runs) for node in nodes], indent=1))
     else:

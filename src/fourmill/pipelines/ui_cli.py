@@ -40,16 +40,20 @@ def ui(
     workspace, console = Workspace(out.resolve()), Console()
     workspace.project()
     preflight.check_port(port)
-    close_killed(open_instance(workspace.home))
+    if killed := close_killed(open_instance(workspace.home)):
+        console.print(f"{killed} earlier run(s) ended without a word; they are marked failed")
     with routes(workspace, environment.connect_to()) as connect_to:
         variables = environment.child_environment(workspace.home, workspace.project_file, connect_to)
         command = [sys.executable, "-c", _DAGSTER, "dev", "-m", "fourmill.pipelines.definitions"]
         console.print(f"the UI will be at http://127.0.0.1:{port} in about half a minute; Ctrl-C ends it")
-        # Begun by a shell's `&`, this program ignores interrupts, which is right; its servers must not, or nothing ends them.
+        # Begun by a shell's `&`, this program ignores interrupts, which is right; its servers must not, or nothing ends them. They
+        # have a session of their own: Ctrl-C in a terminal would end their runs too.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        process = subprocess.Popen([*command, "-h", "127.0.0.1", "-p", str(port)], env=variables)
+        command += ["-h", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(command, env=variables, start_new_session=True)
         signal.signal(signal.SIGINT, before)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended politely, it ends its servers too
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # ended politely, or with its terminal, it ends its servers too
+            signal.signal(ending, signal.default_int_handler)
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -66,7 +70,7 @@ def _say_what_goes_on(workspace: Workspace, console: Console) -> None:
     from fourmill.pipelines.runner import open_instance
 
     with open_instance(workspace.home) as instance:
-        runs = open_runs(instance, build_definitions(workspace.project()))
+        runs = open_runs(instance, build_definitions(workspace.project()).get_repository_def())
     for one in runs:
         if one.state == "running":
             what = "goes on; `fourmill status` shows it, and `fourmill ui`, started again, can end it"

@@ -11,6 +11,20 @@ from fourmill.pipelines.edits import with_edits
 from fourmill.runtime.project import Project, ProjectError, read_project, write_project
 
 
+def project_at(file: Path) -> Project:
+    """The project of a file. Where its folder was moved, the store moved with it; a copy of a folder has a copy of the store.
+
+    Raises:
+        ProjectError: there is none, or it is broken.
+    """
+    project, own = read_project(file), file.absolute().parent / "store"
+    if not is_local(project.store) or not own.is_dir():
+        return project
+    named = Path(project.store.removeprefix("file://"))
+    is_another = named.is_dir() and not (named.name == own.name and (named.parent / file.name).is_file())
+    return project if is_another else project.model_copy(update={"store": str(own)})
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Where a project lives on this machine."""
@@ -37,19 +51,8 @@ class Workspace:
         return self.out / "report" / "index.html"
 
     def project(self) -> Project:
-        """The project kept here. Where its folder was moved, the store moved with it; a copy of a folder has a copy of the store.
-
-        Raises:
-            ProjectError: there is none, or it is broken.
-        """
-        project, own = read_project(self.project_file), self.out / "store"
-        if not is_local(project.store) or not own.is_dir():
-            return project
-        named = Path(project.store.removeprefix("file://"))
-        is_another = named.is_dir() and not (
-            named.name == own.name and (named.parent / self.project_file.name).is_file()
-        )
-        return project if is_another else project.model_copy(update={"store": str(own)})
+        """The project kept here, as `project_at` has it. Raises ProjectError."""
+        return project_at(self.project_file)
 
     @property
     def commanded_file(self) -> Path:

@@ -2,19 +2,20 @@
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fourmill.core.crops import CROPPERS, centre_crop
 from fourmill.core.labels import DECODERS, Box, decode_boxes, decode_image
-from fourmill.core.manifest import Manifest
-from fourmill.core.modality import Modality
+from fourmill.core.manifest import Manifest, ShardEntry
+from fourmill.core.modality import Modality, tokens_name
 from fourmill.core.names import SampleKey
 from fourmill.core.sequences import detection_text, parse_detection
-from fourmill.core.shards import ShardPlace, needed_members
+from fourmill.core.shards import ShardPlace, need, needed_members
 from fourmill.core.store import Store
+from fourmill.tokenize.align import token_folder
 
 _MAPS = ("depth", "normal", "semseg")
 
@@ -52,7 +53,7 @@ def read_heldout(store: Store, manifest: Manifest, number: int) -> HeldOut:
     """The first samples of the manifest's validation split.
 
     Raises:
-        ValueError: the split is empty.
+        ValueError: the split is empty, or what is to be read is not what the manifest was made of.
     """
     samples = [sample for _, sample in zip(range(number), _samples(store, manifest), strict=False)]
     if not samples:
@@ -88,13 +89,14 @@ def _sides(manifest: Manifest) -> list[int]:
 
 def _samples(store: Store, manifest: Manifest) -> Iterator[dict]:
     for entry in manifest.splits["val"]:
-        yield from _shard(store, manifest, entry.shard)
+        yield from _shard(store, manifest, entry)
 
 
-def _shard(store: Store, manifest: Manifest, shard: int) -> Iterator[dict]:
+def _shard(store: Store, manifest: Manifest, entry: ShardEntry) -> Iterator[dict]:
     def members(folder: str) -> dict[SampleKey, bytes]:
-        asset = f"labels/{folder}" if folder in _MAPS else "tokens/shards"
-        return dict(needed_members(store, ShardPlace(manifest.dataset, "val", folder, shard), asset))
+        place = ShardPlace(manifest.dataset, "val", folder, entry.shard)
+        _check_listed(store, manifest, place, entry)
+        return dict(needed_members(store, place, _asset(folder)))
 
     rgb, det, caption = members("rgb"), members("det"), members("caption")
     labels = {name: members(name) for name in _MAPS}
@@ -112,3 +114,23 @@ def _shard(store: Store, manifest: Manifest, shard: int) -> Iterator[dict]:
             **{f"rgb {px}": CROPPERS["rgb"](image, row, px) for px in _sides(manifest)},
             **{name: np.load(io.BytesIO(found[key]), allow_pickle=False)[0] for name, found in tokens.items()},
         }
+
+
+def _asset(folder: str) -> str:
+    return f"labels/{folder}" if folder in _MAPS else "tokens/shards"
+
+
+def _check_listed(store: Store, manifest: Manifest, place: ShardPlace, entry: ShardEntry) -> None:
+    """A tar is the one that the manifest names, or the label that the tokens it names were made of."""
+    found = need(store, place, _asset(place.folder))
+    if place.folder in _MAPS:
+        tokens = replace(place, folder=token_folder(tokens_name(place.folder, manifest.input_px)))
+        made_of = need(store, tokens, f"tokens/{place.folder}").recipe.inputs.get(place.folder)
+        is_listed = found.content == made_of
+    else:
+        is_listed = found.tar_sha256 == entry.tars.get(place.folder)
+    if not is_listed:
+        raise ValueError(
+            f"{place.tar} is not what the manifest {manifest.digest[:12]} was made of: bring its tokens, tokens/shards and "
+            "tokens/manifest up to date"
+        )

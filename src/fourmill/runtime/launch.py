@@ -24,7 +24,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -283,6 +283,17 @@ def _heard(line: bytes, progress: Progress, log_file: Path) -> str | None:
 
 
 def _die_with_parent() -> None:
-    """Linux: the kernel ends this process when its parent dies, `kill -9` included."""
+    """End this process when its launcher dies, `kill -9` included, and on Linux when the process dies that it was forked from.
+
+    The latter alone is not enough: it lives as long as what it has forked, and forks what it was asked for by a launcher that is dead.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    launcher = multiprocessing.parent_process()
+    if launcher is not None:
+        Thread(target=_end_with, args=(launcher.sentinel,), name="launcher", daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)

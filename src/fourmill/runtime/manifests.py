@@ -52,15 +52,12 @@ def current_manifest(session: Session) -> tuple[Manifest, str]:
 
     Raises:
         ModelMissingError: there is none.
-        ManifestError: its file is gone or damaged, or a tokenizer serves now that did not make its tokens, and could not read
+        ManifestError: its file is gone, damaged or edited, or a tokenizer serves now that did not make its tokens, and could not read
             them back.
     """
     p, store = session.project, session.store
-    path, serving = current(store, p.dataset, _NAME, _ASSET).path, _serving(session)
-    try:
-        manifest = read_manifest(store, path)
-    except (FileNotFoundError, ValueError) as error:
-        raise ManifestError(f"{path} is gone or damaged: materialize {_ASSET} again") from error
+    ref, serving = current(store, p.dataset, _NAME, _ASSET), _serving(session)
+    manifest = _read(store, ref)
     for asset in token_assets(p).values():
         entry = manifest.modalities.get(asset.modality)
         then, now = entry.tokenizer if entry else None, serving[asset.tokenizer].digest
@@ -69,15 +66,26 @@ def current_manifest(session: Session) -> tuple[Manifest, str]:
                 f"the manifest's {asset.modality} is of tokenizer {(then or 'none')[:12]}, and {now[:12]} serves: materialize "
                 f"tokens/{asset.name}, tokens/shards and {_ASSET} again"
             )
-    return manifest, path
+    return manifest, ref.path
 
 
-def manifest_is_there(store: Store, dataset: str) -> bool:
-    """Whether a data set has a manifest that can be read; its digest is not compared."""
+def manifest_is_whole(store: Store, dataset: str) -> bool:
+    """Whether a data set has a manifest that is what its name says."""
     try:
-        return store.exists(current(store, dataset, _NAME, _ASSET).path)
-    except ModelMissingError:
+        _read(store, current(store, dataset, _NAME, _ASSET))
+    except (ModelMissingError, ManifestError):
         return False
+    return True
+
+
+def _read(store: Store, ref: ModelRef) -> Manifest:
+    try:
+        manifest = read_manifest(store, ref.path)
+    except (FileNotFoundError, ValueError) as error:
+        raise ManifestError(f"{ref.path} is gone or damaged: materialize {_ASSET} again") from error
+    if manifest.digest != ref.digest:
+        raise ManifestError(f"{ref.path} holds another manifest than its name says: materialize {_ASSET} again")
+    return manifest
 
 
 def _serving(session: Session) -> dict[str, ModelRef]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fourmill.core.store import Store
 
@@ -39,9 +39,12 @@ def current(store: Store, dataset: str, name: str, asset: str) -> ModelRef:
     """The model that serves.
 
     Raises:
-        ModelMissingError: none does yet.
+        ModelMissingError: none does yet, or the file that names it is damaged.
     """
+    path = pointer_path(dataset, name)
     try:
-        return ModelRef.model_validate_json(store.read(pointer_path(dataset, name)))
+        return ModelRef.model_validate_json(store.read(path))
+    except ValidationError as error:
+        raise ModelMissingError(f"{path} is damaged: materialize {asset} again") from error
     except FileNotFoundError:
         raise ModelMissingError(f"{dataset} has no {name} that serves yet: materialize {asset} first") from None

@@ -3,18 +3,22 @@
 import os
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 _TAG = "fourmill/process"
-_MAX_CLOCK_SHIFT_S = 60.0  # start times are counted from the machine's start, by a clock that may be set
 
 
 class _Mark(NamedTuple):
+    """A process: its machine's name and start, what its process ids count in, its id, and when it was started."""
+
     host: str
+    boot: str
+    namespace: str
     pid: int
-    started: float
+    started: str
 
 
 def process_tags(run_id: str, pid: int | None = None) -> dict[str, str]:
@@ -22,32 +26,80 @@ def process_tags(run_id: str, pid: int | None = None) -> dict[str, str]:
 
     It names the run too: one that is executed again is given the tags of the first.
     """
-    process = psutil.Process(pid or os.getpid())
-    return {_TAG: f"{run_id}:{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"}
+    pid = pid or os.getpid()
+    return {_TAG: " ".join([run_id, *_here(), str(pid), _start_of(pid)])}
 
 
 def is_killed(run_id: str, tags: Mapping[str, str]) -> bool:
-    """Whether the process of a run that has not ended is gone. Of other machines' nobody can tell: false, as without a tag."""
-    found = _mark_of(run_id, tags)
-    if found is None or found.host != socket.gethostname():
+    """Whether the process of a run that has not ended is gone, or its machine was started anew.
+
+    Of other machines, and of other containers of this one, nobody can tell: false, as without a tag.
+    """
+    mark = _mark_of(run_id, tags)
+    host, boot, namespace = _here()
+    if mark is None or mark.host != host:
         return False
-    try:
-        process = psutil.Process(found.pid)
-        is_same = abs(process.create_time() - found.started) < _MAX_CLOCK_SHIFT_S
-        return not is_same or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    if mark.boot != boot:
         return True
+    return mark.namespace == namespace and not _lives(mark)
+
+
+def is_alive(run_id: str, tags: Mapping[str, str]) -> bool:
+    """Whether a run's process is known to live, on this machine."""
+    return pid_of(run_id, tags) is not None and not is_killed(run_id, tags)
+
+
+def is_marked(run_id: str, tags: Mapping[str, str]) -> bool:
+    """Whether a run says which process it is in."""
+    return _mark_of(run_id, tags) is not None
 
 
 def pid_of(run_id: str, tags: Mapping[str, str]) -> int | None:
-    """The process that a run is in, if it is one of this machine."""
-    found = _mark_of(run_id, tags)
-    return found.pid if found and found.host == socket.gethostname() else None
+    """The process that a run is in, where its id can be used here."""
+    mark = _mark_of(run_id, tags)
+    return mark.pid if mark is not None and mark[:3] == _here() else None
 
 
 def _mark_of(run_id: str, tags: Mapping[str, str]) -> _Mark | None:
-    of, *mark = tags.get(_TAG, "").split(":")
-    if of != run_id or len(mark) != len(_Mark._fields):
+    of, *parts = tags.get(_TAG, "").split(" ")
+    if of != run_id or len(parts) != len(_Mark._fields):
         return None
-    host, pid, started = mark
-    return _Mark(host, int(pid), float(started))
+    host, boot, namespace, pid, started = parts
+    return _Mark(host, boot, namespace, int(pid), started)
+
+
+def _here() -> tuple[str, str, str]:
+    return socket.gethostname(), _boot(), _namespace()
+
+
+def _boot() -> str:
+    """What is another one after each start of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid").replace(" ", "")
+    except OSError:
+        return "unknown"
+
+
+def _start_of(pid: int) -> str:
+    """When a process was started, by a clock that is never set where the system has one."""
+    process = psutil.Process(pid)
+    try:
+        return (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        )  # field 22, ticks since the machine's start
+    except OSError:
+        return f"{process.create_time():.0f}"
+
+
+def _lives(mark: _Mark) -> bool:
+    try:
+        return psutil.Process(mark.pid).status() != psutil.STATUS_ZOMBIE and _start_of(mark.pid) == mark.started
+    except psutil.NoSuchProcess:
+        return False

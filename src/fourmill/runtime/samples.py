@@ -56,7 +56,8 @@ def evaluate(session: Session) -> Evaluation:
     """Score what 4M generates from the pixels of held-out samples; keep the figures beside the model's runs."""
     manifest, _ = current_manifest(session)
     heldout = read_heldout(session.store, manifest, session.project.samples.num_scored)
-    generated = joined(run_warm_parts(_generate_part, session, min(len(heldout), session.project.fourm_processes)))
+    parts = min(len(heldout), session.project.fourm_processes)
+    generated = joined(run_warm_parts(partial(_generate_part, manifest), session, parts))
     # Not here: this process would load torch and torchmetrics for it, which takes longer than all the scoring.
     figures, baseline = run_warm(partial(_scores, generated, heldout), session)
     result = {"figures": figures, "baseline": baseline, "samples": len(heldout), "manifest": manifest.digest}
@@ -65,12 +66,12 @@ def evaluate(session: Session) -> Evaluation:
     return Evaluation(figures, baseline, len(heldout), path, digest_json(result))
 
 
-def _generate_part(session: Session, part: int, parts: int) -> Generated:
+def _generate_part(manifest: Manifest, session: Session, part: int, parts: int) -> Generated:
     """What 4M makes of one of so many equal parts of the held-out samples."""
     import torch
 
     torch.set_num_threads(session.project.fourm_threads)
-    heldout = read_heldout(session.store, current_manifest(session)[0], session.project.samples.num_scored)
+    heldout = read_heldout(session.store, manifest, session.project.samples.num_scored)
     first, end = (len(heldout) * edge // parts for edge in (part, part + 1))
     return Generator(session).from_rgb(heldout.maps["rgb"][first:end], first)
 

@@ -264,7 +264,9 @@ def align_stage(session: Session) -> BlockStage:
         folder=ALIGNED,
         factory="fourmill.runtime.workers:aligned",
         arguments={"project": p.model_dump(mode="json")},
-        recipe=lambda split, shard: align_recipe(store, p.dataset, split, shard, modalities, p.tokenizing.crops),
+        recipe=lambda split, shard: align_recipe(
+            store, p.dataset, split, shard, modalities, p.input_px, p.tokenizing.crops
+        ),
         needs={IMAGES: f"{p.dataset}/images", **needs},
         beside=(CROP_SETTINGS,),
         parts=tuple(public_folders(modalities)),

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fourmill.core.manifest import read_manifest
 from fourmill.runtime.generation import Generator
 from fourmill.runtime.heldout import HeldOut, View, read_heldout
 from fourmill.runtime.launch import run_warm
-from fourmill.runtime.manifests import current_manifest
 from fourmill.runtime.models import ModelRef, set_current
 from fourmill.runtime.session import Session
 from fourmill.runtime.sheets import superres_sheet
@@ -55,7 +55,7 @@ def train_superres(session: Session) -> ModelRef:
 
 def _score_heldout(ref: ModelRef, session: Session) -> tuple[Scores, int]:
     number = min(MAX_SCORED, session.project.samples.num_scored)
-    heldout = read_heldout(session.store, current_manifest(session)[0], number)
+    heldout = read_heldout(session.store, read_manifest(session.store, ref.report["manifest"]), number)
     return score_superres(Generator(session, {"superres": ref}), heldout), len(heldout)
 
 

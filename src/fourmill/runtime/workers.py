@@ -65,7 +65,7 @@ def aligned(project: Mapping[str, Any]) -> ShardWorker:
     from fourmill.tokenize.align import AlignWorker
 
     made = Project.model_validate(project)
-    return AlignWorker(made.store, made.dataset, token_modalities(made), made.tokenizing.crops)
+    return AlignWorker(made.store, made.dataset, token_modalities(made), made.input_px, made.tokenizing.crops)
 
 
 def clip_features(project: Project, px: int | None = None) -> Callable[[np.ndarray], np.ndarray]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from fourmill.core.crops import CropConfig
 from fourmill.core.digest import digest_json
-from fourmill.core.modality import CROPS, IMAGES
+from fourmill.core.modality import CROPS, IMAGES, tokens_asset
 from fourmill.core.names import SampleKey, Split
 from fourmill.core.shards import (
     Item,
@@ -52,13 +52,23 @@ def public_folders(modalities: Sequence[str]) -> list[str]:
     return [*source_folders(modalities), CROPS]
 
 
-def source_asset(dataset: str, public: str) -> str:
-    """The asset that makes what a public folder is copied from."""
-    return f"{dataset}/images" if public == "rgb" else f"tokens/{public}"
+def source_asset(dataset: str, public: str, base_px: int) -> str:
+    """The asset that makes what a public folder is copied from.
+
+    Args:
+        base_px: side of the crops of the base resolution, whose tokens' assets have no size in their names.
+    """
+    return f"{dataset}/images" if public == "rgb" else tokens_asset(public, base_px)
 
 
 def align_recipe(
-    store: Store, dataset: str, split: Split, shard: int, modalities: Sequence[str], crops: CropConfig | None = None
+    store: Store,
+    dataset: str,
+    split: Split,
+    shard: int,
+    modalities: Sequence[str],
+    base_px: int,
+    crops: CropConfig | None = None,
 ) -> Recipe:
     """The recipe of one aligned shard.
 
@@ -67,7 +77,9 @@ def align_recipe(
     """
     inputs = {CROPS: crops.digest} if crops and crops.digest else {}
     for public, folder in source_folders(modalities).items():
-        inputs[folder] = need(store, ShardPlace(dataset, split, folder, shard), source_asset(dataset, public)).content
+        inputs[folder] = need(
+            store, ShardPlace(dataset, split, folder, shard), source_asset(dataset, public, base_px)
+        ).content
     return Recipe(stage="align", code_version=VERSION, inputs=inputs)
 
 
@@ -75,11 +87,11 @@ class AlignWorker:
     """Makes the aligned tars of one shard and split."""
 
     def __init__(
-        self, store_root: str, dataset: str, modalities: Sequence[str], crops: CropConfig | None = None
+        self, store_root: str, dataset: str, modalities: Sequence[str], base_px: int, crops: CropConfig | None = None
     ) -> None:
         self._store = open_store(store_root)
         self._crops = crops or CropConfig()
-        self._dataset = dataset
+        self._dataset, self._base_px = dataset, base_px
         self._modalities = tuple(modalities)
 
     def run(self, job: ShardJob) -> Receipt:
@@ -113,18 +125,21 @@ class AlignWorker:
             if not modality.startswith("tok_"):
                 continue
             place = ShardPlace(self._dataset, job.split, token_folder(modality), job.shard)
-            if need(self._store, place, f"tokens/{modality}").recipe.inputs.get(CROPS, "") != self._crops.digest:
+            if need(self._store, place, self._asset(modality)).recipe.inputs.get(CROPS, "") != self._crops.digest:
                 raise ValueError(
                     f"{modality} of {place.tar} was made of other crops than the project's {self._crops.num}: "
-                    f"materialize tokens of {modality} for its block again"
+                    f"materialize {self._asset(modality)} for its block again"
                 )
+
+    def _asset(self, public: str) -> str:
+        return source_asset(self._dataset, public, self._base_px)
 
     def _digest_of_tars(self, folders: Sequence[str], job: ShardJob) -> str:
         places = [ShardPlace(self._dataset, job.split, folder, job.shard) for folder in folders]
         return digest_json([need(self._store, place, "tokens/shards").tar_sha256 for place in places])
 
     def _link(self, source: ShardPlace, target: ShardPlace, job: ShardJob) -> None:
-        receipt = need(self._store, source, source_asset(self._dataset, target.folder))
+        receipt = need(self._store, source, self._asset(target.folder))
         self._store.delete(target.receipt)  # a kill from here on leaves no old receipt beside a new tar
         if receipt.tar_sha256 is None:
             self._store.delete(target.tar)
@@ -132,14 +147,14 @@ class AlignWorker:
             try:
                 self._store.copy(source.tar, target.tar)
             except FileNotFoundError as error:
-                raise gone(source, source_asset(self._dataset, target.folder)) from error
+                raise gone(source, self._asset(target.folder)) from error
         self._store.copy(source.rows, target.rows)
         write_receipt(self._store, target, receipt.model_copy(update={"recipe": job.recipe, "run_id": job.run_id}))
 
     def _rewrite(self, source: ShardPlace, target: ShardPlace, keys: list[SampleKey], job: ShardJob) -> None:
         wanted = set(keys)
         ext = _member_ext(source.folder)
-        members = needed_members(self._store, source, source_asset(self._dataset, target.folder))
+        members = needed_members(self._store, source, self._asset(target.folder))
         items = (Item(k, ext=ext, data=data) for k, data in members if k in wanted)
         write_shard(self._store, target, job.recipe, items, job.run_id)
 

@@ -127,17 +127,23 @@ def _id_colours(ids_L: np.ndarray, modality: Modality) -> np.ndarray:
     return np.stack([(ids * k % 251).astype(np.uint8) for k in (37, 101, 199)], axis=-1)
 
 
-def aligned_problems(store: Store, dataset: str, layout: Layout, block: str, folders: Iterable[str]) -> list[str]:
-    """Read the aligned tars of a block back: same keys in the same order in every folder, bytes as the receipts say."""
+def aligned_problems(
+    store: Store, dataset: str, layout: Layout, block: str, folders: Iterable[str], base_px: int
+) -> list[str]:
+    """Read the aligned tars of a block back: same keys in the same order in every folder, bytes as the receipts say.
+
+    Args:
+        base_px: side of the crops of the base resolution.
+    """
     problems: list[str] = []
     folders = list(folders)
     for shard in layout.shards_of(block):
         for split in SPLITS:
-            problems += _unaligned(store, [ShardPlace(dataset, split, folder, shard) for folder in folders])
+            problems += _unaligned(store, [ShardPlace(dataset, split, folder, shard) for folder in folders], base_px)
     return problems[:_MAX_PROBLEMS]
 
 
-def _unaligned(store: Store, places: Sequence[ShardPlace]) -> list[str]:
+def _unaligned(store: Store, places: Sequence[ShardPlace], base_px: int) -> list[str]:
     """What is wrong with one shard in its public folders; keys are compared among those that can be read."""
     problems: list[str] = []
     keys: dict[str, list[SampleKey]] = {}
@@ -145,7 +151,7 @@ def _unaligned(store: Store, places: Sequence[ShardPlace]) -> list[str]:
         try:
             keys[place.folder] = [key for key, _ in read_members(store, place)]
         except _UNREADABLE as error:
-            problems.append(damage_of(place, error) + _source_damage(store, place))
+            problems.append(damage_of(place, error) + _source_damage(store, place, base_px))
     first, expected = next(iter(keys.items()), ("", []))
     problems += [
         f"{places[0].split} shard {places[0].shard:05d}: {folder} has {len(found)} keys, {first} has {len(expected)}, or in another order"
@@ -155,7 +161,7 @@ def _unaligned(store: Store, places: Sequence[ShardPlace]) -> list[str]:
     return problems
 
 
-def _source_damage(store: Store, place: ShardPlace) -> str:
+def _source_damage(store: Store, place: ShardPlace, base_px: int) -> str:
     """What else is to be done about a public tar that was linked to one which is damaged too: it would be linked again."""
     if place.folder == CROPS:
         return ""
@@ -165,5 +171,6 @@ def _source_damage(store: Store, place: ShardPlace) -> str:
         for _ in read_members(store, source):
             pass
     except _UNREADABLE as error:
-        return f". It is made of {source_asset(place.dataset, place.folder)}, which comes first: {damage_of(source, error)}"
+        asset = source_asset(place.dataset, place.folder, base_px)
+        return f". It is made of {asset}, which comes first: {damage_of(source, error)}"
     return ""

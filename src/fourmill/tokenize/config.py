@@ -215,8 +215,8 @@ class ImageTokenizerConfig(_Config):
         return self.model_dump(mode="json", exclude={"training": _TOLD_ONLY, "earlier_stages": stages})
 
     @property
-    def kind(self) -> dict[str, str | int | None]:
-        """What others rely on: a tokenizer of another kind cannot take its place."""
+    def interface(self) -> dict[str, str | int | None]:
+        """What others rely on: a tokenizer that has another cannot take its place."""
         return {
             "label": self.label,
             "patch_px": self.patch_px,

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from fourmill.core.ledger import read_ledger
 from fourmill.core.manifest import Manifest, ModalityEntry, ShardEntry
-from fourmill.core.modality import CROPS, IMAGES, Modality, tokens_asset
+from fourmill.core.modality import CROPS, IMAGES, Modality
 from fourmill.core.names import SPLITS, Layout, Split
 from fourmill.core.shards import Receipt, Recipe, ShardPlace, need
 from fourmill.core.store import Store
-from fourmill.tokenize.align import FOLDER, source_folders, token_folder
+from fourmill.tokenize.align import FOLDER, source_asset, source_folders, token_folder
 from fourmill.tokenize.freshness import StaleLabelsError, check_fresh
 from fourmill.tokenize.worker import asset_of, label_of, source_folder
 
@@ -103,7 +103,7 @@ class _Receipts:
 
     def asset(self, public: str) -> str:
         """The asset that makes what a public folder is copied from."""
-        return f"{self.dataset}/images" if public == "rgb" else tokens_asset(public, self._input_px)
+        return source_asset(self.dataset, public, self._input_px)
 
     def of(self, folder: str, asset: str) -> Receipt:
         """A folder's, made by an asset. Raises MissingShardError."""

@@ -71,9 +71,9 @@ def _keep_on_card(store: Store, folder: str, origin: Origin | None, report: dict
 
 
 def _check_fits(found: ImageTokenizerConfig, wanted: ImageTokenizerConfig, folder: str) -> None:
-    for field, value in found.kind.items():
-        if value != wanted.kind[field]:
+    for field, value in found.interface.items():
+        if value != wanted.interface[field]:
             raise ModelError(
-                f"{folder} has {field} {value}, the project's {wanted.label} tokenizer {wanted.kind[field]}: "
+                f"{folder} has {field} {value}, the project's {wanted.label} tokenizer {wanted.interface[field]}: "
                 "add it to the project with `fourmill weights add`"
             )
