@@ -8,12 +8,16 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from fourmill.assets.workshop import Workshop
 from fourmill.core.shards import ShardPlace, read_rows
 from fourmill.core.store import LocalStore
+from fourmill.pipelines.definitions import defs
 from fourmill.pipelines.lost import lost_files
 from fourmill.pipelines.profiles import smallest
 from fourmill.pipelines.workspace import Workspace
 from fourmill.pseudolabel.canny import CannyConfig
+from fourmill.runtime.manifests import current_manifest
+from fourmill.runtime.models import ModelMissingError, current, pointer_path
 from fourmill.runtime.project import write_project
 from fourmill.runtime.session import Session
 from fourmill.runtime.trace import trace_sample
@@ -87,6 +91,34 @@ def test_a_receipt_or_a_tar_that_is_gone_is_lost(moved: Workspace, folder: str, 
         assert why == f"{place.tar} is gone from the store"
     store.delete(place.receipt)
     assert list(lost_files(project, store).values()) == [f"{place.receipt} is gone from the store"]
+
+
+@pytest.mark.ray
+def test_a_model_or_a_manifest_that_nothing_names_any_more_is_lost(moved: Workspace) -> None:
+    project, store = moved.project(), LocalStore(moved.project().store)
+    _, path = current_manifest(Session(project))
+    store.delete(pointer_path("cc12m", "depth"))
+    store.write(pointer_path("cc12m", "train_set"), b"{")
+    edited = store.read(path).replace(b'"rows": ', b'"rows": 1')
+    store.write(path, edited)
+    found = {key.to_user_string(): why for (key, _), why in lost_files(project, store).items()}
+    assert found == {
+        "tokenizers/depth": "cc12m/models/depth.json is gone or damaged",
+        "tokenizers/train_set": "cc12m/models/train_set.json is gone or damaged",
+        "tokens/manifest": "its file is gone from the store, or is not what its name says",
+    }
+    with pytest.raises(ModelMissingError, match=r"train_set\.json is damaged: materialize tokenizers/train_set again"):
+        current(store, "cc12m", "train_set", "tokenizers/train_set")
+
+
+@pytest.mark.ray
+def test_dagster_loads_a_moved_folder_with_the_store_that_moved_with_it(
+    moved: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the UI's runs, schedules and sensors see."""
+    monkeypatch.setenv("FOURMILL_PROJECT", str(moved.project_file))
+    workshop = (defs().resources or {})["workshop"]
+    assert isinstance(workshop, Workshop) and workshop.project == moved.project()
 
 
 @pytest.mark.ray

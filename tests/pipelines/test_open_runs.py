@@ -1,19 +1,28 @@
 """Runs that have not ended are known by what they make, waited for, and marked failed where they were killed."""
 
+import io
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from uuid import uuid4
 
 import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test  # a run as the UI's launcher makes it
+from rich.console import Console
+from typer.testing import CliRunner
 
 from fourmill.pipelines import launcher
+from fourmill.pipelines.cli import app
 from fourmill.pipelines.launcher import WatchedRunLauncher, is_lost
 from fourmill.pipelines.open_runs import close_killed, open_runs, wait_for_others
+from fourmill.pipelines.profiles import smallest
+from fourmill.pipelines.runner import open_instance
+from fourmill.pipelines.ui_cli import _say_what_goes_on
+from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.run_process import process_tags
 
 IMAGES, DEPTH = dg.AssetKey(["cc12m", "images"]), dg.AssetKey(["labels", "depth"])
@@ -176,3 +185,25 @@ def test_a_run_that_cannot_be_ended_from_here_goes_on_as_it_was(
         monkeypatch.undo()
         found = instance.get_run_by_id(run.run_id)
         assert found is not None and found.status == Started
+
+
+def test_status_and_an_ended_ui_tell_of_runs(tmp_path: Path, worker: Worker) -> None:
+    workspace, dead = Workspace(tmp_path), worker()
+    workspace.keep(smallest(tmp_path))
+    with open_instance(workspace.home) as instance:
+        going, gone = run_of(instance, worker(), None), run_of(instance, dead, {DEPTH})
+        kill(dead)
+        waiting = run_of(instance, worker(), {DEPTH}, dg.DagsterRunStatus.NOT_STARTED)
+        shown = CliRunner().invoke(app, ["status", "--out", str(tmp_path)], env={"COLUMNS": "200"}).output
+        said = io.StringIO()
+        _say_what_goes_on(workspace, Console(file=said))
+    assert f"run {going.run_id[:8]} (label_block block_00): running" in shown
+    assert (
+        f"run {gone.run_id[:8]} (label_block block_00): killed; its process was killed; the next `fourmill run`"
+        in shown
+    )
+    (depth,) = (line for line in shown.splitlines() if "labels/depth" in line and "block_00" in line)
+    assert all(f"{run.run_id[:8]} " in depth for run in (going, gone, waiting))
+    assert f"run {going.run_id[:8]} (label_block block_00) goes on" in said.getvalue()
+    assert f"run {waiting.run_id[:8]} (label_block block_00) waits" in said.getvalue()
+    assert gone.run_id[:8] not in said.getvalue()

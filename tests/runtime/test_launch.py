@@ -3,12 +3,15 @@
 import importlib
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import BaseModel
 
@@ -22,6 +25,8 @@ from fourmill.runtime.training import train_several
 _LONELY = """
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 def main(arguments):
@@ -64,6 +69,30 @@ import threading
 def main(arguments):
     print('{"done": 1, "total": 2, "note": "begun"}', flush=True)
     threading.Event().wait()
+"""
+
+
+_LASTING = """
+import os, threading, ctypes
+
+def last(session):
+    ctypes.CDLL(None).prctl(1, 0)  # as where no kernel ends what a dead process has forked
+    session.progress("pid")(os.getpid(), 0, "")
+    threading.Event().wait()
+"""
+
+
+_LAUNCHING = """
+import sys
+from pathlib import Path
+from fourmill.pipelines.profiles import smallest
+from fourmill.runtime import launch
+from fourmill.runtime.session import Session
+import lasting
+
+launch._PRELOAD.clear()
+tell = lambda stage, pid, total, note: print(pid, flush=True)
+launch.run_warm(lasting.last, Session(smallest(Path(sys.argv[1])), listener=tell))
 """
 
 
@@ -194,3 +223,15 @@ def test_a_program_that_starts_while_another_is_reaped_leaves_it_its_exit_code(
     assert run_program(module, Nothing(), tmp_path / "log", 1, no_progress) == "models/x/report.json"
     other.join()
     assert reports == ["models/x/report.json"]
+
+
+def test_what_is_forked_ends_with_who_asked_for_it(tmp_path: Path) -> None:
+    """By `kill -9` too, and although the process that it was forked from lives on."""
+    (tmp_path / "lasting.py").write_text(_LASTING)
+    command = [sys.executable, "-c", _LAUNCHING, str(tmp_path / "out")]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen(command, env=paths, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        forked = psutil.Process(int(launcher.stdout.readline()))
+        launcher.kill()
+    assert not psutil.wait_procs([forked], timeout=180)[1]

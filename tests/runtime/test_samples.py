@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fourmill.core.shards import ShardPlace, need, write_receipt
 from fourmill.pipelines.workspace import Workspace
 from fourmill.runtime.generation import Generator, joined
 from fourmill.runtime.heldout import read_heldout
@@ -63,3 +64,15 @@ def test_figures_of_other_samples_are_not_shown_beside_these(session: Session) -
     session.store.delete(path)
     with pytest.raises(ValueError, match="figures of manifest None"):
         make_samples(session)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("folder", ["depth", "tok_depth@64", "rgb"])
+def test_figures_are_never_of_other_tars_than_the_manifests(session: Session, folder: str) -> None:
+    """As while a block is made again: what is there is another picture, label or token than the manifest was made of."""
+    store, (manifest, _) = session.store, current_manifest(session)
+    place = ShardPlace(manifest.dataset, "val", folder, manifest.splits["val"][0].shard)
+    receipt = need(store, place, "")
+    write_receipt(store, place, receipt.model_copy(update={"tar_sha256": "0" * 64}))
+    with pytest.raises(ValueError, match=f"{place.tar} is not what the manifest {manifest.digest[:12]} was made of"):
+        read_heldout(store, manifest, 3)
