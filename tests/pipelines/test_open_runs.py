@@ -1,6 +1,7 @@
 """Runs that have not ended are known by what they make, waited for, and marked failed where they were killed."""
 
 import io
+import signal
 import subprocess
 import sys
 import time
@@ -185,6 +186,25 @@ def test_a_run_that_cannot_be_ended_from_here_goes_on_as_it_was(
         monkeypatch.undo()
         found = instance.get_run_by_id(run.run_id)
         assert found is not None and found.status == Started
+
+
+def test_a_command_that_has_not_heard_is_interrupted_again_until_its_run_ends(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python drops what a signal's handler raises amid a callback of its garbage collector."""
+    signals: list[int] = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = run_of(instance, worker(), None)
+
+        def hear(pid: int, number: int) -> None:
+            signals.append(number)
+            if len(signals) == 3:
+                instance.report_run_canceled(run)
+
+        monkeypatch.setattr(launcher.os, "kill", hear)
+        launcher._interrupt_again(instance, run.run_id, 0, pause=lambda seconds: None)
+        monkeypatch.undo()
+    assert signals == [signal.SIGINT] * 3
 
 
 def test_status_and_an_ended_ui_tell_of_runs(tmp_path: Path, worker: Worker) -> None:

@@ -7,6 +7,9 @@ slots in the pools, until somebody ends it by hand. Nor can it end a run that it
 import os
 import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
 
 import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus  # what a launcher answers the daemon with
@@ -15,6 +18,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG  # which only runs have tha
 from fourmill.runtime.run_process import is_killed, is_marked, pid_of
 
 KILLED = "its process is gone; the next run continues from what it had finished"
+_AGAIN_AFTER_S, _TIMES = 20.0, 10  # long enough for a run to end by itself once it has heard
 _UNMARKED_S = 600.0  # a run says which process it is in with its first asset, some seconds after its start
 
 
@@ -45,7 +49,23 @@ class WatchedRunLauncher(dg.DefaultRunLauncher):
             return False
         self._instance.report_run_canceling(run)
         os.kill(pid, signal.SIGINT)
+        Thread(
+            target=_interrupt_again, args=(self._instance, run_id, pid), name=f"end {run_id[:8]}", daemon=True
+        ).start()
         return True
+
+
+def _interrupt_again(
+    instance: dg.DagsterInstance, run_id: str, pid: int, pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Until the run has ended: Python drops what a signal's handler raises while it calls back from its garbage collector."""
+    for _ in range(_TIMES):
+        pause(_AGAIN_AFTER_S)
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished or is_killed(run_id, run.tags):
+            return
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGINT)
 
 
 def is_of_command_line(run: dg.DagsterRun) -> bool:
