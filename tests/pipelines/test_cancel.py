@@ -75,19 +75,21 @@ def test_a_run_whose_process_is_killed_fails_by_itself_and_holds_nobody_up(
 def test_a_run_of_the_command_line_can_be_ended_from_the_ui_too(silent_list: SilentList) -> None:
     workspace, asked, left = silent_list
     command = [sys.executable, "-m", "fourmill.pipelines.cli", "run", "--out", str(workspace.out)]
-    with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
-        open_instance(workspace.home) as instance,
-    ):
-        assert asked.wait(DEADLINE_S), process.poll()
-        (run,) = instance.get_runs(dg.RunsFilter(statuses=[DagsterRunStatus.STARTED]))
-        assert instance.run_launcher.terminate(run.run_id)  # what the button asks for
-        _, said = process.communicate(timeout=DEADLINE_S)
-        assert process.returncode == 1 and "ended by a signal; the same command goes on" in said
-        assert left.wait(DEADLINE_S)
-        ended = instance.get_run_by_id(run.run_id)
-        assert ended is not None and ended.status == DagsterRunStatus.CANCELED
-        assert not instance.run_launcher.terminate(run.run_id)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        with open_instance(workspace.home) as instance:
+            assert asked.wait(DEADLINE_S), process.poll()
+            (run,) = instance.get_runs(dg.RunsFilter(statuses=[DagsterRunStatus.STARTED]))
+            assert instance.run_launcher.terminate(run.run_id)  # what the button asks for
+            _, said = process.communicate(timeout=DEADLINE_S)
+            assert process.returncode == 1 and "ended by a signal; the same command goes on" in said
+            assert left.wait(DEADLINE_S)
+            ended = instance.get_run_by_id(run.run_id)
+            assert ended is not None and ended.status == DagsterRunStatus.CANCELED
+            assert not instance.run_launcher.terminate(run.run_id)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def runs_at(asset: str, workspace: Workspace) -> object:
