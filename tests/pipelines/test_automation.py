@@ -1,5 +1,6 @@
 """The weekly rebuild asks for stale blocks and no others; a new manifest starts training once."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from dagster._core.definitions.schedule_definition import ScheduleExecutionData 
 from dagster._core.test_utils import create_run_for_test
 
 from fourmill.assets.training import MANIFEST
-from fourmill.pipelines import automation
+from fourmill.pipelines import automation, launcher
 from fourmill.pipelines.automation import rebuild_requests
 from fourmill.pipelines.definitions import build_definitions
 from fourmill.pipelines.profiles import smallest
@@ -140,7 +141,9 @@ def test_a_manifest_that_failed_or_was_trained_on_starts_nothing(tmp_path: Path,
     assert not tick.run_requests and why in str(tick.skip_message)
 
 
-def test_a_manifest_that_a_run_trains_on_already_starts_nothing(tmp_path: Path) -> None:
+def test_a_manifest_that_a_run_trains_on_already_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     definitions = build_definitions(smallest(tmp_path))
     sensor = definitions.resolve_sensor_def("train_on_new_manifest")
     with dg.DagsterInstance.ephemeral() as instance:
@@ -148,6 +151,10 @@ def test_a_manifest_that_a_run_trains_on_already_starts_nothing(tmp_path: Path) 
         run = create_run_for_test(instance, job_name="train_4m", status=dg.DagsterRunStatus.STARTED)
         context = dg.build_sensor_context(instance, repository_def=definitions.get_repository_def())
         tick = sensor.evaluate_tick(context)
+        long_after = time.time() + 700  # and it never said which process it is in: it was killed
+        monkeypatch.setattr(launcher.time, "time", lambda: long_after)
+        context = dg.build_sensor_context(instance, repository_def=definitions.get_repository_def())
+        assert sensor.evaluate_tick(context).run_requests
     assert not tick.run_requests and f"run {run.run_id[:8]} (train_4m) trains already" in str(tick.skip_message)
 
 

@@ -130,9 +130,8 @@ def _manifest() -> dg.AssetsDefinition:
         key=key,
         deps=[
             dg.AssetDep(dg.AssetKey(["tokens", "shards"]), partition_mapping=dg.AllPartitionMapping()),
-            *(
-                dg.AssetKey(["tokenizers", name]) for name in (*IMAGE_TOKENS, "text")
-            ),  # it names each, shards may be the same
+            # It names each of them; another one may make the same shards.
+            *(dg.AssetKey(["tokenizers", name]) for name in (*IMAGE_TOKENS, "text")),
         ],
         group_name="tokens",
         kinds={"python", "json"},

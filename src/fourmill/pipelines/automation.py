@@ -11,7 +11,7 @@ from fourmill.core.digest import digest_json
 from fourmill.core.store import open_store
 from fourmill.pipelines.open_runs import open_runs
 from fourmill.pipelines.outside import changed_outside
-from fourmill.pipelines.status import DATA_VERSION, INPUT_VERSION, Node, Place, read_status
+from fourmill.pipelines.status import DATA_VERSION, INPUT_VERSION, Node, Place, read_status, spoken
 from fourmill.runtime.project import Project
 
 _TOKENS = "tokens/"
@@ -65,7 +65,7 @@ def _nothing_to_do(nodes: Sequence[Node]) -> str:
     if all(n.state == "ok" for n in nodes if n.partition is not None and n.name.startswith(_TOKENS)):
         return "every token block is up to date"
     first = next(n for n in nodes if n.state in _TO_DO)
-    place = " ".join(filter(None, [first.name, first.partition]))
+    place = spoken((first.key, first.partition))
     return f"nothing can be rebuilt yet: {place} is {first.state}" + (f", {first.reason}" if first.reason else "")
 
 
@@ -83,9 +83,11 @@ def sensors(project: Project, jobs: Sequence[Any]) -> list[dg.SensorDefinition]:
         if version is None or version.startswith(FAILED) or jobs is None:
             yield dg.SkipReason("the manifest failed its check" if version else "the manifest carries no data version")
             return
-        at_it = [one.name for one in open_runs(context.instance, jobs) if one.makes((PRETRAIN, None))]
-        if at_it:
-            yield dg.SkipReason(f"{at_it[0]} trains already")
+        runs = [
+            one for one in open_runs(context.instance, jobs) if one.makes((PRETRAIN, None)) and one.state != "killed"
+        ]
+        if runs:
+            yield dg.SkipReason(f"{runs[0].name} trains already")
             return
         fine_tunes = ["text2im"] if project.superres is None else ["text2im", "superres"]
         models = [dg.AssetKey(["fourm", name]) for name in ("pretrain", *fine_tunes, "evaluation", "samples")]

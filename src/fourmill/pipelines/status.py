@@ -80,7 +80,7 @@ def read_status(
             if state == "ok" and place in outside:
                 state, reason = "stale", outside[place]
             if state == "ok" and behind:
-                state, reason = "waiting", f"behind {_spoken(behind[0])}"
+                state, reason = "waiting", f"behind {spoken(behind[0])}"
             nodes[place] = Node(key, partition, state, reason, behind)
     return list(nodes.values())
 
@@ -138,9 +138,9 @@ def _changed_parent(
             continue  # of what failed nothing is made: the one before it goes on serving
         seen = mine.inputs.get(parent[0].to_user_string())
         if seen is None:
-            return f"{_spoken(parent)} is a new input"
+            return f"{spoken(parent)} is a new input"
         if theirs.version != _seen_version(instance, parent, theirs, *seen):
-            return f"{_spoken(parent)} has changed"
+            return f"{spoken(parent)} has changed"
     return ""
 
 
@@ -159,5 +159,6 @@ def _seen_version(instance: dg.DagsterInstance, parent: Place, now: _Made, versi
     return (event.tags or {}).get(DATA_VERSION, "") if event else ""
 
 
-def _spoken(place: Place) -> str:
+def spoken(place: Place) -> str:
+    """`labels/depth block_00`."""
     return " ".join(filter(None, [place[0].to_user_string(), place[1]]))

@@ -114,11 +114,8 @@ class _Told:
     def __init__(self, progress: Progress, config: TrainSetConfig, input_px: int, with_features: bool) -> None:
         samples = config.num_samples + config.num_eval
         crops = config.num_samples * config.clip_crops * len(config.clip_sides(input_px)) + config.num_eval
-        self._progress, self._total, self._done = (
-            progress,
-            samples + (crops if with_features else 0) + 1,
-            0,
-        )  # and one: published
+        self._progress, self._done = progress, 0
+        self._total = samples + (crops if with_features else 0) + 1  # and one: published
 
     def add(self, num: int, note: str) -> None:
         """So many more are done."""
